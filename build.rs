@@ -1,0 +1,30 @@
+//! Compiles the protos. `protox` is a protobuf compiler in Rust, so no `protoc` is needed on the machine.
+
+use std::{env, fs, path::PathBuf};
+
+const PROTOS: [&str; 4] = [
+    "makima/v1/contract.proto",
+    "makima/v1/daemon.proto",
+    "makima/v1/key.proto",
+    "makima/v1/task.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    // sqlx::migrate! embeds the migrations; without this line a new file would not be seen.
+    println!("cargo:rerun-if-changed=migrations");
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    // Server reflection serves the same descriptors.
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("makima.bin");
+    fs::write(out, prost_bytes(&descriptors))?;
+    tonic_prost_build::configure()
+        .bytes(".makima.v1.UploadChunksRequest.data")
+        .bytes(".makima.v1.DownloadChunksResponse.data")
+        .bytes(".makima.v1.StreamTaskOutputResponse.data")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn prost_bytes(descriptors: &impl protox::prost::Message) -> Vec<u8> {
+    descriptors.encode_to_vec()
+}

@@ -1,0 +1,269 @@
+//! An attempt: one try at a task on one daemon. It holds a slot of its daemon and a place in its contract's concurrency from
+//! the moment it is decided until it is ENDED, which only two things can say: the daemon, that no process is left; or time,
+//! that the daemon is not coming back.
+//!
+//! ```text
+//!   ASSIGNED ──accepted──> ACCEPTED ──started──> RUNNING ──complete──> ENDED
+//!      │  └──rejected──────────────────────────────────────────────────^
+//!      └───── cancel / fence (any live state) ──> ENDING ──complete────^
+//!      └───── daemon lost ──> DISCONNECTED ──revived──> what it was    │
+//!                                   └──────rerun_after─────────────────┘
+//! ```
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{AttemptId, AttemptRef, ContractId, DaemonId, OwnerId, TaskId},
+    time::Timestamp,
+};
+
+/// One try.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The task.
+    pub task: TaskId,
+    /// From 1 within the task.
+    pub number: u32,
+    /// With the number, the fence.
+    pub id: AttemptId,
+    /// Contract of the task.
+    pub contract: ContractId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Where it is.
+    pub daemon: DaemonId,
+    /// How far it is.
+    pub state: AttemptState,
+    /// A newer attempt has its place, or its task is over: nothing it says changes the task any more.
+    pub fenced: bool,
+    /// Branch it works on.
+    pub branch: String,
+    /// Worktree on the daemon's machine; empty until known.
+    pub worktree: String,
+    /// Commit it started from; empty until known.
+    pub base_commit: String,
+    /// Version of the agent; empty until known.
+    pub agent_version: String,
+    /// The agent's own session id; empty until known.
+    pub agent_session_id: String,
+    /// The agent's last message.
+    pub last_message: String,
+    /// What it has used.
+    pub usage: Usage,
+    /// Things worth a look; at most [`MAX_WARNINGS`].
+    pub warnings: Vec<String>,
+    /// Wall time it has from the agent's start.
+    pub wall_time: Option<Duration>,
+    /// When it was decided.
+    pub assigned: Timestamp,
+    /// When the agent was started.
+    pub started: Option<Timestamp>,
+    /// Bytes of output in all, once it has said so.
+    pub output_bytes: i64,
+}
+
+/// Warnings kept for an attempt; later ones are dropped.
+pub const MAX_WARNINGS: usize = 20;
+
+impl Attempt {
+    /// Its name.
+    pub fn reference(&self) -> AttemptRef {
+        AttemptRef { task: self.task, number: self.number, id: self.id }
+    }
+
+    /// It holds a slot.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, AttemptState::Ended { .. })
+    }
+}
+
+/// How far an attempt is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum AttemptState {
+    /// Decided; the daemon has not answered.
+    Assigned {
+        /// Unanswered on a live session by then, it is fenced and the task dispatched again.
+        answer_by: Timestamp,
+    },
+    /// In the daemon's journal.
+    Accepted {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The agent runs.
+    Running {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Being ended.
+    Ending {
+        /// Since when.
+        since: Timestamp,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Its daemon has gone quiet.
+    Disconnected {
+        /// Since when.
+        since: Timestamp,
+        /// Given up then.
+        rerun_at: Timestamp,
+        /// What it was, and is again if its daemon comes back in time.
+        was: Box<AttemptState>,
+    },
+    /// Over.
+    Ended {
+        /// When.
+        at: Timestamp,
+        /// How.
+        outcome: Result<TaskResult, Failure>,
+    },
+}
+
+/// [`AttemptState`] without what is known in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttemptStatus {
+    /// Decided.
+    Assigned,
+    /// In the daemon's journal.
+    Accepted,
+    /// The agent runs.
+    Running,
+    /// Being ended.
+    Ending,
+    /// Its daemon has gone quiet.
+    Disconnected,
+    /// Over.
+    Ended,
+}
+
+impl AttemptState {
+    /// Its name.
+    pub fn status(&self) -> AttemptStatus {
+        match self {
+            Self::Assigned { .. } => AttemptStatus::Assigned,
+            Self::Accepted { .. } => AttemptStatus::Accepted,
+            Self::Running { .. } => AttemptStatus::Running,
+            Self::Ending { .. } => AttemptStatus::Ending,
+            Self::Disconnected { .. } => AttemptStatus::Disconnected,
+            Self::Ended { .. } => AttemptStatus::Ended,
+        }
+    }
+}
+
+/// A result: a commit that dependents build on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskResult {
+    /// The commit, 40 hex digits.
+    pub commit: String,
+    /// The branch it stands on.
+    pub branch: String,
+    /// The ref that holds it.
+    pub result_ref: String,
+    /// The repository that dependents use has it; otherwise only the daemon's clone does.
+    pub published: bool,
+}
+
+/// An end without a result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Decides what follows.
+    pub class: FailureClass,
+    /// The same for people.
+    pub message: String,
+    /// For a usage limit: when it resets.
+    pub reset: Option<Timestamp>,
+}
+
+impl Failure {
+    /// A failure with nothing more to say than its class and message.
+    pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), reset: None }
+    }
+}
+
+/// Why an attempt ended without a result; see `retry` for what each means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// The daemon did not come back in time.
+    DaemonLost,
+    /// The daemon came back without the agent and without its worktree.
+    WorktreeLost,
+    /// The daemon came back without the agent, with the worktree intact.
+    Recovered,
+    /// The daemon would not take it, or did not answer.
+    Refused,
+    /// The agent died, or ended without saying how.
+    AgentCrashed,
+    /// The verify command failed.
+    VerifyFailed,
+    /// The setup command failed.
+    SetupFailed,
+    /// The agent's account was not accepted.
+    Authentication,
+    /// The agent's account is at its usage limit.
+    UsageLimit,
+    /// The agent said that it failed.
+    AgentError,
+    /// Longer than the wall time.
+    Timeout,
+    /// The repository, its base, or the merge of dependency results.
+    Repository,
+    /// Cancelled.
+    Cancelled,
+}
+
+impl FailureClass {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::DaemonLost,
+        Self::WorktreeLost,
+        Self::Recovered,
+        Self::Refused,
+        Self::AgentCrashed,
+        Self::VerifyFailed,
+        Self::SetupFailed,
+        Self::Authentication,
+        Self::UsageLimit,
+        Self::AgentError,
+        Self::Timeout,
+        Self::Repository,
+        Self::Cancelled,
+    ];
+}
+
+/// Tokens and money.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Sent to the model, not cached.
+    pub input_tokens: i64,
+    /// Made by the model.
+    pub output_tokens: i64,
+    /// Read from the provider's cache.
+    pub cache_read_tokens: i64,
+    /// Written to the provider's cache.
+    pub cache_write_tokens: i64,
+    /// What the agent says it cost.
+    pub cost_micro_usd: i64,
+    /// Turns of the conversation.
+    pub turns: u32,
+}
+
+impl Usage {
+    /// The sum of two.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            cache_read_tokens: self.cache_read_tokens.saturating_add(other.cache_read_tokens),
+            cache_write_tokens: self.cache_write_tokens.saturating_add(other.cache_write_tokens),
+            cost_micro_usd: self.cost_micro_usd.saturating_add(other.cost_micro_usd),
+            turns: self.turns.saturating_add(other.turns),
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A task: one piece of work, durable, tried by attempts until it is DONE or there is a reason to stop.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    attempt::{Failure, TaskResult, Usage},
+    contract::Hold,
+    id::{ClassId, ContractId, DaemonId, OwnerId, TaskId},
+    time::Timestamp,
+};
+
+/// Bytes of a plan.
+pub const MAX_PLAN_BYTES: usize = 512 * 1024;
+/// Bytes of a name.
+pub const MAX_NAME_BYTES: usize = 200;
+/// Bytes of a description or setup command.
+pub const MAX_TEXT_BYTES: usize = 64 * 1024;
+/// Dependencies of one task.
+pub const MAX_DEPENDENCIES: usize = 10_000;
+/// Tasks of one contract.
+pub const MAX_TASKS: u32 = 1_000_000;
+/// Tasks created in one call.
+pub const MAX_BATCH: usize = 1_000;
+
+/// A piece of work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// The contract.
+    pub contract: ContractId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Distance from a task without a parent.
+    pub depth: u32,
+    /// What was asked.
+    pub spec: TaskSpec,
+    /// What it needs of a daemon.
+    pub class: ClassId,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Dependencies that are not complete; kept in step with the edges by the ledger.
+    pub unmet: u32,
+    /// Number of the newest attempt; 0 for none.
+    pub attempt: u32,
+    /// An attempt that is still being ended; the next one waits until it has.
+    pub ending: Option<u32>,
+    /// Daemon of the newest attempt.
+    pub daemon: Option<DaemonId>,
+    /// What decides about the next try.
+    pub tries: Tries,
+    /// Branch of the newest attempt.
+    pub branch: String,
+    /// What all attempts have used.
+    pub usage: Usage,
+    /// Grows with every change.
+    pub version: i64,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// When its agent last started.
+    pub started: Option<Timestamp>,
+    /// When an attempt was last interrupted.
+    pub interrupted: Option<Timestamp>,
+}
+
+/// What is remembered of earlier attempts, to decide about the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    /// Attempts since a person last asked for a retry.
+    pub total: u32,
+    /// Those that counted against `max_retries`.
+    pub counted: u32,
+    /// Failures in a row that led to a backoff.
+    pub backoffs: u32,
+    /// Daemons that died under it.
+    pub lost_daemons: Vec<DaemonId>,
+    /// Daemons to try last, for a while.
+    pub avoid: Vec<Avoid>,
+    /// The last failure.
+    pub last_failure: Option<Failure>,
+}
+
+/// A daemon to try last, for a while: it changes the order of candidates and never leaves a task without any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Avoid {
+    /// The daemon.
+    pub daemon: DaemonId,
+    /// No longer than this.
+    pub until: Timestamp,
+}
+
+/// What a task is asked to do. Fields that are not served yet stand only in the proto, where `wire` refuses them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Unique in its contract.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// What the agent is told.
+    pub plan: String,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Agent profile.
+    pub agent: String,
+    /// Model; empty: the agent's default.
+    pub model: String,
+    /// Labels the daemon must have; sorted, without repetition.
+    pub labels: Vec<String>,
+    /// URL or absolute path; filled in from the contract.
+    pub repository: String,
+    /// Branch, tag or commit; filled in from the contract; empty: HEAD.
+    pub base_branch: String,
+    /// Globs to copy from the repository's own checkout.
+    pub copy_files: Vec<String>,
+    /// Run before the agent; empty for none.
+    pub setup_command: String,
+    /// Limits of its own.
+    pub limits: TaskLimits,
+    /// Not shown in lists unless asked for.
+    pub hidden: bool,
+    /// The task that made this one.
+    pub parent: Option<TaskId>,
+}
+
+/// What bounds one task beyond its contract.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskLimits {
+    /// Wall time of one attempt; `None`: the contract's.
+    pub wall_time: Option<Duration>,
+    /// Retries that count; `None`: the contract's.
+    pub max_retries: Option<u32>,
+}
+
+/// Where a task stands, with what is known there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum TaskState {
+    /// Waits.
+    Pending {
+        /// For a time, after a failure.
+        wait: Option<Wait>,
+        /// For somebody.
+        held: Option<Hold>,
+    },
+    /// Given to a daemon, agent not started yet.
+    Starting {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The agent runs.
+    Running {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Stopped on request; goes on when resumed.
+    Paused {
+        /// Who asked.
+        held: Hold,
+    },
+    /// The agent asks a person.
+    AwaitingInput {
+        /// What it asks.
+        question: String,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The agent has ended well; its result is on the way.
+    Finalizing {
+        /// What it made.
+        result: TaskResult,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The result is where all dependents can reach it.
+    Done {
+        /// What it made.
+        result: TaskResult,
+        /// When.
+        at: Timestamp,
+    },
+    /// The result is on the target branch.
+    Merged {
+        /// What it made.
+        result: TaskResult,
+        /// When.
+        at: Timestamp,
+    },
+    /// Not done, and not tried again by itself.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// When.
+        at: Timestamp,
+    },
+    /// Cancelled.
+    Cancelled {
+        /// Why, for people.
+        reason: String,
+        /// Who wished it.
+        by: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// A time to wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// Not before then.
+    pub until: Timestamp,
+    /// Why.
+    pub why: WaitReason,
+}
+
+/// Why a time is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitReason {
+    /// Backoff between attempts.
+    Backoff,
+    /// The agent's account is at its limit.
+    UsageLimit,
+}
+
+/// [`TaskState`] without what is known in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskStatus {
+    /// Waits.
+    Pending,
+    /// Given to a daemon.
+    Starting,
+    /// The agent runs.
+    Running,
+    /// Stopped on request.
+    Paused,
+    /// The agent asks a person.
+    AwaitingInput,
+    /// The result is on the way.
+    Finalizing,
+    /// Complete.
+    Done,
+    /// Complete, and merged.
+    Merged,
+    /// Failed.
+    Failed,
+    /// Cancelled.
+    Cancelled,
+}
+
+impl TaskStatus {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 10] = [
+        Self::Pending,
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::AwaitingInput,
+        Self::Finalizing,
+        Self::Done,
+        Self::Merged,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// Nothing changes it but a person.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Done | Self::Merged | Self::Failed | Self::Cancelled => true,
+            Self::Pending
+            | Self::Starting
+            | Self::Running
+            | Self::Paused
+            | Self::AwaitingInput
+            | Self::Finalizing => false,
+        }
+    }
+
+    /// Dependents may start.
+    pub fn is_complete(self) -> bool {
+        matches!(self, Self::Done | Self::Merged)
+    }
+
+    /// The word for it, as in the API: `PENDING`, `AWAITING_INPUT`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::Starting => "STARTING",
+            Self::Running => "RUNNING",
+            Self::Paused => "PAUSED",
+            Self::AwaitingInput => "AWAITING_INPUT",
+            Self::Finalizing => "FINALIZING",
+            Self::Done => "DONE",
+            Self::Merged => "MERGED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+}
+
+impl TaskState {
+    /// Its name.
+    pub fn status(&self) -> TaskStatus {
+        match self {
+            Self::Pending { .. } => TaskStatus::Pending,
+            Self::Starting { .. } => TaskStatus::Starting,
+            Self::Running { .. } => TaskStatus::Running,
+            Self::Paused { .. } => TaskStatus::Paused,
+            Self::AwaitingInput { .. } => TaskStatus::AwaitingInput,
+            Self::Finalizing { .. } => TaskStatus::Finalizing,
+            Self::Done { .. } => TaskStatus::Done,
+            Self::Merged { .. } => TaskStatus::Merged,
+            Self::Failed { .. } => TaskStatus::Failed,
+            Self::Cancelled { .. } => TaskStatus::Cancelled,
+        }
+    }
+}

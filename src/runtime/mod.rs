@@ -1,0 +1,7 @@
+//! What server, daemon and command line all use to run: the clock, backing off, waking up, starting and stopping, logs.
+
+pub mod activator;
+pub mod backoff;
+pub mod clock;
+pub mod lifecycle;
+pub mod telemetry;
