@@ -18,6 +18,7 @@ pub mod attempt;
 pub mod contract;
 pub mod daemon;
 pub mod dependency;
+pub mod event;
 pub mod id;
 pub mod key;
 pub mod order;
@@ -27,6 +28,7 @@ pub mod retry;
 pub mod schedule;
 pub mod task;
 pub mod time;
+pub mod transition;
 
 pub use id::{
     AttemptId, AttemptRef, BatchId, BootId, ClassId, CommandId, ContractId, DaemonId, Epoch, JournalId, KeyId, OwnerId,

@@ -1,6 +1,6 @@
 //! A task: one piece of work, durable, tried by attempts until it is DONE or there is a reason to stop.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +35,9 @@ pub struct Task {
     pub owner: OwnerId,
     /// Distance from a task without a parent.
     pub depth: u32,
-    /// What was asked.
-    pub spec: TaskSpec,
+    /// What was asked. Shared, because it may be large and seldom changes; stored apart from the rest for the same reason.
+    #[serde(skip)]
+    pub spec: Arc<TaskSpec>,
     /// What it needs of a daemon.
     pub class: ClassId,
     /// Where it stands.
@@ -65,6 +66,36 @@ pub struct Task {
     pub started: Option<Timestamp>,
     /// When an attempt was last interrupted.
     pub interrupted: Option<Timestamp>,
+}
+
+impl Task {
+    /// The dispatcher may take it, as far as the task itself goes.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, TaskState::Pending { wait: None, held: None }) && self.unmet == 0 && self.ending.is_none()
+    }
+
+    /// A time it waits for.
+    pub fn wait(&self) -> Option<&Wait> {
+        match &self.state {
+            TaskState::Pending { wait, .. } => wait.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Where it stands, without what is known there.
+    pub fn status(&self) -> TaskStatus {
+        self.state.status()
+    }
+
+    /// What it made, if it made something.
+    pub fn result(&self) -> Option<&TaskResult> {
+        match &self.state {
+            TaskState::Finalizing { result, .. } | TaskState::Done { result, .. } | TaskState::Merged { result, .. } => {
+                Some(result)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What is remembered of earlier attempts, to decide about the next.

@@ -1,0 +1,52 @@
+//! The event log: what happened to contracts and tasks, in commit order. Watches are made of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{ContractId, DaemonId, OwnerId, TaskId},
+    task::TaskStatus,
+    time::Timestamp,
+};
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Grows, with gaps; 0 until it is stored.
+    pub sequence: i64,
+    /// When the server decided it.
+    pub at: Timestamp,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// The contract.
+    pub contract: ContractId,
+    /// The task; `None` for a change of the contract itself.
+    pub task: Option<TaskId>,
+    /// What was seen.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What a change says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct What {
+    /// A stable lowercase word: `task.created`, `task.assigned`, `task.started`, `task.done`, `contract.held`...
+    pub event: String,
+    /// The task's name.
+    pub task_name: String,
+    /// The version after the change, of the task, else of the contract.
+    pub version: i64,
+    /// The task's status after the change.
+    pub status: Option<TaskStatus>,
+    /// Attempt concerned; 0 for none.
+    pub attempt: u32,
+    /// Daemon concerned.
+    pub daemon: Option<DaemonId>,
+    /// That daemon's name; empty for none.
+    pub daemon_name: String,
+    /// Fields that changed.
+    pub fields: Vec<String>,
+    /// By whom: `server`, `daemon:<id>`, `key:<id>`, `task:<id>`.
+    pub actor: String,
+    /// For people.
+    pub detail: String,
+}
