@@ -185,8 +185,10 @@ mod tests {
     /// A usage limit waits for its reset, and a hundred of them do not use the task up.
     #[test]
     fn usage_limits_wait_and_cost_nothing() {
-        let failure =
-            Failure { reset: Some(NOW.after(Duration::from_secs(3_600))), ..Failure::new(FailureClass::UsageLimit, "") };
+        let failure = Failure {
+            reset: Some(NOW.after(Duration::from_secs(3_600))),
+            ..Failure::new(FailureClass::UsageLimit, "")
+        };
         let ending = Ending { failure: &failure, daemon: daemon(1), max_retries: 0, jitter: 0.0 };
         let mut tries = Tries::default();
         for _ in 0..100 {
@@ -209,7 +211,9 @@ mod tests {
 
     #[test]
     fn what_the_agent_says_is_final_is_final() {
-        for class in [FailureClass::AgentError, FailureClass::Timeout, FailureClass::Repository, FailureClass::Cancelled] {
+        for class in
+            [FailureClass::AgentError, FailureClass::Timeout, FailureClass::Repository, FailureClass::Cancelled]
+        {
             assert_eq!(end(&Tries::default(), class, 1).1, Next::Fail, "{class:?}");
         }
     }

@@ -90,9 +90,9 @@ impl Task {
     /// What it made, if it made something.
     pub fn result(&self) -> Option<&TaskResult> {
         match &self.state {
-            TaskState::Finalizing { result, .. } | TaskState::Done { result, .. } | TaskState::Merged { result, .. } => {
-                Some(result)
-            }
+            TaskState::Finalizing { result, .. }
+            | TaskState::Done { result, .. }
+            | TaskState::Merged { result, .. } => Some(result),
             _ => None,
         }
     }
@@ -302,12 +302,9 @@ impl TaskStatus {
     pub fn is_final(self) -> bool {
         match self {
             Self::Done | Self::Merged | Self::Failed | Self::Cancelled => true,
-            Self::Pending
-            | Self::Starting
-            | Self::Running
-            | Self::Paused
-            | Self::AwaitingInput
-            | Self::Finalizing => false,
+            Self::Pending | Self::Starting | Self::Running | Self::Paused | Self::AwaitingInput | Self::Finalizing => {
+                false
+            }
         }
     }
 

@@ -162,12 +162,11 @@ impl Task {
             },
             TaskEvent::Completed { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
             TaskEvent::Completed { attempt, result, usage } => match status {
-                TaskStatus::Starting | TaskStatus::Running | TaskStatus::Paused | TaskStatus::AwaitingInput => {
-                    Ok(self.moved(now, |task| {
+                TaskStatus::Starting | TaskStatus::Running | TaskStatus::Paused | TaskStatus::AwaitingInput => Ok(self
+                    .moved(now, |task| {
                         task.usage = task.usage.plus(usage);
                         task.state = TaskState::Finalizing { result: result.clone(), since: now };
-                    }))
-                }
+                    })),
                 TaskStatus::Finalizing | TaskStatus::Done | TaskStatus::Merged if self.result() == Some(result) => {
                     Ok(Step::Already)
                 }
@@ -183,34 +182,37 @@ impl Task {
                 _ => fenced(*attempt),
             },
             TaskEvent::AttemptFailed { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
-            TaskEvent::AttemptFailed { attempt, failure, daemon, usage, max_retries, jitter, finally } => match status {
-                TaskStatus::Starting
-                | TaskStatus::Running
-                | TaskStatus::Paused
-                | TaskStatus::AwaitingInput
-                | TaskStatus::Finalizing => {
-                    let ending = retry::Ending { failure, daemon: *daemon, max_retries: *max_retries, jitter: *jitter };
-                    let (tries, next) = retry::judge(&self.tries, &ending, now);
-                    let next = if *finally { Next::Fail } else { next };
-                    Ok(self.moved(now, |task| {
-                        task.usage = task.usage.plus(usage);
-                        task.interrupted = Some(now);
-                        task.tries = tries;
-                        task.state = match next {
-                            Next::Retry(wait) => TaskState::Pending { wait, held: None },
-                            Next::Hold(reason) => TaskState::Pending {
-                                wait: None,
-                                held: Some(Hold { by: "server".to_owned(), reason, since: now }),
-                            },
-                            Next::Fail => TaskState::Failed { failure: failure.clone(), at: now },
-                        };
-                    }))
+            TaskEvent::AttemptFailed { attempt, failure, daemon, usage, max_retries, jitter, finally } => {
+                match status {
+                    TaskStatus::Starting
+                    | TaskStatus::Running
+                    | TaskStatus::Paused
+                    | TaskStatus::AwaitingInput
+                    | TaskStatus::Finalizing => {
+                        let ending =
+                            retry::Ending { failure, daemon: *daemon, max_retries: *max_retries, jitter: *jitter };
+                        let (tries, next) = retry::judge(&self.tries, &ending, now);
+                        let next = if *finally { Next::Fail } else { next };
+                        Ok(self.moved(now, |task| {
+                            task.usage = task.usage.plus(usage);
+                            task.interrupted = Some(now);
+                            task.tries = tries;
+                            task.state = match next {
+                                Next::Retry(wait) => TaskState::Pending { wait, held: None },
+                                Next::Hold(reason) => TaskState::Pending {
+                                    wait: None,
+                                    held: Some(Hold { by: "server".to_owned(), reason, since: now }),
+                                },
+                                Next::Fail => TaskState::Failed { failure: failure.clone(), at: now },
+                            };
+                        }))
+                    }
+                    TaskStatus::Pending | TaskStatus::Failed if self.tries.last_failure.as_ref() == Some(failure) => {
+                        Ok(Step::Already)
+                    }
+                    _ => fenced(*attempt),
                 }
-                TaskStatus::Pending | TaskStatus::Failed if self.tries.last_failure.as_ref() == Some(failure) => {
-                    Ok(Step::Already)
-                }
-                _ => fenced(*attempt),
-            },
+            }
             TaskEvent::AttemptGone { attempt } => {
                 if self.ending == Some(*attempt) {
                     Ok(self.moved(now, |task| task.ending = None))

@@ -1,1 +1,96 @@
-//! TBD
+//! What is remembered: the only module that knows SQL.
+//!
+//! One [`Store`] over two databases with one SQL text for both (see `sql`). A thing is a row with a column for whatever is
+//! filtered on, and the JSON form of its domain type for the rest, so that a new field of the domain is not a migration.
+//! Methods take batches and are named noun first: searching `tasks_` finds all that can be done with tasks.
+//!
+//! ```text
+//!   ledger ── begin() ──> Tx ── load, put ── commit()      one writer at a time
+//!   services ─ read() ──> Tx ── list, get                   one snapshot
+//! ```
+//!
+//! Deliberately absent: decisions. What a row means for another is decided in `domain` and carried out by the ledger.
+
+mod attempt;
+mod contract;
+mod daemon;
+mod dispatch;
+mod edge;
+mod event;
+mod key;
+mod native;
+mod open;
+mod retention;
+mod sql;
+mod task;
+mod tx;
+
+pub use attempt::Due;
+pub use dispatch::{Lane, LaneHead};
+pub use edge::Edge;
+pub use key::Remembered;
+pub use open::{Claim, Url};
+pub use task::TaskFilter;
+pub use tx::Tx;
+
+/// A database that holds everything the server must not forget.
+#[derive(Clone, Debug)]
+pub struct Store {
+    db: Db,
+}
+
+#[derive(Clone, Debug)]
+enum Db {
+    Postgres(sqlx::PgPool),
+    Sqlite { write: sqlx::SqlitePool, read: sqlx::SqlitePool },
+}
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database cannot be reached, is full, or is busy. The same again later may work. During a commit it means that
+    /// the outcome is unknown.
+    #[error("reach the database")]
+    Unavailable {
+        /// The driver's word.
+        source: sqlx::Error,
+    },
+    /// The database refused a statement: what was to be written cannot be.
+    #[error("execute a statement")]
+    Statement {
+        /// The driver's word.
+        source: sqlx::Error,
+    },
+    /// A row is not what this program writes.
+    #[error("read a row")]
+    Corrupt {
+        /// The driver's word: names the column.
+        source: sqlx::Error,
+    },
+    /// A value has no JSON form.
+    #[error("encode a row")]
+    Encode {
+        /// The encoder's word.
+        source: serde_json::Error,
+    },
+    /// The address is not one of a database.
+    #[error("{0}")]
+    Url(String),
+    /// The schema cannot be brought up to date, or is newer than this program.
+    #[error("{0}")]
+    Schema(String),
+    /// Another server has this database.
+    #[error("{0}")]
+    InUse(String),
+    /// A file or directory cannot be made.
+    #[error("prepare {path}")]
+    File {
+        /// Which.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+/// A result of the store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

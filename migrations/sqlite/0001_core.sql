@@ -1,0 +1,162 @@
+-- What is filtered on has a column of its own; the rest of a thing is in `doc`, the JSON form of the domain type.
+-- Ids are 16-byte blobs, times integer microseconds since 1970 (they sort, and need no parsing), booleans 0 and 1.
+-- The schema of migrations/postgres is the same but for native types; a test compares them.
+
+CREATE TABLE meta (
+    key   text PRIMARY KEY,  -- server_secret, last_alive, ...
+    value text NOT NULL
+);
+
+CREATE TABLE owners (
+    id      blob PRIMARY KEY,
+    name    text NOT NULL UNIQUE,   -- 1 to 63 of a-z, 0-9 and '-'
+    created integer NOT NULL
+);
+
+CREATE TABLE keys (
+    id      blob PRIMARY KEY,
+    hash    text NOT NULL UNIQUE,   -- SHA-256 of the key text, in hex; the text itself is nowhere
+    kind    text NOT NULL,          -- admin, owner, daemon
+    owner   blob,                   -- null for admin keys
+    label   text NOT NULL,
+    created integer NOT NULL,
+    revoked integer             -- null while it is good
+);
+
+CREATE TABLE contracts (
+    id         blob PRIMARY KEY,
+    owner      blob NOT NULL,
+    status     text NOT NULL,        -- active, done, failed, cancelled
+    anonymous  integer NOT NULL,     -- made for a lone task
+    cancelling integer NOT NULL,     -- cancelled, and some tasks are still to follow
+    ended      integer,          -- when its last task became final
+    doc        text NOT NULL
+);
+CREATE INDEX contracts_by_owner ON contracts (owner, id);
+CREATE INDEX contracts_cancelling ON contracts (id) WHERE cancelling;
+CREATE INDEX contracts_ended ON contracts (ended) WHERE anonymous AND ended IS NOT NULL;
+
+CREATE TABLE classes (
+    id           blob PRIMARY KEY,   -- hash of owner and requirements
+    owner        blob NOT NULL,
+    requirements text NOT NULL      -- agent, labels, path
+);
+
+CREATE TABLE tasks (
+    id         blob PRIMARY KEY,
+    contract   blob NOT NULL,
+    owner      blob NOT NULL,
+    name       text NOT NULL,
+    class      blob NOT NULL,
+    status     text NOT NULL,        -- pending, starting, running, ...
+    final      integer NOT NULL,     -- done, merged, failed, cancelled
+    ready      integer NOT NULL,     -- the dispatcher may take it, as far as the task itself goes
+    priority   integer NOT NULL,     -- higher first
+    wait_until integer,          -- a time it waits for
+    hidden     integer NOT NULL,
+    spec       text NOT NULL,       -- what was asked
+    doc        text NOT NULL        -- the rest
+);
+CREATE UNIQUE INDEX tasks_by_name ON tasks (contract, name);
+CREATE INDEX tasks_by_contract ON tasks (contract, id);
+CREATE INDEX tasks_by_owner ON tasks (owner, id);
+CREATE INDEX tasks_ready ON tasks (contract, class, priority DESC, id) WHERE ready;
+CREATE INDEX tasks_waiting ON tasks (wait_until) WHERE wait_until IS NOT NULL;
+CREATE INDEX tasks_unfinished ON tasks (contract, id) WHERE NOT final;
+
+CREATE TABLE edges (
+    dependent  blob NOT NULL,        -- the task that waits
+    dependency blob NOT NULL,        -- the task it waits for
+    contract   blob NOT NULL,        -- of both
+    satisfied  integer NOT NULL,     -- the dependency is complete, and counted
+    PRIMARY KEY (dependent, dependency)
+);
+CREATE INDEX edges_by_dependency ON edges (dependency);
+
+-- One row for each contract and requirement class that has had tasks: the dispatcher walks these, never the backlog.
+CREATE TABLE lanes (
+    contract blob NOT NULL,
+    class    blob NOT NULL,
+    owner    blob NOT NULL,
+    is_open  integer NOT NULL,       -- the contract may start a task now
+    head     integer,                -- highest priority among its ready tasks; null for none
+    served   integer NOT NULL,   -- when a task was last taken from it
+    PRIMARY KEY (contract, class)
+);
+CREATE INDEX lanes_walk ON lanes (class, head DESC, served) WHERE is_open AND head IS NOT NULL;
+
+CREATE TABLE attempts (
+    id       blob PRIMARY KEY,       -- random; with task and number, the fence
+    task     blob NOT NULL,
+    number   integer NOT NULL,       -- from 1 within the task
+    contract blob NOT NULL,
+    daemon   blob NOT NULL,
+    live     integer NOT NULL,       -- not ENDED: it holds a slot
+    due      integer,            -- when something must have happened
+    doc      text NOT NULL
+);
+CREATE UNIQUE INDEX attempts_by_task ON attempts (task, number);
+CREATE INDEX attempts_live ON attempts (daemon) WHERE live;
+CREATE INDEX attempts_due ON attempts (due) WHERE due IS NOT NULL;
+
+CREATE TABLE daemons (
+    id       blob PRIMARY KEY,
+    owner    blob NOT NULL,
+    name     text NOT NULL,
+    epoch    integer NOT NULL,        -- number of its last session
+    attached integer NOT NULL,       -- not lost since
+    seen     integer NOT NULL,   -- coarse
+    doc      text NOT NULL
+);
+CREATE UNIQUE INDEX daemons_by_name ON daemons (owner, name);
+
+-- Commands that no daemon has answered yet.
+CREATE TABLE commands (
+    daemon   blob NOT NULL,
+    sequence integer NOT NULL,
+    doc      text NOT NULL,
+    PRIMARY KEY (daemon, sequence)
+);
+
+-- The event log, in commit order: all ledger transactions are serial.
+CREATE TABLE events (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       integer NOT NULL,
+    contract blob NOT NULL,
+    task     blob,
+    doc      text NOT NULL
+);
+CREATE INDEX events_by_contract ON events (contract, sequence);
+CREATE INDEX events_by_task ON events (task, sequence) WHERE task IS NOT NULL;
+CREATE INDEX events_by_time ON events (at);
+
+-- Client-made request ids, kept 24 h.
+CREATE TABLE requests (
+    owner   blob NOT NULL,
+    id      text NOT NULL,
+    created integer NOT NULL,
+    doc     text NOT NULL,          -- hash of the body, ids of what was made
+    PRIMARY KEY (owner, id)
+);
+CREATE INDEX requests_by_time ON requests (created);
+
+-- Ledger batches, to learn the outcome of a COMMIT whose answer was lost.
+CREATE TABLE batches (
+    id blob PRIMARY KEY,
+    at integer NOT NULL
+);
+
+-- Blobs in the object store: written after the blob is durable, deleted before it.
+CREATE TABLE blobs (
+    name    text PRIMARY KEY,
+    owner   blob NOT NULL,
+    attempt blob NOT NULL,
+    kind    text NOT NULL,           -- output
+    start   integer NOT NULL,         -- offset of its first byte
+    length  integer NOT NULL,
+    gap     integer NOT NULL,        -- bytes before it are missing
+    final   integer NOT NULL,        -- nothing follows
+    created integer NOT NULL
+);
+CREATE INDEX blobs_by_attempt ON blobs (attempt, kind, start);
+CREATE INDEX blobs_by_time ON blobs (created);

@@ -1,0 +1,199 @@
+//! What the dispatcher reads: lanes and their heads, never the backlog.
+//!
+//! A lane is the tasks of one contract that need the same of a daemon. Its row says whether the contract may start a task now
+//! and how urgent its most urgent ready task is; both are made anew, in the same transaction, for every lane that a batch
+//! touched, so there is no count to drift.
+
+use serde::Serialize;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::{
+    Result, Tx,
+    sql::{Kind, LazySql, Sql},
+    task::TaskDoc,
+};
+use crate::domain::{ClassId, ContractId, OwnerId, Timestamp, daemon::Requirements, task::Task};
+
+/// A lane to refresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Lane {
+    /// The contract.
+    pub contract: ContractId,
+    /// The requirement class.
+    pub class: ClassId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// The contract may start a task now.
+    pub is_open: bool,
+    /// A task was taken from it now.
+    pub served: Option<Timestamp>,
+}
+
+/// A lane with ready work, as the walk sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneHead {
+    /// The contract.
+    pub contract: ContractId,
+    /// The requirement class.
+    pub class: ClassId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Highest priority among its ready tasks.
+    pub priority: i32,
+}
+
+#[derive(sqlx::FromRow)]
+struct LaneRow {
+    contract: Uuid,
+    class: Uuid,
+    owner: Uuid,
+    head: i32,
+}
+
+const LANE: &[(&str, Kind)] = &[
+    ("contract", Kind::Uuid),
+    ("class", Kind::Uuid),
+    ("owner", Kind::Uuid),
+    ("is_open", Kind::Bool),
+    ("served", Kind::Time),
+];
+
+#[derive(Serialize)]
+struct ClassRow<'a> {
+    id: ClassId,
+    owner: Option<OwnerId>,
+    requirements: Option<&'a Requirements>,
+}
+
+const CLASS: &[(&str, Kind)] = &[("id", Kind::Uuid), ("owner", Kind::Uuid), ("requirements", Kind::Json)];
+
+#[derive(Serialize)]
+struct OpenRow {
+    contract: ContractId,
+    is_open: bool,
+}
+
+impl Tx {
+    /// Writes classes that may be new.
+    pub async fn classes_insert(&mut self, classes: &[(ClassId, OwnerId, Requirements)]) -> Result<()> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "INSERT INTO classes (id, owner, requirements) SELECT id, owner, requirements FROM {rows} WHERE true
+                 ON CONFLICT (id) DO NOTHING",
+                CLASS,
+            )
+        });
+        let rows: Vec<_> = classes
+            .iter()
+            .map(|(id, owner, requirements)| ClassRow {
+                id: *id,
+                owner: Some(*owner),
+                requirements: Some(requirements),
+            })
+            .collect();
+        self.execute(&SQL, &rows).await?;
+        Ok(())
+    }
+
+    /// All classes.
+    pub async fn classes_list(&mut self) -> Result<Vec<(ClassId, OwnerId, Requirements)>> {
+        static SQL: LazySql = LazySql::new(|| Sql::new("SELECT id, owner, requirements FROM classes", &[]));
+        let rows: Vec<(Uuid, Uuid, Json<Requirements>)> = self.fetch_plain(&SQL).await?;
+        Ok(rows.into_iter().map(|(id, owner, r)| (ClassId(id), OwnerId(owner), r.0)).collect())
+    }
+
+    /// Makes lanes anew from their tasks, which must have been written before.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn lanes_refresh(&mut self, lanes: &[Lane]) -> Result<()> {
+        static SQL: LazySql = LazySql::new(|| {
+            let text = |epoch: &str| {
+                format!(
+                    "INSERT INTO lanes (contract, class, owner, is_open, head, served)
+                     SELECT contract, class, owner, is_open,
+                         (SELECT t.priority FROM tasks t WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
+                          ORDER BY t.priority DESC, t.id LIMIT 1),
+                         coalesce(served, {epoch})
+                     FROM {{rows}} WHERE true
+                     ON CONFLICT (contract, class) DO UPDATE SET is_open = excluded.is_open, head = excluded.head,
+                         served = CASE WHEN excluded.served > lanes.served THEN excluded.served ELSE lanes.served END"
+                )
+            };
+            Sql::dialects(&text("timestamptz 'epoch'"), &text("0"), LANE)
+        });
+        self.execute(&SQL, lanes).await?;
+        Ok(())
+    }
+
+    /// Opens or closes all lanes of contracts.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn lanes_open(&mut self, contracts: &[(ContractId, bool)]) -> Result<()> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new("UPDATE lanes SET is_open = rows.is_open FROM {rows} WHERE lanes.contract = rows.contract", LANE)
+        });
+        let rows: Vec<_> =
+            contracts.iter().map(|(contract, is_open)| OpenRow { contract: *contract, is_open: *is_open }).collect();
+        self.execute(&SQL, &rows).await?;
+        Ok(())
+    }
+
+    /// Open lanes of these classes that have ready work: urgent ones first, then those that were served longest ago.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Result<Vec<LaneHead>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN lanes l ON l.class = rows.id
+                 WHERE l.is_open AND l.head IS NOT NULL ORDER BY l.head DESC, l.served LIMIT $2",
+                CLASS,
+            )
+        });
+        if classes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<_> = classes.iter().map(|id| ClassRow { id: *id, owner: None, requirements: None }).collect();
+        let rows: Vec<LaneRow> = self.fetch_some(&SQL, &rows, limit).await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| LaneHead {
+                contract: ContractId(row.contract),
+                class: ClassId(row.class),
+                owner: OwnerId(row.owner),
+                priority: row.head,
+            })
+            .collect())
+    }
+
+    /// The most urgent ready tasks of each lane, at most `limit` of each.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::dialects(
+                "SELECT h.spec, h.doc FROM {rows} JOIN LATERAL (
+                     SELECT t.spec, t.doc FROM tasks t
+                     WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
+                     ORDER BY t.priority DESC, t.id LIMIT $2) AS h ON true",
+                // SQLite has no LATERAL; an IN that depends on the row before it is run once for each lane.
+                "SELECT t.spec, t.doc FROM {rows} CROSS JOIN tasks t
+                 WHERE t.id IN (
+                     SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
+                     ORDER BY x.priority DESC, x.id LIMIT $2)",
+                LANE,
+            )
+        });
+        if lanes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<_> = lanes
+            .iter()
+            .map(|lane| Lane {
+                contract: lane.contract,
+                class: lane.class,
+                owner: lane.owner,
+                is_open: true,
+                served: None,
+            })
+            .collect();
+        let rows: Vec<TaskDoc> = self.fetch_some(&SQL, &rows, limit).await?;
+        Ok(rows.into_iter().map(TaskDoc::into_task).collect())
+    }
+}

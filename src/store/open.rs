@@ -1,0 +1,182 @@
+//! Opening a database: address, settings, migrations, and the claim that keeps a second server out.
+
+use std::{
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    time::Duration,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use sqlx::{
+    ConnectOptions as _, Connection as _, PgConnection,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{Db, Error, Result, Store};
+
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// The lock that a server holds on its database for as long as it lives.
+const SERVER_LOCK: i64 = 0x006d_616b_696d_6102;
+/// Readers at a time. Reads are short; more would only wait for the two cores a small server has.
+const READERS: u32 = 8;
+/// How long a connection or a lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The address of a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// `postgres://...`.
+    Postgres(String),
+    /// `sqlite:PATH`, or a path.
+    Sqlite(PathBuf),
+}
+
+impl std::str::FromStr for Url {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            PgConnectOptions::from_str(text).map_err(|error| Error::Url(format!("bad database URL: {error}")))?;
+            return Ok(Self::Postgres(text.to_owned()));
+        }
+        let path = text.strip_prefix("sqlite://").or_else(|| text.strip_prefix("sqlite:")).unwrap_or(text);
+        if path.is_empty() || path.contains("://") {
+            let scheme = text.split(':').next().unwrap_or_default();
+            return Err(Error::Url(format!(
+                "`{scheme}` is not a database makima knows; use postgres://USER@HOST/DB or sqlite:PATH"
+            )));
+        }
+        Ok(Self::Sqlite(PathBuf::from(path)))
+    }
+}
+
+/// Keeps a second server away from the database; let go when dropped.
+#[derive(Debug)]
+pub struct Claim(Held);
+
+#[derive(Debug)]
+enum Held {
+    Postgres(PgConnection),
+    Sqlite(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File),
+}
+
+impl Claim {
+    /// Fails once the claim is lost: the server must stop, another may have the database.
+    pub async fn check(&mut self) -> Result<()> {
+        match &mut self.0 {
+            Held::Postgres(connection) => Ok(connection.ping().await?),
+            Held::Sqlite(_) => Ok(()),
+        }
+    }
+}
+
+impl Store {
+    /// Opens the database for a server: claims it, then brings its schema up to date.
+    pub async fn open(url: &Url) -> Result<(Self, Claim)> {
+        match url {
+            Url::Postgres(url) => Self::open_postgres(url).await,
+            Url::Sqlite(path) => Self::open_sqlite(path).await,
+        }
+    }
+
+    async fn open_postgres(url: &str) -> Result<(Self, Claim)> {
+        let options = PgConnectOptions::from_str(url)?
+            .application_name("makima")
+            // What a stalled replica can do to the others is bounded.
+            .options([("lock_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s")])
+            .disable_statement_logging();
+        let mut connection = PgConnection::connect_with(&options).await?;
+        let (claimed,): (bool,) =
+            sqlx::query_as("SELECT pg_try_advisory_lock($1)").bind(SERVER_LOCK).fetch_one(&mut connection).await?;
+        if !claimed {
+            return Err(Error::InUse(
+                "another makima server has this database; stop it, or give this one its own with --database-url"
+                    .to_owned(),
+            ));
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(READERS + 2)
+            .min_connections(1)
+            .acquire_timeout(PATIENCE)
+            .connect_with(options)
+            .await?;
+        POSTGRES.run(&pool).await.map_err(schema_error)?;
+        Ok((Self { db: Db::Postgres(pool) }, Claim(Held::Postgres(connection))))
+    }
+
+    async fn open_sqlite(path: &Path) -> Result<(Self, Claim)> {
+        let file_error = |source| Error::File { path: path.display().to_string(), source };
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).map_err(file_error)?;
+        }
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(file_error)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::InUse(format!(
+                "another makima server has {}; stop it, or give this one its own with --state-dir",
+                path.display()
+            )));
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A commit that was answered survives power loss.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(PATIENCE)
+            .pragma("cache_size", "-16384")
+            .disable_statement_logging();
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(PATIENCE)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await?;
+        SQLITE.run(&write).await.map_err(schema_error)?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .min_connections(1)
+            .acquire_timeout(PATIENCE)
+            .connect_with(options.pragma("cache_size", "-4096").read_only(true))
+            .await?;
+        Ok((Self { db: Db::Sqlite { write, read } }, Claim(Held::Sqlite(lock))))
+    }
+
+    /// Closes all connections, after what is under way.
+    pub async fn close(&self) {
+        match &self.db {
+            Db::Postgres(pool) => pool.close().await,
+            Db::Sqlite { write, read } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+
+    /// The word for the database, for people.
+    pub fn kind(&self) -> &'static str {
+        match &self.db {
+            Db::Postgres(_) => "postgres",
+            Db::Sqlite { .. } => "sqlite",
+        }
+    }
+}
+
+fn schema_error(error: MigrateError) -> Error {
+    match error {
+        MigrateError::VersionMissing(version) => Error::Schema(format!(
+            "the database has schema version {version}, which is newer than this makima; use a newer makima"
+        )),
+        MigrateError::VersionMismatch(version) => Error::Schema(format!(
+            "migration {version} of this database is not the one this makima knows; it was made by another build"
+        )),
+        other => Error::Schema(format!("cannot bring the database schema up to date: {other}")),
+    }
+}

@@ -1,0 +1,76 @@
+//! Forgetting, in portions, so that cleaning up never holds the writer for long.
+
+use uuid::Uuid;
+
+use super::{
+    Result, Tx,
+    attempt::{NOW, Now},
+    contract::{ID, ids},
+    sql::{LazySql, Sql},
+};
+use crate::domain::{ContractId, Timestamp};
+
+impl Tx {
+    /// Forgets events before a time, at most `limit` of them. Answers how many, and keeps the last one's sequence.
+    pub async fn events_forget(&mut self, before: Timestamp, limit: i64) -> Result<usize> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "DELETE FROM events WHERE sequence IN (
+                     SELECT e.sequence FROM {rows} JOIN events e ON e.at < rows.now ORDER BY e.sequence LIMIT $2)
+                 RETURNING sequence",
+                NOW,
+            )
+        });
+        let gone: Vec<(i64,)> = self.fetch_some(&SQL, &[Now { now: before }], limit).await?;
+        if let Some(last) = gone.iter().map(|(sequence,)| *sequence).max() {
+            self.meta_put("events_forgotten", &last.to_string()).await?;
+        }
+        Ok(gone.len())
+    }
+
+    /// Forgets request ids and batches before a time.
+    pub async fn requests_forget(&mut self, before: Timestamp) -> Result<u64> {
+        static REQUESTS: LazySql =
+            LazySql::new(|| Sql::new("DELETE FROM requests WHERE created < (SELECT rows.now FROM {rows})", NOW));
+        static BATCHES: LazySql =
+            LazySql::new(|| Sql::new("DELETE FROM batches WHERE at < (SELECT rows.now FROM {rows})", NOW));
+        let rows = [Now { now: before }];
+        Ok(self.execute(&REQUESTS, &rows).await? + self.execute(&BATCHES, &rows).await?)
+    }
+
+    /// Anonymous contracts that ended before a time.
+    pub async fn contracts_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<ContractId>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT c.id FROM {rows} JOIN contracts c ON c.anonymous AND c.ended < rows.now ORDER BY c.ended LIMIT $2",
+                NOW,
+            )
+        });
+        let rows: Vec<(Uuid,)> = self.fetch_some(&SQL, &[Now { now: before }], limit).await?;
+        Ok(rows.into_iter().map(|(id,)| ContractId(id)).collect())
+    }
+
+    /// Forgets contracts with all that belongs to them but blobs, which expire by themselves.
+    pub async fn contracts_delete(&mut self, contracts: &[ContractId]) -> Result<()> {
+        fn delete(from: &str, key: &str) -> Sql {
+            Sql::new(&format!("DELETE FROM {from} WHERE {key} IN (SELECT rows.id FROM {{rows}})"), ID)
+        }
+        static TABLES: LazySqls = LazySqls::new(|| {
+            [
+                delete("events", "contract"),
+                delete("edges", "contract"),
+                delete("lanes", "contract"),
+                delete("attempts", "contract"),
+                delete("tasks", "contract"),
+                delete("contracts", "id"),
+            ]
+        });
+        let rows = ids(contracts);
+        for sql in TABLES.iter() {
+            self.execute(sql, &rows).await?;
+        }
+        Ok(())
+    }
+}
+
+type LazySqls = std::sync::LazyLock<[Sql; 6]>;
