@@ -1,0 +1,1 @@
+//! The words between server and daemon: the session, commands, messages, chunks; both directions.
