@@ -9,6 +9,11 @@ use super::{
     time::Timestamp,
 };
 
+/// Bytes of an agent's last message, a warning, a path, a branch or any other line of a report.
+pub const MAX_LINE_BYTES: usize = 4 * 1024;
+/// Bytes of a failure's message.
+pub const MAX_FAILURE_BYTES: usize = 64 * 1024;
+
 /// A numbered report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
@@ -59,6 +64,68 @@ pub enum Report {
         /// For people.
         message: String,
     },
+}
+
+impl Report {
+    /// The same with every text within its limit and fit to be stored: whatever an agent or git has written, a report can
+    /// always be sent and kept, so none is retried for ever.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let line = |text: String| clean(text, MAX_LINE_BYTES);
+        match self {
+            Self::Started { worktree, branch, base_commit, agent_version } => Self::Started {
+                worktree: line(worktree),
+                branch: line(branch),
+                base_commit: line(base_commit),
+                agent_version: line(agent_version),
+            },
+            Self::Progress(progress) => Self::Progress(progress.bounded()),
+            Self::Complete(complete) => Self::Complete(Complete {
+                outcome: match complete.outcome {
+                    Ok(TaskResult { commit, branch, result_ref, published }) => Ok(TaskResult {
+                        commit: line(commit),
+                        branch: line(branch),
+                        result_ref: line(result_ref),
+                        published,
+                    }),
+                    Err(Failure { class, message, reset }) => {
+                        Err(Failure { class, message: clean(message, MAX_FAILURE_BYTES), reset })
+                    }
+                },
+                progress: complete.progress.bounded(),
+                ..complete
+            }),
+            Self::RecoveryDetected { previous, worktree_intact, worktree, needs_patch } => {
+                Self::RecoveryDetected { previous, worktree_intact, worktree: line(worktree), needs_patch }
+            }
+            Self::Warning { message } => Self::Warning { message: line(message) },
+        }
+    }
+}
+
+impl Progress {
+    fn bounded(self) -> Self {
+        Self {
+            agent_session_id: clean(self.agent_session_id, MAX_LINE_BYTES),
+            usage: self.usage,
+            last_message: clean(self.last_message, MAX_LINE_BYTES),
+        }
+    }
+}
+
+/// At most `limit` bytes of `text`, cut between characters, with NUL (which Postgres cannot store) shown as U+FFFD.
+pub fn clean(text: String, limit: usize) -> String {
+    let mut text = if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text };
+    if text.len() > limit {
+        const CUT: &str = "…";
+        let mut end = limit.saturating_sub(CUT.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(CUT);
+    }
+    text
 }
 
 /// What the agent's events add up to.
@@ -130,4 +197,20 @@ pub enum MessageOutcome {
         /// Why, for people.
         detail: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters_and_loses_its_nuls() {
+        assert_eq!(clean("a\0b".to_owned(), 10), "a\u{fffd}b");
+        assert_eq!(clean("short".to_owned(), 5), "short");
+        let cut = clean("ä".repeat(4_000), MAX_LINE_BYTES);
+        assert!(cut.len() <= MAX_LINE_BYTES && cut.len() > MAX_LINE_BYTES - 4);
+        assert!(cut.ends_with('…'));
+        // NULs grow threefold when they are shown, so the limit is applied after that.
+        assert!(clean("\0".repeat(4_000), MAX_LINE_BYTES).len() <= MAX_LINE_BYTES);
+    }
 }

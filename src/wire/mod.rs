@@ -1,5 +1,8 @@
 //! What is said: the generated protocol, and the only place where it meets the domain.
 
+pub mod common;
+pub mod daemon;
+
 /// The protocol as generated from `proto/makima/v1`.
 pub mod pb {
     #![allow(clippy::all, clippy::pedantic, reason = "generated code")]
