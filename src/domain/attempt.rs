@@ -62,6 +62,8 @@ pub struct Attempt {
     pub started: Option<Timestamp>,
     /// Bytes of output in all, once it has said so.
     pub output_bytes: i64,
+    /// Sequences of the daemon's commands about it that may not be answered yet; forgotten with its end.
+    pub commands: Vec<i64>,
 }
 
 /// Warnings kept for an attempt; later ones are dropped.
@@ -264,6 +266,103 @@ impl Usage {
             cache_write_tokens: self.cache_write_tokens.saturating_add(other.cache_write_tokens),
             cost_micro_usd: self.cost_micro_usd.saturating_add(other.cost_micro_usd),
             turns: self.turns.saturating_add(other.turns),
+        }
+    }
+}
+
+/// Something that happens to an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttemptEvent {
+    /// It is in the daemon's journal.
+    Accepted,
+    /// The agent runs.
+    Started,
+    /// Somebody wants it ended, or a newer attempt has its place.
+    End {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Its daemon has gone quiet.
+    Lost {
+        /// Given up then.
+        rerun_at: Timestamp,
+    },
+    /// Its daemon is back, and has it.
+    Revived,
+    /// No process of it is left, or its daemon is not coming back.
+    Ended {
+        /// How it ended.
+        outcome: Result<TaskResult, Failure>,
+    },
+}
+
+/// What an event did to an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttemptStep {
+    /// This is the attempt now.
+    Moved(Box<Attempt>),
+    /// It had happened before.
+    Already,
+    /// It is over; nothing happens to it any more.
+    Over,
+}
+
+impl Attempt {
+    /// Moves the attempt. `now` is when the server decided.
+    pub fn apply(&self, event: &AttemptEvent, now: Timestamp) -> AttemptStep {
+        use AttemptState as S;
+        let moved = |change: &dyn Fn(&mut Self)| {
+            let mut attempt = self.clone();
+            change(&mut attempt);
+            AttemptStep::Moved(Box::new(attempt))
+        };
+        match (&self.state, event) {
+            (S::Ended { outcome, .. }, AttemptEvent::Ended { outcome: again }) if outcome == again => AttemptStep::Already,
+            // Given up because its daemon was lost, and nothing has taken its place: the daemon is back, and has it.
+            (S::Ended { outcome: Err(failure), .. }, AttemptEvent::Revived)
+                if failure.class == FailureClass::DaemonLost && !self.fenced =>
+            {
+                let since = self.started.unwrap_or(now);
+                let state = if self.started.is_some() { S::Running { since } } else { S::Accepted { since } };
+                AttemptStep::Moved(Box::new(Self { state, ..self.clone() }))
+            }
+            (S::Ended { .. }, _) => AttemptStep::Over,
+            (_, AttemptEvent::Ended { outcome }) => {
+                moved(&|attempt| attempt.state = S::Ended { at: now, outcome: outcome.clone() })
+            }
+            (S::Assigned { .. }, AttemptEvent::Accepted) => moved(&|attempt| attempt.state = S::Accepted { since: now }),
+            (S::Disconnected { was, .. }, AttemptEvent::Revived | AttemptEvent::Accepted | AttemptEvent::Started) => {
+                let mut attempt = Self { state: (**was).clone(), ..self.clone() };
+                if let AttemptStep::Moved(further) = attempt.apply(event, now) {
+                    attempt = *further;
+                }
+                AttemptStep::Moved(Box::new(attempt))
+            }
+            (_, AttemptEvent::Accepted | AttemptEvent::Revived) => AttemptStep::Already,
+            (S::Assigned { .. } | S::Accepted { .. }, AttemptEvent::Started) => moved(&|attempt| {
+                attempt.started = Some(now);
+                attempt.state = S::Running { since: now };
+            }),
+            (S::Running { .. } | S::Ending { .. }, AttemptEvent::Started) => AttemptStep::Already,
+            (S::Ending { .. }, AttemptEvent::End { .. }) => AttemptStep::Already,
+            (S::Disconnected { since, rerun_at, was }, AttemptEvent::End { reason }) => {
+                if was.status() == AttemptStatus::Ending {
+                    return AttemptStep::Already;
+                }
+                moved(&|attempt| {
+                    attempt.fenced = true;
+                    let was = Box::new(S::Ending { since: now, reason: reason.clone() });
+                    attempt.state = S::Disconnected { since: *since, rerun_at: *rerun_at, was };
+                })
+            }
+            (_, AttemptEvent::End { reason }) => moved(&|attempt| {
+                attempt.fenced = true;
+                attempt.state = S::Ending { since: now, reason: reason.clone() };
+            }),
+            (S::Disconnected { .. }, AttemptEvent::Lost { .. }) => AttemptStep::Already,
+            (was, AttemptEvent::Lost { rerun_at }) => moved(&|attempt| {
+                attempt.state = S::Disconnected { since: now, rerun_at: *rerun_at, was: Box::new(was.clone()) };
+            }),
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod attempt;
 pub mod contract;
 pub mod daemon;
 pub mod dependency;
+pub mod draft;
 pub mod event;
 pub mod id;
 pub mod key;

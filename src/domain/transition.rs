@@ -11,7 +11,7 @@
 //! only of the task's newest attempt, and only while the task is in its hands.
 
 use super::{
-    attempt::{Failure, TaskResult, Usage},
+    attempt::{Failure, FailureClass, TaskResult, Usage},
     contract::Hold,
     id::DaemonId,
     retry::{self, Next},
@@ -66,6 +66,13 @@ pub enum TaskEvent {
         jitter: f64,
         /// No retry, whatever the class says: the daemon refused it for good.
         finally: bool,
+    },
+    /// The daemon of this attempt was given up, is back, and has it: nothing has taken its place yet.
+    Revived {
+        /// Number of the attempt.
+        attempt: u32,
+        /// Its agent runs; otherwise it has not started yet.
+        running: bool,
     },
     /// No process of an attempt that was being ended is left, or its daemon is not coming back.
     AttemptGone {
@@ -210,6 +217,25 @@ impl Task {
                     TaskStatus::Pending | TaskStatus::Failed if self.tries.last_failure.as_ref() == Some(failure) => {
                         Ok(Step::Already)
                     }
+                    _ => fenced(*attempt),
+                }
+            }
+            TaskEvent::Revived { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
+            TaskEvent::Revived { attempt, running } => {
+                let lost = |failure: &Failure| failure.class == FailureClass::DaemonLost;
+                match &self.state {
+                    TaskState::Pending { .. } | TaskState::Failed { .. }
+                        if self.tries.last_failure.as_ref().is_some_and(lost) =>
+                    {
+                        Ok(self.moved(now, |task| {
+                            task.tries.last_failure = None;
+                            task.state = match running {
+                                true => TaskState::Running { since: now },
+                                false => TaskState::Starting { since: now },
+                            };
+                        }))
+                    }
+                    TaskState::Starting { .. } | TaskState::Running { .. } => Ok(Step::Already),
                     _ => fenced(*attempt),
                 }
             }

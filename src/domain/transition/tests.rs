@@ -99,6 +99,7 @@ fn events(newest: u32) -> Vec<(&'static str, TaskEvent)> {
         ("attempt crashed", failed(newest, FailureClass::AgentCrashed)),
         ("attempt failed for good", failed(newest, FailureClass::Repository)),
         ("attempt failed, an older one", failed(newest.wrapping_sub(1), FailureClass::AgentCrashed)),
+        ("revived", TaskEvent::Revived { attempt: newest, running: true }),
         ("attempt gone", TaskEvent::AttemptGone { attempt: newest }),
         ("wait over", TaskEvent::WaitOver),
         ("merged", TaskEvent::Merged),
@@ -148,7 +149,7 @@ proptest! {
     /// Whatever happens in whatever order: versions grow with each move, an older attempt changes nothing, what is complete
     /// stays complete until a person reopens it, and the same event twice is never two moves where it is a report.
     #[test]
-    fn histories_keep_the_rules(picks in prop::collection::vec((0_usize..20, 0_u64..400), 0..60)) {
+    fn histories_keep_the_rules(picks in prop::collection::vec((0_usize..21, 0_u64..400), 0..60)) {
         let mut current = task(TaskState::Pending { wait: None, held: None });
         let mut now = NOW;
         for (pick, secs) in picks {

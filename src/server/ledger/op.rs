@@ -1,22 +1,22 @@
 //! What can be asked of the ledger: everything that changes a contract, task, attempt, daemon, command or key. Reading this
 //! file explains the subsystem.
 
-use std::time::Duration;
-
 use tokio::sync::mpsc;
 
 use crate::domain::{
     DaemonId, Epoch, KeyId, OwnerId, Timestamp,
-    contract::{Contract, ContractLimits},
+    contract::Contract,
     daemon::{Daemon, Hello},
-    id::{CommandId, ContractId, TaskId},
+    id::{ContractId, TaskId},
     key::{Key, KeyKind},
     order::{Answer, Command},
     reconcile::Verdict,
     report::{Message, MessageOutcome},
-    task::{Task, TaskLimits, TaskSpec},
+    task::Task,
     AttemptRef,
 };
+
+pub use crate::domain::draft::{ContractUpdate, NewContract, NewTask, NewTasks, TaskUpdate};
 
 /// An operation by somebody.
 #[derive(Debug)]
@@ -82,112 +82,13 @@ pub enum Op {
     /// Coarse times of last hearing. [`Reply::Done`].
     Seen(Vec<(DaemonId, Epoch, Timestamp)>),
     /// A daemon answered a command. [`Reply::Done`].
-    Answered { daemon: DaemonId, epoch: Epoch, sequence: i64, command: CommandId, answer: Answer },
+    Answered { daemon: DaemonId, epoch: Epoch, attempt: AttemptRef, spawn: bool, sequence: i64, answer: Answer },
     /// A daemon reported. [`Reply::Message`].
     Message { daemon: DaemonId, message: Message },
     /// A daemon has been quiet for lost-after. [`Reply::Done`].
     DaemonLost { daemon: DaemonId, epoch: Epoch },
     /// Whatever a time has come for. [`Reply::Swept`].
     Sweep,
-}
-
-/// A contract to make.
-#[derive(Clone, Debug)]
-pub struct NewContract {
-    /// Whose it will be.
-    pub owner: OwnerId,
-    /// Its name.
-    pub name: String,
-    /// For people.
-    pub description: String,
-    /// URL or absolute path; may be empty when every task has one.
-    pub repository: String,
-    /// May be empty.
-    pub base_branch: String,
-    /// With defaults filled in.
-    pub limits: ContractLimits,
-    /// Make it held.
-    pub hold: bool,
-    /// Its tasks.
-    pub tasks: Vec<NewTask>,
-}
-
-/// Tasks to add.
-#[derive(Clone, Debug)]
-pub struct NewTasks {
-    /// Whose they will be.
-    pub owner: OwnerId,
-    /// `None`: an anonymous contract of its own, for exactly one task.
-    pub contract: Option<ContractId>,
-    /// The tasks.
-    pub tasks: Vec<NewTask>,
-}
-
-/// A task to make.
-#[derive(Clone, Debug)]
-pub struct NewTask {
-    /// What to do; empty repository and base are filled in from the contract.
-    pub spec: TaskSpec,
-    /// Names of the same call, or names or ids of the contract.
-    pub depends_on: Vec<String>,
-}
-
-/// A change of a contract; `None` leaves a field as it is.
-#[derive(Clone, Debug)]
-pub struct ContractUpdate {
-    /// Whose it is.
-    pub owner: OwnerId,
-    /// Which.
-    pub contract: ContractId,
-    /// The version it must have.
-    pub etag: Option<i64>,
-    /// New name.
-    pub name: Option<String>,
-    /// New description.
-    pub description: Option<String>,
-    /// New concurrency.
-    pub concurrency: Option<u32>,
-    /// New retries.
-    pub max_retries: Option<u32>,
-    /// New wall time; `Some(None)` takes it away.
-    pub wall_time: Option<Option<Duration>>,
-    /// New wait for disconnected attempts.
-    pub rerun_after: Option<Duration>,
-}
-
-/// A change of a task that has not started; `None` leaves a field as it is.
-#[derive(Clone, Debug)]
-pub struct TaskUpdate {
-    /// Whose it is.
-    pub owner: OwnerId,
-    /// Which.
-    pub task: TaskId,
-    /// The version it must have.
-    pub etag: Option<i64>,
-    /// New name.
-    pub name: Option<String>,
-    /// New description.
-    pub description: Option<String>,
-    /// New plan.
-    pub plan: Option<String>,
-    /// New priority.
-    pub priority: Option<i32>,
-    /// New agent profile.
-    pub agent: Option<String>,
-    /// New model.
-    pub model: Option<String>,
-    /// New labels.
-    pub labels: Option<Vec<String>>,
-    /// New globs.
-    pub copy_files: Option<Vec<String>>,
-    /// New setup command.
-    pub setup_command: Option<String>,
-    /// New limits.
-    pub limits: Option<TaskLimits>,
-    /// New base.
-    pub base_branch: Option<String>,
-    /// Hidden or not.
-    pub hidden: Option<bool>,
 }
 
 /// A daemon that has come.

@@ -1,0 +1,108 @@
+//! What somebody asks for before it exists or changes: checked in form by `wire`, in substance by the ledger.
+
+use std::time::Duration;
+
+use super::{
+    contract::ContractLimits,
+    id::{ContractId, OwnerId, TaskId},
+    task::{TaskLimits, TaskSpec},
+};
+
+/// A contract to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewContract {
+    /// Whose it will be.
+    pub owner: OwnerId,
+    /// Its name.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// URL or absolute path; may be empty when every task has one.
+    pub repository: String,
+    /// May be empty.
+    pub base_branch: String,
+    /// With defaults filled in.
+    pub limits: ContractLimits,
+    /// Make it held.
+    pub hold: bool,
+    /// Its tasks.
+    pub tasks: Vec<NewTask>,
+}
+
+/// Tasks to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTasks {
+    /// Whose they will be.
+    pub owner: OwnerId,
+    /// `None`: an anonymous contract of its own, for exactly one task.
+    pub contract: Option<ContractId>,
+    /// The tasks.
+    pub tasks: Vec<NewTask>,
+}
+
+/// A task to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTask {
+    /// What to do; empty repository and base are filled in from the contract.
+    pub spec: TaskSpec,
+    /// Names of the same call, or names or ids of the contract.
+    pub depends_on: Vec<String>,
+}
+
+/// A change of a contract; `None` leaves a field as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContractUpdate {
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Which.
+    pub contract: ContractId,
+    /// The version it must have.
+    pub etag: Option<i64>,
+    /// New name.
+    pub name: Option<String>,
+    /// New description.
+    pub description: Option<String>,
+    /// New concurrency.
+    pub concurrency: Option<u32>,
+    /// New retries.
+    pub max_retries: Option<u32>,
+    /// New wall time; `Some(None)` takes it away.
+    pub wall_time: Option<Option<Duration>>,
+    /// New wait for disconnected attempts.
+    pub rerun_after: Option<Duration>,
+}
+
+/// A change of a task that has not started; `None` leaves a field as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskUpdate {
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Which.
+    pub task: TaskId,
+    /// The version it must have.
+    pub etag: Option<i64>,
+    /// New name.
+    pub name: Option<String>,
+    /// New description.
+    pub description: Option<String>,
+    /// New plan.
+    pub plan: Option<String>,
+    /// New priority.
+    pub priority: Option<i32>,
+    /// New agent profile.
+    pub agent: Option<String>,
+    /// New model.
+    pub model: Option<String>,
+    /// New labels.
+    pub labels: Option<Vec<String>>,
+    /// New globs.
+    pub copy_files: Option<Vec<String>>,
+    /// New setup command.
+    pub setup_command: Option<String>,
+    /// New limits.
+    pub limits: Option<TaskLimits>,
+    /// New base.
+    pub base_branch: Option<String>,
+    /// Hidden or not.
+    pub hidden: Option<bool>,
+}

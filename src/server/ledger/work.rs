@@ -1,0 +1,502 @@
+//! The working set of one batch: everything its operations touch, as it was and as it will be, and what is to be said once
+//! it is committed. Operations fold into it with the pure functions of the domain; `load` fills it and `flush` writes it in a
+//! number of statements that does not grow with the batch.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::{op::Error, op::Push, table::Table};
+use crate::{
+    domain::{
+        AttemptId, AttemptRef, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        attempt::{Attempt, AttemptEvent, AttemptStep},
+        contract::{Contract, ContractStatus},
+        daemon::{Daemon, Requirements},
+        event::{Change, What},
+        key::Key,
+        order::{Command, Order},
+        task::{Task, TaskStatus},
+        transition::{Refused, Step, TaskEvent},
+    },
+    store::{Edge, Lane, Remembered, Result as StoreResult, Tx},
+};
+
+/// Everything a batch touches.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) now: Timestamp,
+    pub(super) contracts: Table<ContractId, Contract>,
+    pub(super) tasks: Table<TaskId, Task>,
+    pub(super) attempts: Table<AttemptId, Attempt>,
+    pub(super) daemons: Table<DaemonId, Daemon>,
+    pub(super) edges: Table<(TaskId, TaskId), Edge>,
+    /// Edges taken away, whether or not the database has them.
+    pub(super) edges_gone: HashMap<(TaskId, TaskId), Edge>,
+    /// Who waits for a task, among loaded edges.
+    pub(super) dependents: HashMap<TaskId, Vec<TaskId>>,
+    /// What a task waits for, among loaded edges.
+    pub(super) dependencies: HashMap<TaskId, Vec<TaskId>>,
+    pub(super) names: HashMap<(ContractId, String), TaskId>,
+    pub(super) attempt_numbers: HashMap<(TaskId, u32), AttemptId>,
+    pub(super) respecs: HashSet<TaskId>,
+    pub(super) classes: HashMap<ClassId, (OwnerId, Requirements)>,
+    pub(super) commands: Vec<(DaemonId, Command)>,
+    pub(super) commands_gone: HashSet<(DaemonId, i64)>,
+    pub(super) unanswered: HashMap<DaemonId, Vec<Command>>,
+    pub(super) changes: Vec<Change>,
+    pub(super) remembered: HashMap<(OwnerId, String), Remembered>,
+    pub(super) remember: Vec<Remembered>,
+    pub(super) owners: HashMap<String, Option<OwnerId>>,
+    pub(super) owners_new: Vec<(OwnerId, String)>,
+    pub(super) keys: HashMap<KeyId, Key>,
+    pub(super) keys_dirty: HashSet<KeyId>,
+    pub(super) names_taken: HashMap<(OwnerId, String), DaemonId>,
+    pub(super) due_attempts: Vec<AttemptId>,
+    pub(super) due_tasks: Vec<TaskId>,
+    pub(super) cancelling: Vec<(ContractId, Vec<TaskId>)>,
+    pub(super) closures: HashMap<TaskId, Vec<TaskId>>,
+    pub(super) next_due: Option<Timestamp>,
+    pub(super) more: bool,
+    pub(super) served: BTreeMap<(ContractId, ClassId), OwnerId>,
+    pub(super) pushes: Vec<(DaemonId, Push)>,
+    /// Something happened that may let a task start.
+    pub(super) look: bool,
+}
+
+impl Work {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self { now, ..Self::default() }
+    }
+
+    /// A new time-ordered id.
+    #[expect(clippy::unused_self, reason = "ids come from one place, which a simulation can replace")]
+    pub(super) fn new_id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+
+    // === reading ===
+
+    /// A contract of an owner.
+    pub(super) fn contract_of(&self, owner: OwnerId, id: ContractId) -> Result<&Contract, Error> {
+        let contract = self.contracts.get(id).filter(|contract| contract.owner == owner);
+        contract.ok_or_else(|| Error::NotFound { kind: "contract", id: id.to_string() })
+    }
+
+    /// A task of an owner.
+    pub(super) fn task_of(&self, owner: OwnerId, id: TaskId) -> Result<&Task, Error> {
+        let task = self.tasks.get(id).filter(|task| task.owner == owner);
+        task.ok_or_else(|| Error::NotFound { kind: "task", id: id.to_string() })
+    }
+
+    /// The attempt that a reference names, if there is exactly that one.
+    pub(super) fn attempt_named(&self, reference: AttemptRef) -> Option<&Attempt> {
+        self.attempts.get(reference.id).filter(|attempt| attempt.reference() == reference)
+    }
+
+    /// The newest attempt of a task, if it is loaded.
+    pub(super) fn newest_attempt(&self, task: TaskId) -> Option<AttemptId> {
+        let number = self.tasks.get(task)?.attempt;
+        self.attempt_numbers.get(&(task, number)).copied()
+    }
+
+    pub(super) fn daemon_name(&self, daemon: DaemonId) -> String {
+        self.daemons.get(daemon).map(|daemon| daemon.card.name.clone()).unwrap_or_default()
+    }
+
+    // === loading ===
+
+    pub(super) fn edge_loaded(&mut self, edge: Edge) {
+        let key = (edge.dependent, edge.dependency);
+        if !self.edges.contains(key) {
+            self.edges.loaded(key, edge);
+            self.index_edge(edge);
+        }
+    }
+
+    pub(super) fn index_edge(&mut self, edge: Edge) {
+        self.dependents.entry(edge.dependency).or_default().push(edge.dependent);
+        self.dependencies.entry(edge.dependent).or_default().push(edge.dependency);
+    }
+
+    pub(super) fn task_loaded(&mut self, task: Task) {
+        self.names.entry((task.contract, task.spec.name.clone())).or_insert(task.id);
+        self.tasks.loaded(task.id, task);
+    }
+
+    pub(super) fn attempt_loaded(&mut self, attempt: Attempt) {
+        self.attempt_numbers.insert((attempt.task, attempt.number), attempt.id);
+        self.attempts.loaded(attempt.id, attempt);
+    }
+
+    // === changing ===
+
+    /// Moves a task, with all that hangs on it: the contract's counts, the dependents' counters, the log. Answers whether it
+    /// moved.
+    pub(super) fn task_event(&mut self, id: TaskId, event: &TaskEvent, actor: &str) -> Result<bool, Refused> {
+        let Some(before) = self.tasks.get(id).cloned() else { return Ok(false) };
+        match before.apply(event, self.now)? {
+            Step::Already => Ok(false),
+            Step::Moved(after) => {
+                self.tasks.set(id, (*after).clone());
+                if after.is_ready() && !before.is_ready() {
+                    self.look = true;
+                }
+                self.status_changed(&before, &after);
+                self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail(event, &after));
+                if *event == TaskEvent::Retry {
+                    self.recount(id);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// Keeps contract counts and dependents in step with a task's status.
+    fn status_changed(&mut self, before: &Task, after: &Task) {
+        if before.status() != after.status() {
+            self.count(after.contract, Some(before.status()), after.status());
+        }
+        if before.status().is_complete() != after.status().is_complete() {
+            let complete = after.status().is_complete();
+            for dependent in self.dependents.get(&after.id).cloned().unwrap_or_default() {
+                self.satisfy(dependent, after.id, complete);
+            }
+        }
+    }
+
+    /// A task of a contract came to `to`.
+    pub(super) fn count(&mut self, contract: ContractId, from: Option<TaskStatus>, to: TaskStatus) {
+        let now = self.now;
+        let Some(contract) = self.contracts.get_mut(contract) else { return };
+        let before = contract.status();
+        contract.counts.shift(from, to);
+        contract.version += 1;
+        contract.updated = now;
+        let after = contract.status();
+        contract.ended = (contract.counts.unfinished() == 0 && contract.counts.total() > 0).then_some(now);
+        let contract = contract.clone();
+        if before != after {
+            let word = match after {
+                ContractStatus::Active => "contract.active",
+                ContractStatus::Done => "contract.done",
+                ContractStatus::Failed => "contract.failed",
+                ContractStatus::Cancelled => "contract.cancelled",
+            };
+            self.log_contract(&contract, word, &["status"], "server", String::new());
+        }
+    }
+
+    /// A dependency has become complete, or is no longer: the edge and the dependent's counter follow, once. A dependent
+    /// that has started keeps what it started from.
+    fn satisfy(&mut self, dependent: TaskId, dependency: TaskId, complete: bool) {
+        let key = (dependent, dependency);
+        let Some(task) = self.tasks.get(dependent) else { return };
+        if !complete && task.status() != TaskStatus::Pending {
+            return;
+        }
+        let ready_before = task.is_ready();
+        let Some(edge) = self.edges.get(key).copied() else { return };
+        if edge.satisfied == complete || self.edges_gone.contains_key(&key) {
+            return;
+        }
+        self.edges.set(key, Edge { satisfied: complete, ..edge });
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(dependent) else { return };
+        task.unmet = if complete { task.unmet.saturating_sub(1) } else { task.unmet + 1 };
+        if task.is_ready() != ready_before {
+            task.version += 1;
+            task.updated = now;
+            let task = task.clone();
+            let word = if task.is_ready() { "task.ready" } else { "task.waiting" };
+            self.look |= task.is_ready();
+            let fields = vec!["unmet_dependencies".to_owned(), "pending_reason".to_owned()];
+            self.log_task(&task, word, fields, "server", String::new());
+        }
+    }
+
+    /// Makes a task's edges and counter anew from its dependencies as they stand; all of them must be loaded.
+    pub(super) fn recount(&mut self, id: TaskId) {
+        let mut unmet = 0;
+        for dependency in self.dependencies.get(&id).cloned().unwrap_or_default() {
+            let key = (id, dependency);
+            if self.edges_gone.contains_key(&key) {
+                continue;
+            }
+            let complete = self.tasks.get(dependency).is_some_and(|task| task.status().is_complete());
+            unmet += u32::from(!complete);
+            if let Some(edge) = self.edges.get(key).copied()
+                && edge.satisfied != complete
+            {
+                self.edges.set(key, Edge { satisfied: complete, ..edge });
+            }
+        }
+        if let Some(task) = self.tasks.get(id)
+            && task.unmet != unmet
+            && let Some(task) = self.tasks.get_mut(id)
+        {
+            task.unmet = unmet;
+            self.look |= task.is_ready();
+        }
+    }
+
+    /// Moves an attempt, with what hangs on it: slots, concurrency, commands. Answers whether it moved.
+    pub(super) fn attempt_event(&mut self, id: AttemptId, event: &AttemptEvent) -> AttemptStep {
+        let Some(before) = self.attempts.get(id).cloned() else { return AttemptStep::Over };
+        let step = before.apply(event, self.now);
+        if let AttemptStep::Moved(after) = &step {
+            self.attempts.set(id, (**after).clone());
+            if !before.is_live()
+                && after.is_live()
+                && let Some(contract) = self.contracts.get_mut(after.contract)
+            {
+                contract.live += 1;
+            }
+            if before.is_live() && !after.is_live() {
+                if let Some(contract) = self.contracts.get_mut(after.contract) {
+                    contract.live = contract.live.saturating_sub(1);
+                }
+                for sequence in &after.commands {
+                    self.commands_gone.insert((after.daemon, *sequence));
+                }
+                self.look = true;
+            }
+        }
+        step
+    }
+
+    /// Ends an attempt's hold on its slot, and on its task if the task waits for that.
+    pub(super) fn attempt_gone(&mut self, task: TaskId, number: u32, actor: &str) {
+        // Refused only by statuses in which nobody waits for it.
+        let _ = self.task_event(task, &TaskEvent::AttemptGone { attempt: number }, actor);
+    }
+
+    /// Wants an attempt ended: fences it and tells its daemon.
+    pub(super) fn end_attempt(&mut self, id: AttemptId, reason: &str) {
+        if let AttemptStep::Moved(attempt) = self.attempt_event(id, &AttemptEvent::End { reason: reason.to_owned() }) {
+            let order = Order::Cancel { reason: reason.to_owned(), grace: crate::domain::order::DEFAULT_GRACE };
+            self.command(attempt.daemon, attempt.reference(), order);
+        }
+    }
+
+    /// Makes a durable command for a daemon, which must be loaded.
+    pub(super) fn command(&mut self, daemon: DaemonId, attempt: AttemptRef, order: Order) {
+        let id = CommandId(self.new_id());
+        let Some(to) = self.daemons.get_mut(daemon) else { return };
+        to.last_command += 1;
+        let command = Command { sequence: to.last_command, id, epoch: to.epoch, attempt, order };
+        if let Some(attempt) = self.attempts.get_mut(attempt.id) {
+            attempt.commands.push(command.sequence);
+        }
+        self.commands.push((daemon, command.clone()));
+        self.pushes.push((daemon, Push::Command(Box::new(command))));
+    }
+
+    /// A new task: counted, logged, its class known.
+    pub(super) fn task_new(&mut self, task: Task, actor: &str) {
+        let requirements = Requirements::new(&task.spec.agent, &task.spec.labels, &task.spec.repository);
+        self.classes.insert(task.class, (task.owner, requirements));
+        self.count(task.contract, None, task.status());
+        self.names.insert((task.contract, task.spec.name.clone()), task.id);
+        self.look |= task.is_ready();
+        self.log_task(&task, "task.created", Vec::new(), actor, String::new());
+        self.tasks.insert(task.id, task);
+    }
+
+    pub(super) fn edge_new(&mut self, edge: Edge) {
+        let key = (edge.dependent, edge.dependency);
+        if self.edges_gone.remove(&key).is_some() && self.edges.contains(key) {
+            self.edges.set(key, edge);
+            return;
+        }
+        self.edges.insert(key, edge);
+        self.index_edge(edge);
+    }
+
+    // === the log ===
+
+    pub(super) fn log_task(&mut self, task: &Task, event: &str, fields: Vec<String>, actor: &str, detail: String) {
+        let daemon_name = task.daemon.map(|daemon| self.daemon_name(daemon)).unwrap_or_default();
+        self.changes.push(Change {
+            sequence: 0,
+            at: self.now,
+            owner: task.owner,
+            contract: task.contract,
+            task: Some(task.id),
+            what: What {
+                event: event.to_owned(),
+                task_name: task.spec.name.clone(),
+                version: task.version,
+                status: Some(task.status()),
+                attempt: task.attempt,
+                daemon: task.daemon,
+                daemon_name,
+                fields,
+                actor: actor.to_owned(),
+                detail,
+            },
+        });
+    }
+
+    pub(super) fn log_contract(&mut self, contract: &Contract, event: &str, fields: &[&str], actor: &str, detail: String) {
+        self.changes.push(Change {
+            sequence: 0,
+            at: self.now,
+            owner: contract.owner,
+            contract: contract.id,
+            task: None,
+            what: What {
+                event: event.to_owned(),
+                task_name: String::new(),
+                version: contract.version,
+                status: None,
+                attempt: 0,
+                daemon: None,
+                daemon_name: String::new(),
+                fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+                actor: actor.to_owned(),
+                detail,
+            },
+        });
+    }
+
+    // === writing ===
+
+    /// Writes everything that has changed. Answers the last sequence of the log, if it grew.
+    pub(super) async fn flush(&self, tx: &mut Tx) -> StoreResult<Option<i64>> {
+        for (id, name) in &self.owners_new {
+            tx.owner_insert(*id, name, self.now).await?;
+        }
+        let keys: Vec<Key> = self.keys_dirty.iter().filter_map(|id| self.keys.get(id).cloned()).collect();
+        tx.keys_put(&keys).await?;
+        tx.contracts_put(&self.contracts.dirty()).await?;
+        let classes: Vec<_> = self.classes.iter().map(|(id, (owner, needs))| (*id, *owner, needs.clone())).collect();
+        tx.classes_insert(&classes).await?;
+        tx.tasks_insert(&self.tasks.new_rows()).await?;
+        let changed: Vec<&Task> = self.tasks.changed_rows().map(|(_, now)| now).collect();
+        tx.tasks_update(&changed).await?;
+        let respecs: Vec<&Task> = changed.iter().filter(|task| self.respecs.contains(&task.id)).copied().collect();
+        tx.tasks_respec(&respecs).await?;
+        let edges: Vec<Edge> = (self.edges.dirty().into_iter().copied())
+            .filter(|edge| !self.edges_gone.contains_key(&(edge.dependent, edge.dependency)))
+            .collect();
+        tx.edges_put(&edges).await?;
+        let gone: Vec<Edge> = self.edges_gone.values().copied().collect();
+        tx.edges_delete(&gone).await?;
+        tx.attempts_put(&self.attempts.dirty()).await?;
+        tx.daemons_put(&self.daemons.dirty()).await?;
+        let commands: Vec<_> =
+            self.commands.iter().filter(|(daemon, c)| !self.commands_gone.contains(&(*daemon, c.sequence))).cloned().collect();
+        tx.commands_insert(&commands).await?;
+        let commands_gone: Vec<_> = self.commands_gone.iter().copied().collect();
+        tx.commands_delete(&commands_gone).await?;
+        tx.requests_insert(&self.remember).await?;
+        tx.lanes_refresh(&self.lanes()).await?;
+        let opened: Vec<_> = (self.contracts.changed_rows())
+            .filter(|(was, now)| was.is_open() != now.is_open())
+            .map(|(_, now)| (now.id, now.is_open()))
+            .collect();
+        tx.lanes_open(&opened).await?;
+        tx.events_insert(&self.changes).await
+    }
+
+    /// Lanes whose head may have changed.
+    fn lanes(&self) -> Vec<Lane> {
+        let mut lanes: BTreeMap<(ContractId, ClassId), OwnerId> = BTreeMap::new();
+        for (was, task) in self.tasks.dirty_pairs() {
+            if was.map(|was| (was.is_ready(), was.class)) != Some((task.is_ready(), task.class))
+                || self.respecs.contains(&task.id)
+            {
+                lanes.insert((task.contract, task.class), task.owner);
+                if let Some(was) = was {
+                    lanes.insert((task.contract, was.class), task.owner);
+                }
+            }
+        }
+        let lanes = lanes.into_iter().map(|((contract, class), owner)| Lane {
+            contract,
+            class,
+            owner,
+            is_open: self.contracts.get(contract).is_some_and(Contract::is_open),
+            served: self.served.contains_key(&(contract, class)).then_some(self.now),
+        });
+        lanes.collect()
+    }
+
+    /// Nothing is to be written.
+    pub(super) fn is_clean(&self) -> bool {
+        self.changes.is_empty()
+            && self.contracts.dirty().is_empty()
+            && self.tasks.dirty().is_empty()
+            && self.attempts.dirty().is_empty()
+            && self.daemons.dirty().is_empty()
+            && self.edges.dirty().is_empty()
+            && self.edges_gone.is_empty()
+            && self.commands.is_empty()
+            && self.commands_gone.is_empty()
+            && self.remember.is_empty()
+            && self.keys_dirty.is_empty()
+            && self.owners_new.is_empty()
+    }
+}
+
+fn event_word(event: &TaskEvent, after: &Task) -> &'static str {
+    match event {
+        TaskEvent::Assigned { .. } => "task.assigned",
+        TaskEvent::Started { .. } => "task.started",
+        TaskEvent::Completed { .. } => "task.finalizing",
+        TaskEvent::ResultStored { .. } => "task.done",
+        TaskEvent::AttemptFailed { .. } if after.status() == TaskStatus::Failed => "task.failed",
+        TaskEvent::AttemptFailed { .. } => "task.retrying",
+        TaskEvent::Revived { .. } => "task.revived",
+        TaskEvent::AttemptGone { .. } => "task.attempt_ended",
+        TaskEvent::WaitOver => "task.wait_over",
+        TaskEvent::Merged => "task.merged",
+        TaskEvent::Cancel { .. } => "task.cancelled",
+        TaskEvent::Retry => "task.retried",
+        TaskEvent::Hold(_) => "task.held",
+        TaskEvent::Release => "task.released",
+        TaskEvent::Paused(_) => "task.paused",
+        TaskEvent::Resumed => "task.resumed",
+        TaskEvent::AsksInput { .. } => "task.asks_input",
+        TaskEvent::InputGiven => "task.input_given",
+    }
+}
+
+fn detail(event: &TaskEvent, after: &Task) -> String {
+    match event {
+        TaskEvent::AttemptFailed { failure, .. } => failure.message.clone(),
+        TaskEvent::Cancel { reason, .. } | TaskEvent::AsksInput { question: reason } => reason.clone(),
+        TaskEvent::Hold(hold) | TaskEvent::Paused(hold) => hold.reason.clone(),
+        TaskEvent::Assigned { .. } => after.branch.clone(),
+        TaskEvent::ResultStored { .. } => after.result().map(|result| result.commit.clone()).unwrap_or_default(),
+        TaskEvent::Started { .. }
+        | TaskEvent::Completed { .. }
+        | TaskEvent::Revived { .. }
+        | TaskEvent::AttemptGone { .. }
+        | TaskEvent::WaitOver
+        | TaskEvent::Merged
+        | TaskEvent::Retry
+        | TaskEvent::Release
+        | TaskEvent::Resumed
+        | TaskEvent::InputGiven => String::new(),
+    }
+}
+
+/// Names of the fields of the API's task that differ.
+fn fields(before: &Task, after: &Task) -> Vec<String> {
+    let differs = [
+        ("status", before.status() != after.status()),
+        ("attempt", before.attempt != after.attempt),
+        ("daemon_id", before.daemon != after.daemon),
+        ("branch", before.branch != after.branch),
+        ("retry_count", before.tries.counted != after.tries.counted),
+        ("error_message", before.tries.last_failure != after.tries.last_failure),
+        ("result_commit", before.result() != after.result()),
+        ("usage", before.usage != after.usage),
+        ("not_before", before.wait() != after.wait()),
+        ("start_time", before.started != after.started),
+        ("interrupt_time", before.interrupted != after.interrupted),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()
+}
