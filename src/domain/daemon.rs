@@ -116,6 +116,13 @@ impl Requirements {
         ClassId(Uuid::new_v5(&owner.0, &words))
     }
 
+    /// The daemon lacks nothing; [`Self::lacks`] without the words.
+    pub fn fits(&self, card: &Card) -> bool {
+        card.profiles.iter().any(|p| p.name == self.agent)
+            && self.labels.iter().all(|l| card.labels.contains(l))
+            && self.path.as_ref().is_none_or(|path| card.any_path || card.repositories.contains(path))
+    }
+
     /// What the daemon lacks, for people; empty when it fits.
     pub fn lacks(&self, card: &Card) -> Vec<String> {
         let mut lacks = Vec::new();
