@@ -1,1 +1,3 @@
-//! TBD
+//! Who decides when.
+pub mod ledger;
+pub mod task_keys;
