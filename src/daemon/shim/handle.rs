@@ -203,7 +203,9 @@ impl Handle {
             match self.look() {
                 Ok(Some(end)) => return end,
                 Ok(None) => {}
-                Err(error) => tracing::warn!(dir = %self.dir.path().display(), error = %super::chain(&error), "cannot look after a shim"),
+                Err(error) => {
+                    tracing::warn!(dir = %self.dir.path().display(), error = %super::chain(&error), "cannot look after a shim")
+                }
             }
             sleep(LOOK_AGAIN).await;
             self.connection = self.connect().await;

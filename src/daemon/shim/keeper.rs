@@ -285,13 +285,7 @@ impl Keeper {
             if self.clients.len() == MAX_CLIENTS {
                 self.clients.remove(0);
             }
-            self.clients.push(Client {
-                stream,
-                known: false,
-                line: Vec::new(),
-                out: VecDeque::new(),
-                closed: false,
-            });
+            self.clients.push(Client { stream, known: false, line: Vec::new(), out: VecDeque::new(), closed: false });
         }
     }
 
@@ -383,8 +377,7 @@ impl Keeper {
                     let _ = kill_process_group(self.agent.pid, Signal::TERM);
                     let _ = kill_process_group(self.agent.pid, Signal::CONT);
                 }
-                self.phase =
-                    Phase::Ending { reason, kill_at: new_kill_at, tick: ENDING_TICKS.0, told: Vec::new() };
+                self.phase = Phase::Ending { reason, kill_at: new_kill_at, tick: ENDING_TICKS.0, told: Vec::new() };
             }
         }
     }

@@ -1,107 +1,64 @@
-//! The shim.
+//! The shim: a small single-threaded process between the daemon and an agent, so that the daemon can die, be upgraded and
+//! come back while the agent works on and notices nothing.
+//!
+//! ```text
+//!   daemon ── Handle ══ shim.sock ══ keeper ── own session, holds `lock`, adopts orphans
+//!     │                               │ │
+//!     │ start.json (nonce)            │ └── exec stage ── own group, worse oom_score, dies with the keeper ──> agent
+//!     │ agent.json, exit.json <───────┘                                                                         │
+//!     └ reads output.log <──────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Promises:
+//! * An agent is started at most once in a directory: the start is noted in `start.json` under the lock before it happens,
+//!   and a shim whose nonce is not the one noted there ends without doing anything.
+//! * `exit.json` is written when nothing of the agent is alive, and its output is on the disk by then.
+//! * A shim is alive if it holds the lock and answers its nonce; the daemon notices its death by the end of the connection.
+//! * A shim that dies takes its agent with it (`PR_SET_PDEATHSIG`); what the agent had started is for [`super::sweep`].
+//!
+//! Deliberately absent: anything that may be decided elsewhere. The shim knows no server, no git and no task.
+//!
+//! `makima shim <dir>` is both the keeper and, with [`STAGE`] in its environment, the short life before the agent's program
+//! takes over the process. The code behind this line is Linux only in three places: `keeper` (subreaper), `launch`
+//! (death signal, oom score) and `socket` (`/proc/self/fd`).
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+mod handle;
+mod keeper;
+mod launch;
+mod protocol;
+mod socket;
 
-use super::attempt_dir::{self, AttemptDir, ExitRecord, Started};
+use std::{path::Path, process::ExitCode};
 
-/// What `makima shim <dir>` does (hidden subcommand; its own second stage comes through the same subcommand).
+pub use handle::{Adopted, Error, Handle, ShimEnd, is_held};
+
+/// Variable that makes `makima shim` the second stage.
+const STAGE: &str = "MAKIMA_SHIM_STAGE";
+/// Variable that carries the nonce of the start.
+const NONCE: &str = "MAKIMA_SHIM_NONCE";
+
+/// What `makima shim <dir>` does (a hidden subcommand; both stages come through it).
 pub fn run(dir: &Path) -> ExitCode {
-    todo!("{dir:?}")
+    if std::env::var_os(STAGE).is_some() {
+        return launch::run(dir);
+    }
+    match keeper::run(dir) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            keeper::say(&protocol::Ready::Failed { message: chain(&error) });
+            eprintln!("makima shim: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
 }
 
-/// A living shim, as the daemon holds it.
-#[derive(Debug)]
-pub struct Handle {
-    dir: AttemptDir,
-    started: Started,
-}
-
-/// What became of a shim that was there before this daemon.
-#[derive(Debug)]
-pub enum Adopted {
-    /// It is alive.
-    Alive(Handle),
-    /// It has ended and left its record.
-    Ended(ExitRecord),
-    /// It is gone without a record. What it may have left is to be swept (`dir.target()`).
-    Gone {
-        /// It had started the agent.
-        started: bool,
-    },
-}
-
-/// How a shim ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ShimEnd {
-    /// The agent is dead with all it started, and this is how.
-    Ended(ExitRecord),
-    /// The shim died; its agent may be alive: sweep (`dir.target()`).
-    ShimDied,
-}
-
-/// Why a shim cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It could not be started.
-    #[error("start the shim: {message}")]
-    Start {
-        /// Why, for people.
-        message: String,
-    },
-    /// It holds its lock and does not answer.
-    #[error("reach the shim (process {pid:?}), which holds its lock and does not answer")]
-    Unresponsive {
-        /// Its process.
-        pid: Option<i32>,
-    },
-    /// Its directory.
-    #[error(transparent)]
-    Dir(#[from] attempt_dir::Error),
-}
-
-impl Handle {
-    /// Starts the agent of this directory's manifest under a shim; answers when the agent runs, or has failed to start (then
-    /// `wait` answers its record). `executable` is this program; `None`: the running one.
-    pub async fn start(dir: &AttemptDir, executable: Option<PathBuf>) -> Result<Self, Error> {
-        todo!("{dir:?} {executable:?}")
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
     }
-
-    /// Takes over the shim of this directory, if it is alive. After `Gone` no shim can come to life in it by itself.
-    pub async fn adopt(dir: &AttemptDir) -> Result<Adopted, Error> {
-        todo!("{dir:?}")
-    }
-
-    /// The directory.
-    pub fn dir(&self) -> &AttemptDir {
-        &self.dir
-    }
-
-    /// When and as what the agent was started.
-    pub fn started(&self) -> &Started {
-        &self.started
-    }
-
-    /// Waits for the end. May be dropped and called again.
-    pub async fn wait(&mut self) -> ShimEnd {
-        todo!()
-    }
-
-    /// Asks the shim to end the agent: TERM to its group, grace, KILL. `wait` tells when it is over.
-    pub async fn terminate(&mut self, grace: Duration) {
-        todo!("{grace:?}")
-    }
-
-    /// Ends the agent, whatever the shim does: asks, waits for a little longer than the grace, then kills the shim as well.
-    pub async fn end(&mut self, grace: Duration) -> ShimEnd {
-        todo!("{grace:?}")
-    }
-
-    /// Sends bytes to an agent that reads a pipe.
-    pub async fn input(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        todo!("{bytes:?}")
-    }
+    text
 }
