@@ -8,3 +8,4 @@ pub mod repository;
 pub mod shim;
 pub mod sweep;
 pub mod worktree;
+pub mod journal;
