@@ -3,9 +3,9 @@
 pub mod agents;
 pub mod attempt_dir;
 pub mod git;
+pub mod journal;
 pub mod process;
 pub mod repository;
 pub mod shim;
 pub mod sweep;
 pub mod worktree;
-pub mod journal;

@@ -138,17 +138,14 @@ pub fn explain(task: &Task, around: &Around<'_>) -> Explained {
         }
         TaskState::Done { .. } | TaskState::Merged { .. } => Explained::default(),
         TaskState::Failed { failure, .. } => Explained::standing(failed(failure)),
-        TaskState::Cancelled { reason, by, .. } if reason.is_empty() => Explained::standing(format!("cancelled by {by}")),
+        TaskState::Cancelled { reason, by, .. } if reason.is_empty() => {
+            Explained::standing(format!("cancelled by {by}"))
+        }
         TaskState::Cancelled { reason, by, .. } => Explained::standing(format!("cancelled by {by}: {reason}")),
     }
 }
 
-fn pending(
-    task: &Task,
-    wait: Option<&super::task::Wait>,
-    held: Option<&Hold>,
-    around: &Around<'_>,
-) -> Explained {
+fn pending(task: &Task, wait: Option<&super::task::Wait>, held: Option<&Hold>, around: &Around<'_>) -> Explained {
     use PendingReason as Why;
 
     let contract = around.contract;
@@ -218,11 +215,9 @@ fn placement(task: &Task, around: &Around<'_>) -> Explained {
     let matching: Vec<&Member> =
         attached.iter().copied().filter(|member| needs.lacks(&member.daemon.card).is_empty()).collect();
     if matching.is_empty() {
-        let lacks = names(
-            attached
-                .iter()
-                .map(|member| format!("{} lacks {}", member.daemon.card.name, needs.lacks(&member.daemon.card).join(", "))),
-        );
+        let lacks = names(attached.iter().map(|member| {
+            format!("{} lacks {}", member.daemon.card.name, needs.lacks(&member.daemon.card).join(", "))
+        }));
         return Explained::pending(Why::NoMatchingDaemon, lacks);
     }
     let accepting: Vec<&Member> = matching.iter().copied().filter(|member| refuses(member).is_none()).collect();
@@ -233,9 +228,8 @@ fn placement(task: &Task, around: &Around<'_>) -> Explained {
         return Explained::pending(Why::DaemonsNotAccepting, why);
     }
     if accepting.iter().all(|member| member.live >= member.daemon.card.slots) {
-        let taken = names(
-            accepting.iter().map(|m| format!("{} ({} of {})", m.daemon.card.name, m.live, m.daemon.card.slots)),
-        );
+        let taken =
+            names(accepting.iter().map(|m| format!("{} ({} of {})", m.daemon.card.name, m.live, m.daemon.card.slots)));
         return Explained::pending(Why::NoFreeSlot, format!("all slots are taken on {taken}"));
     }
     Explained::pending(Why::Ready, "about to be given to a daemon")
@@ -256,7 +250,9 @@ pub fn fit(task: &Task, member: &Member, now: Timestamp) -> Fit {
     let fits = lacks.is_empty();
     // Avoidance only changes the order of candidates, so it is said without being in the way.
     let avoided = task.tries.avoid.iter().filter(|avoid| avoid.daemon == member.daemon.id && avoid.until > now);
-    lacks.extend(avoided.map(|avoid| format!("tried last for another {}, after a failure there", span(avoid.until.since(now)))));
+    lacks.extend(
+        avoided.map(|avoid| format!("tried last for another {}, after a failure there", span(avoid.until.since(now)))),
+    );
     Fit { fits, lacks }
 }
 

@@ -107,12 +107,20 @@ impl Check {
             self.violation(field, format!("is {} bytes long; at most {max_bytes} are taken", text.len()));
         } else if !text.chars().all(plain) || text.starts_with('-') {
             let shown = shown(text);
-            self.violation(field, format!("`{shown}` is not a word: letters, digits and . _ - / : = @ +, not first `-`"));
+            self.violation(
+                field,
+                format!("`{shown}` is not a word: letters, digits and . _ - / : = @ +, not first `-`"),
+            );
         }
     }
 
     /// A number within limits.
-    pub fn range<T: PartialOrd + Copy + std::fmt::Display>(&mut self, field: &str, value: T, range: RangeInclusive<T>) -> T {
+    pub fn range<T: PartialOrd + Copy + std::fmt::Display>(
+        &mut self,
+        field: &str,
+        value: T,
+        range: RangeInclusive<T>,
+    ) -> T {
         if !range.contains(&value) {
             self.violation(field, format!("is {value}; it must be {} to {}", range.start(), range.end()));
         }
@@ -125,7 +133,9 @@ impl Check {
             let shown = shown(&text);
             self.violation(
                 field,
-                format!("`{shown}` is neither an absolute path nor a URL (https, http, ssh, git, file, or user@host:path)"),
+                format!(
+                    "`{shown}` is neither an absolute path nor a URL (https, http, ssh, git, file, or user@host:path)"
+                ),
             );
         }
         self.line(field, text, MAX_REPOSITORY_BYTES)
@@ -244,8 +254,19 @@ mod tests {
             assert!(is_repository(good), "{good}");
         }
         for bad in [
-            "repo", "./repo", "../x", "ext::sh -c id", "--upload-pack=id", "ftp://example.com/x", "ssh://-oProxyCommand=id/x",
-            "git@-oProxyCommand=id:x", "https://", "git@h:", "https://a b", "a\nb", "git@h::x",
+            "repo",
+            "./repo",
+            "../x",
+            "ext::sh -c id",
+            "--upload-pack=id",
+            "ftp://example.com/x",
+            "ssh://-oProxyCommand=id/x",
+            "git@-oProxyCommand=id:x",
+            "https://",
+            "git@h:",
+            "https://a b",
+            "a\nb",
+            "git@h::x",
         ] {
             assert!(!is_repository(bad), "{bad}");
         }

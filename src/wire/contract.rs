@@ -298,7 +298,8 @@ mod tests {
     #[test]
     fn what_is_not_served_yet_is_named_and_not_ignored() {
         let mut request = minimal();
-        request.limits = Some(pb::ContractLimits { cost_micro_usd: Some(1), iterations: Some(1), ..Default::default() });
+        request.limits =
+            Some(pb::ContractLimits { cost_micro_usd: Some(1), iterations: Some(1), ..Default::default() });
         request.tasks[0] = pb::TaskSpec {
             name: "a".into(),
             plan: "b".into(),

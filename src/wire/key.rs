@@ -1,10 +1,6 @@
 //! Keys on the wire.
 
-use super::{
-    check::Check,
-    common, pb,
-    status::ApiResult,
-};
+use super::{check::Check, common, pb, status::ApiResult};
 use crate::domain::{
     key::{Key, KeyKind},
     task::MAX_NAME_BYTES,
@@ -90,7 +86,8 @@ mod tests {
 
     #[test]
     fn keys_have_a_kind_and_owners_a_name() {
-        let good = pb::CreateKeyRequest { kind: pb::KeyKind::Daemon.into(), owner: "team-1".into(), label: "ci".into() };
+        let good =
+            pb::CreateKeyRequest { kind: pb::KeyKind::Daemon.into(), owner: "team-1".into(), label: "ci".into() };
         assert_eq!(
             create(good).unwrap(),
             NewKey { kind: KeyKind::Daemon, owner: Some("team-1".into()), label: "ci".into() }
@@ -98,7 +95,8 @@ mod tests {
         let admin = pb::CreateKeyRequest { kind: pb::KeyKind::Admin.into(), ..Default::default() };
         assert_eq!(create(admin).unwrap().owner, None);
         for owner in ["", "Team", "-x", "a b", &"a".repeat(64)] {
-            let bad = pb::CreateKeyRequest { kind: pb::KeyKind::Owner.into(), owner: owner.into(), label: String::new() };
+            let bad =
+                pb::CreateKeyRequest { kind: pb::KeyKind::Owner.into(), owner: owner.into(), label: String::new() };
             assert_eq!(create(bad).unwrap_err().violations()[0].field, "owner", "{owner}");
         }
         let task = pb::CreateKeyRequest { kind: pb::KeyKind::Task.into(), owner: "a".into(), label: "a\0".into() };

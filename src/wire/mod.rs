@@ -21,9 +21,6 @@ pub mod page;
 pub mod status;
 pub mod task;
 
-pub mod common;
-pub mod daemon;
-
 /// The protocol as generated from `proto/makima/v1`.
 pub mod pb {
     #![allow(clippy::all, clippy::pedantic, reason = "generated code")]

@@ -341,12 +341,8 @@ fn shown_violations(violations: &[Violation]) -> Vec<FieldViolation> {
 const HEADLINE_VIOLATIONS: usize = 3;
 
 fn headline(violations: &[Violation]) -> String {
-    let mut line: String = violations
-        .iter()
-        .take(HEADLINE_VIOLATIONS)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut line: String =
+        violations.iter().take(HEADLINE_VIOLATIONS).map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if violations.len() > HEADLINE_VIOLATIONS {
         line = cut(&line, MAX_MESSAGE_BYTES - 64);
         line.push_str(&format!("; and {} more", violations.len() - HEADLINE_VIOLATIONS));

@@ -15,8 +15,8 @@ use crate::domain::{
     draft::{NewTask, NewTasks, TaskUpdate},
     explain::{Explained, PendingReason},
     task::{
-        MAX_BATCH, MAX_DEPENDENCIES, MAX_NAME_BYTES, MAX_PLAN_BYTES, MAX_TEXT_BYTES, Task, TaskLimits, TaskSpec, TaskState,
-        TaskStatus,
+        MAX_BATCH, MAX_DEPENDENCIES, MAX_NAME_BYTES, MAX_PLAN_BYTES, MAX_TEXT_BYTES, Task, TaskLimits, TaskSpec,
+        TaskState, TaskStatus,
     },
 };
 
@@ -201,7 +201,9 @@ pub fn update(owner: OwnerId, request: pb::UpdateTaskRequest) -> ApiResult<TaskU
             "model" => update.model = Some(model(&mut check, &field, new.model.clone())),
             "labels" => update.labels = Some(labels(&mut check, &field, new.labels.clone())),
             "copy_files" => update.copy_files = Some(copy_files(&mut check, &field, new.copy_files.clone())),
-            "setup_command" => update.setup_command = Some(check.text(&field, new.setup_command.clone(), MAX_TEXT_BYTES)),
+            "setup_command" => {
+                update.setup_command = Some(check.text(&field, new.setup_command.clone(), MAX_TEXT_BYTES))
+            }
             "limits" => update.limits = Some(limits(&mut check, "spec.", new.limits.as_ref())),
             "base_branch" => update.base_branch = Some(check.revision(&field, new.base_branch.clone())),
             "hidden" => update.hidden = Some(new.hidden),
@@ -539,7 +541,12 @@ mod tests {
             contract: id(2),
             owner: id(3),
             depth: 0,
-            spec: Arc::new(TaskSpec { name: "schema".into(), plan: "make it".into(), agent: "shell".into(), ..Default::default() }),
+            spec: Arc::new(TaskSpec {
+                name: "schema".into(),
+                plan: "make it".into(),
+                agent: "shell".into(),
+                ..Default::default()
+            }),
             class: id(4),
             state: TaskState::Pending { wait: None, held: None },
             unmet: 0,

@@ -120,12 +120,13 @@ fn each_reason_shows_when_all_before_it_are_gone() {
     let mut unmet = vec![dependency("api", 11, TaskStatus::Failed), dependency("types", 12, TaskStatus::Running)];
     let mut blockers = vec![dependency("api", 11, TaskStatus::Failed)];
 
-    let mut say = |task: &Task, contract: &Contract, unmet: &[Dependency], blockers: &[Dependency], fleet: &[Member]| {
-        let around = Around { contract, unmet, blockers, fleet, now: NOW };
-        let explained = explain(task, &around);
-        lines.push(format!("{:?}: {}", explained.pending.unwrap(), explained.text));
-        lines.extend(actions(task, &explained, &around).into_iter().map(|action| format!("  - {action}")));
-    };
+    let mut say =
+        |task: &Task, contract: &Contract, unmet: &[Dependency], blockers: &[Dependency], fleet: &[Member]| {
+            let around = Around { contract, unmet, blockers, fleet, now: NOW };
+            let explained = explain(task, &around);
+            lines.push(format!("{:?}: {}", explained.pending.unwrap(), explained.text));
+            lines.extend(actions(task, &explained, &around).into_iter().map(|action| format!("  - {action}")));
+        };
 
     say(&task, &contract, &unmet, &blockers, &fleet);
     blockers.clear();

@@ -64,7 +64,8 @@ pub struct DueSoon {
 }
 
 impl DueSoon {
-    fn earlier(&self, at: Timestamp) {
+    /// Something is due then.
+    pub fn earlier(&self, at: Timestamp) {
         let Ok(mut due) = self.at.lock() else { return };
         if due.is_none_or(|due| at < due) {
             *due = Some(at);
@@ -125,9 +126,14 @@ impl Ledger {
 
     /// Does an operation. Answers once it is durable.
     pub async fn submit(&self, request: Request) -> Result<Reply, Error> {
+        self.enqueue(request).await?.await.map_err(|_| Error::Stopping)?
+    }
+
+    /// Queues an operation, behind what this caller has queued before; its answer comes once it is durable.
+    pub async fn enqueue(&self, request: Request) -> Result<oneshot::Receiver<Result<Reply, Error>>, Error> {
         let (reply, answer) = oneshot::channel();
         self.queue.send(Envelope { request, reply }).await.map_err(|_| Error::Stopping)?;
-        answer.await.map_err(|_| Error::Stopping)?
+        Ok(answer)
     }
 
     /// Does an operation of the server's own.
