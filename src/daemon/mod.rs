@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod attempt_dir;
 pub mod git;
+pub mod journal;
 pub mod process;
 pub mod repository;
 pub mod shim;

@@ -1,0 +1,464 @@
+//! The statements of the journal. Each runs inside the worker's transaction.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row as SqlRow, params};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use super::{
+    Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Row, SCHEMA_VERSION, Standing, State, Stop, Why, new_id,
+};
+use crate::domain::{
+    AttemptRef, JournalId, TaskId, Timestamp,
+    order::{Command, Order},
+    report::{Message, MessageOutcome, Report},
+};
+
+const SCHEMA: &str = include_str!("../../../migrations/daemon/0001_journal.sql");
+/// How long SQLite waits for a lock. Nobody else should have the file: this is for a person who looks into it.
+const BUSY: Duration = Duration::from_secs(10);
+
+// === opening ===
+
+pub(super) enum OpenError {
+    /// The file is damaged.
+    Corrupt(String),
+    /// Anything else.
+    Other(Error),
+}
+
+impl OpenError {
+    pub(super) fn into_error(self, path: &Path) -> Error {
+        match self {
+            Self::Corrupt(message) => Error::Open { path: path.to_owned(), message },
+            Self::Other(error) => error,
+        }
+    }
+}
+
+/// Opens or makes the file, checks it, and brings it to this version.
+pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Connection, JournalId), OpenError> {
+    let failed = |e: rusqlite::Error| match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Corrupt(e.to_string()),
+        _ => OpenError::Other(Error::Open { path: path.to_owned(), message: e.to_string() }),
+    };
+    let io = |e: std::io::Error| OpenError::Other(Error::Open { path: path.to_owned(), message: e.to_string() });
+    // Orders carry keys: nobody else reads them. SQLite gives its other files the mode of this one.
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(io)?;
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(BUSY).map_err(failed)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "foreign_keys", "ON").map_err(failed)?;
+    connection.pragma_update(None, "journal_size_limit", 4 * 1024 * 1024).map_err(failed)?;
+    let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
+    if check != "ok" {
+        return Err(OpenError::Corrupt(check));
+    }
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    if found > SCHEMA_VERSION {
+        return Err(OpenError::Other(Error::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION }));
+    }
+    if found == 0 {
+        create(&mut connection, now).map_err(failed)?;
+        // The file itself must survive the power going too, not only what is in it.
+        if let Some(directory) = path.parent() {
+            File::open(directory).and_then(|d| d.sync_all()).map_err(io)?;
+        }
+    }
+    let id: String = connection.query_row("SELECT journal_id FROM meta WHERE id = 1", [], |row| row.get(0)).map_err(
+        |e| match e {
+            // A journal without its one row is no journal.
+            rusqlite::Error::QueryReturnedNoRows => OpenError::Corrupt("the journal has no id".to_owned()),
+            e => failed(e),
+        },
+    )?;
+    let id = id.parse().map_err(|_| OpenError::Corrupt(format!("the journal's id is `{id}`")))?;
+    Ok((connection, id))
+}
+
+fn create(connection: &mut Connection, now: Timestamp) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.execute(
+        "INSERT INTO meta (id, journal_id, created) VALUES (1, ?1, ?2)",
+        params![new_id().to_string(), now.0],
+    )?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
+}
+
+/// Moves a damaged journal out of the way; it is never deleted.
+pub(super) fn move_aside(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |message: String| Error::Open { path: path.to_owned(), message };
+    let aside = (1..=MAX_CORRUPT)
+        .map(|n| path.with_file_name(format!("journal.corrupt-{n}")))
+        .find(|aside| !aside.exists())
+        .ok_or_else(|| failed(format!("{MAX_CORRUPT} damaged journals lie beside it; remove some")))?;
+    fs::rename(path, &aside).map_err(|e| failed(format!("move it aside: {e}")))?;
+    for suffix in ["-wal", "-shm"] {
+        let beside = |path: &Path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        // Left where they are, they would be applied to the new file.
+        if beside(path).exists() {
+            fs::rename(beside(path), beside(&aside)).map_err(|e| failed(format!("move it aside: {e}")))?;
+        }
+    }
+    Ok(aside)
+}
+
+// === commands ===
+
+pub(super) fn command_accept(db: &Connection, command: &Command, now: Timestamp) -> Result<Accepted, Error> {
+    let known: Option<(i64, String, Option<String>)> = db
+        .prepare_cached("SELECT sequence, attempt_id, content FROM commands WHERE command_id = ?1")?
+        .query_row([command.id.to_string()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    if let Some((sequence, attempt, content)) = known {
+        let same = sequence == command.sequence
+            && attempt == command.attempt.id.to_string()
+            && same_content(db, command, content.as_deref())?;
+        return Ok(if same { Accepted::Known } else { Accepted::Conflict });
+    }
+    let content = match &command.order {
+        Order::Spawn(_) => None,
+        Order::Cancel { .. } => Some(json(&command.order)?),
+    };
+    db.prepare_cached(
+        "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![command.id.to_string(), command.sequence, command.attempt.id.to_string(), content, now.0])?;
+    db.prepare_cached("UPDATE meta SET last_command = max(last_command, ?1)")?.execute([command.sequence])?;
+    match &command.order {
+        Order::Spawn(spawn) => {
+            let row = Row {
+                attempt: command.attempt,
+                state: State::Accepted,
+                spawn: Some(spawn.as_ref().clone()),
+                directory: PathBuf::new(),
+                worktree: String::new(),
+                stop: None,
+                complete: None,
+                uploaded: false,
+                created: now,
+                updated: now,
+            };
+            // An attempt that is known already, from its directory or because it was cancelled first, is not started again.
+            Ok(if attempt_insert(db, &row)? { Accepted::New } else { Accepted::Known })
+        }
+        Order::Cancel { reason, grace } => {
+            let stop = Stop { why: Why::Cancelled, reason: reason.clone(), grace: *grace };
+            if attempt_fetch(db, command.attempt)?.is_none() {
+                // Never started here, and from now on it never will be: the row stands in the way of a late spawn.
+                let row = Row {
+                    attempt: command.attempt,
+                    state: State::Accepted,
+                    spawn: None,
+                    directory: PathBuf::new(),
+                    worktree: String::new(),
+                    stop: Some(stop),
+                    complete: None,
+                    uploaded: true,
+                    created: now,
+                    updated: now,
+                };
+                attempt_insert(db, &row)?;
+            } else {
+                attempt_change(db, command.attempt, &Change { stop: Some(stop), ..Change::default() }, now)?;
+            }
+            Ok(Accepted::New)
+        }
+    }
+}
+
+fn same_content(db: &Connection, command: &Command, content: Option<&str>) -> Result<bool, Error> {
+    Ok(match (&command.order, content) {
+        (order @ Order::Cancel { .. }, Some(content)) => parse::<Order>("commands", content)? == *order,
+        (Order::Spawn(spawn), None) => match attempt_fetch(db, command.attempt)? {
+            Some(Row { spawn: Some(known), .. }) => known == **spawn,
+            // Forgotten, or cancelled before it came: nothing is left to compare.
+            Some(Row { spawn: None, .. }) | None => true,
+        },
+        (Order::Cancel { .. }, None) | (Order::Spawn(_), Some(_)) => false,
+    })
+}
+
+// === attempts ===
+
+const COLUMNS: &str =
+    "attempt_id, task_id, number, state, spawn, directory, worktree, stop, complete, uploaded, created, updated";
+
+/// Puts an attempt in, unless it is there; answers whether it was put in.
+pub(super) fn attempt_insert(db: &Connection, row: &Row) -> Result<bool, Error> {
+    let spawn = row.spawn.as_ref().map(json).transpose()?;
+    let stop = row.stop.as_ref().map(json).transpose()?;
+    let complete = row.complete.as_ref().map(json).transpose()?;
+    let inserted = db
+        .prepare_cached(
+            "INSERT INTO attempts (attempt_id, task_id, number, state, spawn, directory, worktree, stop, complete, uploaded,
+                                   created, updated)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            row.attempt.id.to_string(),
+            row.attempt.task.to_string(),
+            row.attempt.number,
+            state_word(row.state),
+            spawn,
+            path_text(&row.directory),
+            row.worktree,
+            stop,
+            complete,
+            row.uploaded,
+            row.created.0,
+            row.updated.0,
+        ])?;
+    Ok(inserted > 0)
+}
+
+pub(super) fn attempt_change(
+    db: &Connection,
+    attempt: AttemptRef,
+    change: &Change,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let complete = change.reports.iter().find_map(|report| match report {
+        Report::Complete(complete) => Some(complete),
+        Report::Started { .. } | Report::Progress(_) | Report::RecoveryDetected { .. } | Report::Warning { .. } => None,
+    });
+    db.prepare_cached(
+        "UPDATE attempts SET state = coalesce(?2, state), directory = coalesce(?3, directory),
+                worktree = coalesce(?4, worktree), stop = coalesce(?5, stop), complete = coalesce(?6, complete),
+                updated = ?7
+         WHERE attempt_id = ?1",
+    )?
+    .execute(params![
+        attempt.id.to_string(),
+        change.state.map(state_word),
+        change.directory.as_deref().map(path_text),
+        change.worktree,
+        change.stop.as_ref().map(json).transpose()?,
+        complete.map(json).transpose()?,
+        now.0,
+    ])?;
+    change.reports.iter().try_for_each(|report| outbox_append(db, attempt, report, now))
+}
+
+pub(super) fn attempt_uploaded(db: &Connection, attempt: AttemptRef) -> Result<(), Error> {
+    db.prepare_cached("UPDATE attempts SET uploaded = 1 WHERE attempt_id = ?1")?.execute([attempt.id.to_string()])?;
+    Ok(())
+}
+
+pub(super) fn attempt_fetch(db: &Connection, attempt: AttemptRef) -> Result<Option<Row>, Error> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM attempts WHERE attempt_id = ?1"))?
+        .query_and_then([attempt.id.to_string()], attempt_row)?
+        .next()
+        .transpose()
+}
+
+pub(super) fn attempts_list(db: &Connection) -> Result<Vec<Row>, Error> {
+    let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM attempts ORDER BY created, attempt_id"))?;
+    let mut rows = statement.query([])?;
+    let mut attempts = Vec::new();
+    while let Some(row) = rows.next()? {
+        match attempt_row(row) {
+            Ok(attempt) => attempts.push(attempt),
+            // One row that cannot be read must not keep all others from being looked after.
+            Err(error @ Error::Row { .. }) => {
+                tracing::error!(%error, "an attempt in the journal cannot be read; left alone")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(attempts)
+}
+
+pub(super) fn attempts_of(db: &Connection, tasks: &[TaskId]) -> Result<Vec<Row>, Error> {
+    let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
+    db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM attempts WHERE task_id IN (SELECT value FROM json_each(?1)) ORDER BY task_id, number"
+    ))?
+    .query_and_then([json(&tasks)?], attempt_row)?
+    .collect()
+}
+
+fn attempt_row(row: &SqlRow<'_>) -> Result<Row, Error> {
+    let optional = |index: usize| row.get::<_, Option<String>>(index);
+    Ok(Row {
+        attempt: attempt_ref("attempts", &row.get::<_, String>(1)?, row.get(2)?, &row.get::<_, String>(0)?)?,
+        state: parse("attempts", &format!("\"{}\"", row.get::<_, String>(3)?))?,
+        spawn: optional(4)?.map(|text| parse("attempts", &text)).transpose()?,
+        directory: PathBuf::from(row.get::<_, String>(5)?),
+        worktree: row.get(6)?,
+        stop: optional(7)?.map(|text| parse("attempts", &text)).transpose()?,
+        complete: optional(8)?.map(|text| parse("attempts", &text)).transpose()?,
+        uploaded: row.get(9)?,
+        created: Timestamp(row.get(10)?),
+        updated: Timestamp(row.get(11)?),
+    })
+}
+
+pub(super) fn prune(db: &Connection, attempts: &[AttemptRef]) -> Result<(), Error> {
+    for attempt in attempts {
+        db.prepare_cached(
+            "DELETE FROM attempts WHERE attempt_id = ?1 AND state IN ('over', 'salvage')
+                AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.attempt_id = attempts.attempt_id)",
+        )?
+        .execute([attempt.id.to_string()])?;
+    }
+    db.prepare_cached(
+        "DELETE FROM commands WHERE sequence <= (SELECT last_command FROM meta) - ?1
+            AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.attempt_id = commands.attempt_id)",
+    )?
+    .execute([KEEP_COMMANDS])?;
+    Ok(())
+}
+
+// === outbox ===
+
+fn outbox_append(db: &Connection, attempt: AttemptRef, report: &Report, now: Timestamp) -> Result<(), Error> {
+    let sequence: i64 = db
+        .prepare_cached("UPDATE meta SET last_message = last_message + 1 RETURNING last_message")?
+        .query_row([], |row| row.get(0))?;
+    db.prepare_cached(
+        "INSERT INTO outbox (sequence, attempt_id, task_id, number, at, kind, report) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?
+    .execute(params![
+        sequence,
+        attempt.id.to_string(),
+        attempt.task.to_string(),
+        attempt.number,
+        now.0,
+        report_word(report),
+        json(&report.clone().bounded())?,
+    ])?;
+    Ok(())
+}
+
+pub(super) fn outbox_has(db: &Connection, attempt: AttemptRef, kind: &str) -> Result<bool, Error> {
+    Ok(db
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM outbox WHERE attempt_id = ?1 AND kind = ?2)")?
+        .query_row(params![attempt.id.to_string(), kind], |row| row.get(0))?)
+}
+
+pub(super) fn report_again(db: &Connection, attempt: AttemptRef, now: Timestamp) -> Result<bool, Error> {
+    let Some(row) = attempt_fetch(db, attempt)? else { return Ok(false) };
+    if outbox_has(db, attempt, "complete")? || outbox_has(db, attempt, "recovery_detected")? {
+        return Ok(true);
+    }
+    let Some(complete) = row.complete else { return Ok(false) };
+    let change =
+        Change { state: Some(State::Reported), reports: vec![Report::Complete(complete)], ..Change::default() };
+    attempt_change(db, attempt, &change, now)?;
+    Ok(true)
+}
+
+pub(super) fn outbox_list(
+    db: &Connection,
+    journal: JournalId,
+    after: i64,
+    limit: usize,
+) -> Result<Vec<Message>, Error> {
+    db.prepare_cached(
+        "SELECT sequence, task_id, number, attempt_id, at, report FROM outbox WHERE sequence > ?1 ORDER BY sequence LIMIT ?2",
+    )?
+    .query_and_then(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+        Ok(Message {
+            sequence: row.get(0)?,
+            journal,
+            attempt: attempt_ref("outbox", &row.get::<_, String>(1)?, row.get(2)?, &row.get::<_, String>(3)?)?,
+            at: Timestamp(row.get(4)?),
+            // One that cannot be read still has its number, and must not keep the later ones from being sent.
+            report: parse("outbox", &row.get::<_, String>(5)?).unwrap_or_else(|error| Report::Warning {
+                message: format!("a report in the daemon's journal could not be read: {error}"),
+            }),
+        })
+    })?
+    .collect()
+}
+
+pub(super) fn message_answered(
+    db: &Connection,
+    sequence: i64,
+    outcome: &MessageOutcome,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let answered: Option<(String, String)> = db
+        .prepare_cached("DELETE FROM outbox WHERE sequence = ?1 RETURNING attempt_id, kind")?
+        .query_row([sequence], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((attempt, kind)) = answered else { return Ok(()) };
+    let over = match outcome {
+        // Also a terminal report that cannot be stored ends its task: the server says INVALID once it has.
+        MessageOutcome::Applied
+        | MessageOutcome::AlreadyApplied
+        | MessageOutcome::Fenced
+        | MessageOutcome::Invalid { .. } => kind == "complete" || kind == "recovery_detected",
+    };
+    if over {
+        db.prepare_cached(
+            "UPDATE attempts SET state = 'over', updated = ?2 WHERE attempt_id = ?1 AND state IN ('reported', 'interrupted')",
+        )?
+        .execute(params![attempt, now.0])?;
+    }
+    Ok(())
+}
+
+pub(super) fn standing(db: &Connection) -> Result<Standing, Error> {
+    Ok(db.query_row(
+        "SELECT last_command, coalesce((SELECT min(sequence) FROM outbox), 0),
+                coalesce((SELECT max(sequence) FROM outbox), 0) FROM meta",
+        [],
+        |row| Ok(Standing { last_command: row.get(0)?, first_unanswered: row.get(1)?, last_unanswered: row.get(2)? }),
+    )?)
+}
+
+// === words ===
+
+fn state_word(state: State) -> &'static str {
+    match state {
+        State::Accepted => "accepted",
+        State::Running => "running",
+        State::Ending => "ending",
+        State::Reported => "reported",
+        State::Interrupted => "interrupted",
+        State::Over => "over",
+        State::Salvage => "salvage",
+    }
+}
+
+fn report_word(report: &Report) -> &'static str {
+    match report {
+        Report::Started { .. } => "started",
+        Report::Progress(_) => "progress",
+        Report::Complete(_) => "complete",
+        Report::RecoveryDetected { .. } => "recovery_detected",
+        Report::Warning { .. } => "warning",
+    }
+}
+
+fn attempt_ref(table: &'static str, task: &str, number: u32, id: &str) -> Result<AttemptRef, Error> {
+    let parse = |text: &str| Uuid::try_parse(text).map_err(|e| Error::Row { table, message: e.to_string() });
+    Ok(AttemptRef { task: parse(task)?.into(), number, id: parse(id)?.into() })
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|e| Error::Row { table: "(to be written)", message: e.to_string() })
+}
+
+fn parse<T: DeserializeOwned>(table: &'static str, text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|e| Error::Row { table, message: e.to_string() })
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,303 @@
+//! Promises are kept across every way of dying that a process has.
+
+use std::{fs, io::Write as _};
+
+use super::*;
+use crate::domain::{
+    AttemptId, CommandId, ContractId, Epoch,
+    attempt::{Failure, FailureClass, Usage},
+    order::Order,
+};
+
+const NOW: Timestamp = Timestamp(1_785_000_000_000_000);
+
+pub(crate) fn attempt(n: u128) -> AttemptRef {
+    AttemptRef { task: Uuid::from_u128(n).into(), number: 1, id: Uuid::from_u128(n << 64 | n).into() }
+}
+
+pub(crate) fn spawn(name: &str) -> Spawn {
+    Spawn {
+        contract: ContractId(Uuid::from_u128(7)),
+        contract_name: "goal".to_owned(),
+        name: name.to_owned(),
+        plan: "true".to_owned(),
+        agent: "shell".to_owned(),
+        model: None,
+        repository: "/repo".to_owned(),
+        base_branch: String::new(),
+        branch: format!("makima/{name}/1"),
+        result_ref: format!("refs/makima/results/{name}"),
+        dependencies: Vec::new(),
+        setup_command: String::new(),
+        setup_timeout: Duration::from_secs(600),
+        copy_files: Vec::new(),
+        wall_time: None,
+        grace: Duration::from_secs(10),
+        parent: None,
+        depth: 0,
+        task_key: "mk_task_x".to_owned(),
+        contract_tasks: Vec::new(),
+    }
+}
+
+fn command(sequence: i64, order: Order) -> Command {
+    let n = u128::try_from(sequence).unwrap();
+    Command { sequence, id: CommandId(Uuid::from_u128(1_000 + n)), epoch: Epoch(1), attempt: attempt(n), order }
+}
+
+fn spawn_command(sequence: i64) -> Command {
+    command(sequence, Order::Spawn(Box::new(spawn(&format!("task-{sequence}")))))
+}
+
+fn complete(class: FailureClass) -> Complete {
+    Complete {
+        outcome: Err(Failure::new(class, "because")),
+        progress: Progress { agent_session_id: String::new(), usage: Usage::default(), last_message: String::new() },
+        output_bytes: 3,
+        exit_code: Some(1),
+        signal: 0,
+    }
+}
+
+fn warning(text: &str) -> Report {
+    Report::Warning { message: text.to_owned() }
+}
+
+fn say(reports: Vec<Report>) -> Change {
+    Change { reports, ..Change::default() }
+}
+
+fn open(state: &Path) -> Journal {
+    Journal::open(state, NOW).unwrap().journal
+}
+
+async fn sequences(journal: &Journal) -> Vec<i64> {
+    journal.outbox(0, 1_000).await.unwrap().into_iter().map(|m| m.sequence).collect()
+}
+
+#[tokio::test]
+async fn what_was_promised_is_there_after_reopening() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    let id = journal.id();
+    assert_eq!(journal.accept(vec![spawn_command(1)], NOW).await.unwrap(), [Accepted::New]);
+    let started = Change {
+        state: Some(State::Running),
+        directory: Some("/state/attempts/a".into()),
+        worktree: Some("/state/worktrees/a".to_owned()),
+        reports: vec![warning("one"), warning("two")],
+        ..Change::default()
+    };
+    journal.record(attempt(1), started, NOW).await.unwrap();
+    drop(journal);
+
+    let journal = open(state.path());
+    assert_eq!(journal.id(), id);
+    let row = journal.attempt(attempt(1)).await.unwrap().unwrap();
+    assert_eq!((row.state, row.worktree.as_str()), (State::Running, "/state/worktrees/a"));
+    assert_eq!(row.spawn, Some(spawn("task-1")));
+    let messages = journal.outbox(0, 10).await.unwrap();
+    assert_eq!(messages.iter().map(|m| m.sequence).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(messages[1].report, warning("two"));
+    assert_eq!(*journal.newest().borrow(), 2);
+    assert_eq!(
+        journal.standing().await.unwrap(),
+        Standing { last_command: 1, first_unanswered: 1, last_unanswered: 2 }
+    );
+}
+
+/// The file as it is on the disk at this instant, as `kill -9` leaves it: no connection has closed it.
+fn killed(state: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for suffix in ["", "-wal"] {
+        let name = format!("{FILE}{suffix}");
+        if state.join(&name).exists() {
+            fs::copy(state.join(&name), copy.path().join(&name)).unwrap();
+        }
+    }
+    copy
+}
+
+#[tokio::test]
+async fn killed_after_an_answer_the_answer_still_holds() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    for n in 1..=20 {
+        journal.accept(vec![spawn_command(n)], NOW).await.unwrap();
+        journal.record(attempt(n as u128), say(vec![warning("w")]), NOW).await.unwrap();
+        let after = killed(state.path());
+        let reopened = open(after.path());
+        assert_eq!(reopened.attempts().await.unwrap().len(), usize::try_from(n).unwrap());
+        assert_eq!(sequences(&reopened).await, (1..=n).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn the_same_command_twice_is_a_no_op_and_other_content_a_conflict() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    assert_eq!(journal.accept(vec![spawn_command(1)], NOW).await.unwrap(), [Accepted::New]);
+    // Sent again in a later session, so with another epoch.
+    let again = Command { epoch: Epoch(9), ..spawn_command(1) };
+    assert_eq!(journal.accept(vec![again], NOW).await.unwrap(), [Accepted::Known]);
+    let other = Command { order: Order::Spawn(Box::new(spawn("other"))), ..spawn_command(1) };
+    assert_eq!(journal.accept(vec![other], NOW).await.unwrap(), [Accepted::Conflict]);
+    // Another command for the same attempt does not start it twice.
+    let twin = Command { id: CommandId(Uuid::from_u128(5)), sequence: 2, ..spawn_command(1) };
+    assert_eq!(journal.accept(vec![twin], NOW).await.unwrap(), [Accepted::Known]);
+    assert_eq!(journal.attempts().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancel_is_remembered_and_stands_in_the_way_of_a_late_spawn() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    let cancel = |n| command(n, Order::Cancel { reason: "enough".to_owned(), grace: Duration::from_secs(1) });
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    let late = Command { sequence: 2, id: CommandId(Uuid::from_u128(77)), ..cancel(1) };
+    assert_eq!(journal.accept(vec![late.clone()], NOW).await.unwrap(), [Accepted::New]);
+    assert_eq!(journal.accept(vec![late], NOW).await.unwrap(), [Accepted::Known]);
+    let stop = journal.attempt(attempt(1)).await.unwrap().unwrap().stop.unwrap();
+    assert_eq!((stop.why, stop.reason.as_str()), (Why::Cancelled, "enough"));
+
+    assert_eq!(journal.accept(vec![cancel(3)], NOW).await.unwrap(), [Accepted::New]);
+    let spawn = Command { id: CommandId(Uuid::from_u128(78)), ..spawn_command(3) };
+    assert_eq!(journal.accept(vec![spawn], NOW).await.unwrap(), [Accepted::Known]);
+    assert_eq!(journal.attempt(attempt(3)).await.unwrap().unwrap().spawn, None);
+}
+
+#[tokio::test]
+async fn an_answered_message_is_gone_and_what_it_ended_is_over() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    let ended = Change {
+        state: Some(State::Reported),
+        reports: vec![warning("w"), Report::Complete(complete(FailureClass::AgentError))],
+        ..Change::default()
+    };
+    journal.record(attempt(1), ended, NOW).await.unwrap();
+    journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
+    assert_eq!(sequences(&journal).await, [2]);
+    assert_eq!(journal.attempt(attempt(1)).await.unwrap().unwrap().state, State::Reported);
+    // Asked for again while it waits: not written twice.
+    assert!(journal.report_again(attempt(1), NOW).await.unwrap());
+    assert_eq!(sequences(&journal).await, [2]);
+
+    journal.answered(2, MessageOutcome::Fenced, NOW).await.unwrap();
+    // The same answer again changes nothing.
+    journal.answered(2, MessageOutcome::Fenced, NOW).await.unwrap();
+    assert_eq!(journal.attempt(attempt(1)).await.unwrap().unwrap().state, State::Over);
+    assert!(sequences(&journal).await.is_empty());
+
+    // Asked for again after all: the same report, with the next number.
+    assert!(journal.report_again(attempt(1), NOW).await.unwrap());
+    let messages = journal.outbox(0, 10).await.unwrap();
+    assert_eq!(messages[0].sequence, 3);
+    assert_eq!(messages[0].report, Report::Complete(complete(FailureClass::AgentError)));
+    assert_eq!(journal.attempt(attempt(1)).await.unwrap().unwrap().state, State::Reported);
+}
+
+#[tokio::test]
+async fn progress_waits_until_the_last_word_is_answered() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1), spawn_command(2)], NOW).await.unwrap();
+    assert!(journal.progress(attempt(1), Progress::default(), NOW).await.unwrap());
+    assert!(!journal.progress(attempt(1), Progress::default(), NOW).await.unwrap());
+    assert!(journal.progress(attempt(2), Progress::default(), NOW).await.unwrap());
+    journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
+    assert!(journal.progress(attempt(1), Progress::default(), NOW).await.unwrap());
+    assert_eq!(sequences(&journal).await, [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn numbers_have_no_gaps_whoever_writes_at_once_and_whatever_fails_between() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 1..=8_i64 {
+        let journal = journal.clone();
+        writers.spawn(async move {
+            journal.accept(vec![spawn_command(n)], NOW).await.unwrap();
+            for _ in 0..50 {
+                journal.record(attempt(n as u128), say(vec![warning("w")]), NOW).await.unwrap();
+                // One that fails after it has taken a number: its savepoint gives the number back.
+                let failed = journal.worker.call(Kind::Durable, move |db| {
+                    sql::attempt_change(db, attempt(n as u128), &say(vec![warning("lost")]), NOW)?;
+                    Err::<(), _>(Error::Closed)
+                });
+                assert!(failed.await.is_err());
+            }
+        });
+    }
+    writers.join_all().await;
+    assert_eq!(sequences(&journal).await, (1..=400).collect::<Vec<_>>());
+    assert_eq!(*journal.newest().borrow(), 400);
+}
+
+#[tokio::test]
+async fn a_damaged_journal_is_moved_aside_and_replaced() {
+    for damage in [&b"this is no database, and was never meant to be one"[..], &[0xff; 8192][..]] {
+        let state = tempfile::tempdir().unwrap();
+        let id = open(state.path()).id();
+        // The thread closes the file after the handle is gone; damage must not race with that.
+        let path = state.path().join(FILE);
+        let copy = killed(state.path());
+        fs::File::create(copy.path().join(FILE)).unwrap().write_all(damage).unwrap();
+        fs::remove_file(copy.path().join(format!("{FILE}-wal"))).ok();
+        let opened = Journal::open(copy.path(), NOW).unwrap();
+        assert_ne!(opened.journal.id(), id);
+        assert!(opened.fresh);
+        let aside = opened.moved_aside.unwrap();
+        assert_eq!(aside, copy.path().join("journal.corrupt-1"));
+        assert_eq!(fs::read(aside).unwrap(), damage);
+        assert!(path.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_newer_journal_is_refused_and_left_alone() {
+    let state = tempfile::tempdir().unwrap();
+    drop(open(state.path()));
+    let copy = killed(state.path());
+    let connection = rusqlite::Connection::open(copy.path().join(FILE)).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let error = Journal::open(copy.path(), NOW).unwrap_err();
+    assert!(matches!(error, Error::Newer { found: 99, .. }), "{error}");
+    assert!(!copy.path().join("journal.corrupt-1").exists());
+}
+
+#[tokio::test]
+async fn attempts_found_by_their_directories_do_not_replace_what_is_known() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    let found = |n: u128| Row {
+        attempt: attempt(n),
+        state: State::Ending,
+        spawn: Some(spawn("found")),
+        directory: "/d".into(),
+        worktree: "/w".to_owned(),
+        stop: None,
+        complete: None,
+        uploaded: false,
+        created: NOW,
+        updated: NOW,
+    };
+    journal.adopt(vec![found(1), found(2)]).await.unwrap();
+    let rows = journal.attempts().await.unwrap();
+    assert_eq!(rows.iter().map(|r| r.state).collect::<Vec<_>>(), [State::Accepted, State::Ending]);
+    assert_eq!(journal.attempts_of(vec![attempt(2).task]).await.unwrap(), vec![found(2)]);
+
+    // Only what is over can be forgotten.
+    journal.prune(vec![attempt(1), attempt(2)]).await.unwrap();
+    assert_eq!(journal.attempts().await.unwrap().len(), 2);
+    let over = Change { state: Some(State::Over), ..Change::default() };
+    journal.record(attempt(2), over, NOW).await.unwrap();
+    journal.prune(vec![attempt(1), attempt(2)]).await.unwrap();
+    assert_eq!(journal.attempts().await.unwrap().len(), 1);
+    // A spawn sent again for a forgotten attempt whose command is still known starts nothing.
+    assert_eq!(AttemptId::from(attempt(2).id), attempt(2).id);
+}

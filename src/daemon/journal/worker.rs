@@ -1,0 +1,153 @@
+//! The one thread that has the connection: it takes all that waits, runs it in one transaction, commits, then answers.
+
+use std::thread;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Error;
+
+/// Jobs waiting for the thread before callers wait too: some seconds of the fastest reporting there is.
+const QUEUE: usize = 1_024;
+/// Jobs of one transaction: as many as keep a commit short of what anybody would notice.
+const BATCH: usize = 256;
+
+/// What a job needs of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// Nothing.
+    Read,
+    /// To be written; what is lost with the power does not matter.
+    Lazy,
+    /// To be on the disk before the answer.
+    Durable,
+}
+
+/// Answers the caller, once it is known whether the commit worked.
+type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+struct Job {
+    kind: Kind,
+    /// Given the connection inside a transaction, or why there is none.
+    run: Box<dyn FnOnce(Result<&mut Connection, Error>) -> Answer + Send>,
+}
+
+/// The handle on the thread; the thread ends when the last one is dropped.
+#[derive(Debug)]
+pub(super) struct Worker {
+    jobs: mpsc::Sender<Job>,
+    newest: watch::Receiver<i64>,
+}
+
+impl Worker {
+    pub(super) fn start(connection: Connection) -> Result<Self, Error> {
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        let (publish, newest) = watch::channel(last_message(&connection)?);
+        thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || work(connection, inbox, &publish))
+            .map_err(|e| Error::Open { path: super::FILE.into(), message: e.to_string() })?;
+        Ok(Self { jobs, newest })
+    }
+
+    pub(super) fn newest(&self) -> watch::Receiver<i64> {
+        self.newest.clone()
+    }
+
+    /// Runs `work` in the next transaction and answers when that is committed. What `work` did is undone if it fails, and
+    /// nothing else is. A caller that goes away does not undo what it asked for.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let run = move |connection: Result<&mut Connection, Error>| -> Answer {
+            let result = connection.and_then(|connection| in_savepoint(connection, kind, work));
+            Box::new(move |committed| {
+                // The caller may have gone away.
+                let _ = answer.send(committed.and(result));
+            })
+        };
+        self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)?;
+        answered.await.map_err(|_| Error::Closed)?
+    }
+}
+
+fn in_savepoint<T>(
+    connection: &mut Connection,
+    kind: Kind,
+    work: impl FnOnce(&Connection) -> Result<T, Error>,
+) -> Result<T, Error> {
+    if kind == Kind::Read {
+        return work(connection);
+    }
+    let savepoint = connection.savepoint()?;
+    let done = work(&savepoint)?;
+    savepoint.commit()?;
+    Ok(done)
+}
+
+fn work(mut connection: Connection, mut inbox: mpsc::Receiver<Job>, newest: &watch::Sender<i64>) {
+    let mut synced = true;
+    let mut batch = Vec::with_capacity(BATCH);
+    while let Some(job) = inbox.blocking_recv() {
+        batch.push(job);
+        while batch.len() < BATCH
+            && let Ok(job) = inbox.try_recv()
+        {
+            batch.push(job);
+        }
+        let kind = batch.iter().map(|job| job.kind).max().unwrap_or(Kind::Read);
+        let mut answers = Vec::with_capacity(batch.len());
+        let committed = commit(&mut connection, kind, &mut synced, batch.drain(..), &mut answers);
+        if kind == Kind::Durable
+            && committed.is_ok()
+            && let Ok(last) = last_message(&connection)
+        {
+            newest.send_if_modified(|n| std::mem::replace(n, last) != last);
+        }
+        for answer in answers {
+            answer(committed.clone());
+        }
+    }
+}
+
+/// One transaction around the whole batch. On failure nothing of it is in the file, and every caller is told.
+fn commit(
+    connection: &mut Connection,
+    kind: Kind,
+    synced: &mut bool,
+    jobs: impl Iterator<Item = Job>,
+    answers: &mut Vec<Answer>,
+) -> Result<(), Error> {
+    if kind == Kind::Read {
+        answers.extend(jobs.map(|job| (job.run)(Ok(connection))));
+        return Ok(());
+    }
+    if let Err(error) = begin(connection, kind, synced) {
+        answers.extend(jobs.map(|job| (job.run)(Err(error.clone()))));
+        return Err(error);
+    }
+    answers.extend(jobs.map(|job| (job.run)(Ok(connection))));
+    let ended = connection.execute_batch("COMMIT").map_err(Error::from);
+    if ended.is_err() && !connection.is_autocommit() {
+        // Nothing to do if this fails too: the connection is then outside of a transaction anyway.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    ended
+}
+
+fn begin(connection: &mut Connection, kind: Kind, synced: &mut bool) -> Result<(), Error> {
+    let sync = kind == Kind::Durable;
+    if sync != *synced {
+        connection.execute_batch(if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
+        *synced = sync;
+    }
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    Ok(())
+}
+
+fn last_message(connection: &Connection) -> Result<i64, Error> {
+    Ok(connection.query_row("SELECT last_message FROM meta", [], |row| row.get(0))?)
+}
