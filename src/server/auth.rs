@@ -231,7 +231,10 @@ impl Auth {
         }
         let key = self.key(&hash(text)).await?.filter(|key| key.kind == kind).ok_or_else(unknown)?;
         if key.revoked.is_some() {
-            return Err(ApiError::new(Reason::KeyRevoked, "this key was revoked; ask whoever runs the server for another"));
+            return Err(ApiError::new(
+                Reason::KeyRevoked,
+                "this key was revoked; ask whoever runs the server for another",
+            ));
         }
         let belongs = |owner: Option<OwnerId>| owner.ok_or_else(unknown);
         match kind {

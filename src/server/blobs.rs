@@ -127,7 +127,9 @@ impl Blobs {
             let item = listing.next().await;
             let is_end = item.is_none();
             match item {
-                Some(Ok(meta)) if meta.last_modified.timestamp_micros() < old => portion.push(meta.location.to_string()),
+                Some(Ok(meta)) if meta.last_modified.timestamp_micros() < old => {
+                    portion.push(meta.location.to_string())
+                }
                 Some(Err(source)) => {
                     return Err(Error::Operation { operation: "list", name: String::new(), source });
                 }

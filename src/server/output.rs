@@ -288,9 +288,10 @@ impl OutputStore {
             let new = &chunk.data[known..];
             view.tail.extend_from_slice(new);
             self.0.memory.fetch_add(new.len(), Ordering::Relaxed);
-            view.touched = Instant::now();
+            let now = Instant::now();
+            view.touched = now;
             if !new.is_empty() {
-                view.dirty.get_or_insert(view.touched);
+                view.dirty.get_or_insert(now);
             }
             if chunk.last && view.received() == end {
                 view.ended = true;

@@ -168,9 +168,8 @@ impl Tx {
 
     /// The blob of this name.
     pub async fn blob_fetch(&mut self, name: &str) -> Result<Option<Blob>> {
-        static SQL: LazySql = LazySql::new(|| {
-            Sql::new(&format!("SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.name = rows.name"), NAME)
-        });
+        static SQL: LazySql =
+            LazySql::new(|| Sql::new(&format!("SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.name = rows.name"), NAME));
         let rows: Vec<BlobRow> = self.fetch(&SQL, &[Name { name }]).await?;
         Ok(rows.into_iter().next().map(Blob::from))
     }
@@ -190,9 +189,8 @@ impl Tx {
     /// Blobs made before a time, oldest first.
     pub async fn blobs_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<Blob>> {
         static SQL: LazySql = LazySql::new(|| {
-            let text = format!(
-                "SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.created < rows.now ORDER BY b.created LIMIT $2"
-            );
+            let text =
+                format!("SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.created < rows.now ORDER BY b.created LIMIT $2");
             Sql::new(&text, NOW)
         });
         let rows: Vec<BlobRow> = self.fetch_some(&SQL, &[Now { now: before }], limit).await?;

@@ -143,6 +143,7 @@ fn attempt() -> Attempt {
         assigned: now,
         started: None,
         output_bytes: 0,
+        commands: Vec::new(),
     }
 }
 
