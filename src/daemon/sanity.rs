@@ -38,6 +38,11 @@ pub fn check(settings: DependencyOrdering, spawn: &Spawn, known: &[Row], mine: &
     warnings
 }
 
+/// What a task touches, by its own plan; nothing until the analysis of plans is there.
+pub fn touched(_spawn: &Spawn) -> Vec<Category> {
+    Vec::new()
+}
+
 fn incomplete(dependency: &DependencyResult) -> Option<String> {
     (!dependency.status.is_complete()).then(|| {
         format!(
