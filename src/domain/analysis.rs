@@ -15,3 +15,8 @@ pub enum Category {
     /// User interface.
     Ui,
 }
+
+/// TBD
+pub fn categorize_plan(_name: &str, _plan: &str) -> Vec<Category> {
+    Vec::new()
+}

@@ -317,7 +317,9 @@ impl Attempt {
             AttemptStep::Moved(Box::new(attempt))
         };
         match (&self.state, event) {
-            (S::Ended { outcome, .. }, AttemptEvent::Ended { outcome: again }) if outcome == again => AttemptStep::Already,
+            (S::Ended { outcome, .. }, AttemptEvent::Ended { outcome: again }) if outcome == again => {
+                AttemptStep::Already
+            }
             // Given up because its daemon was lost, and nothing has taken its place: the daemon is back, and has it.
             (S::Ended { outcome: Err(failure), .. }, AttemptEvent::Revived)
                 if failure.class == FailureClass::DaemonLost && !self.fenced =>
@@ -330,7 +332,9 @@ impl Attempt {
             (_, AttemptEvent::Ended { outcome }) => {
                 moved(&|attempt| attempt.state = S::Ended { at: now, outcome: outcome.clone() })
             }
-            (S::Assigned { .. }, AttemptEvent::Accepted) => moved(&|attempt| attempt.state = S::Accepted { since: now }),
+            (S::Assigned { .. }, AttemptEvent::Accepted) => {
+                moved(&|attempt| attempt.state = S::Accepted { since: now })
+            }
             (S::Disconnected { was, .. }, AttemptEvent::Revived | AttemptEvent::Accepted | AttemptEvent::Started) => {
                 let mut attempt = Self { state: (**was).clone(), ..self.clone() };
                 if let AttemptStep::Moved(further) = attempt.apply(event, now) {

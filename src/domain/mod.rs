@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod dependency;
 pub mod draft;
 pub mod event;
+pub mod explain;
 pub mod id;
 pub mod key;
 pub mod order;

@@ -87,7 +87,8 @@ pub fn reconcile(daemon: DaemonId, owner: OwnerId, known: &[Attempt], inventory:
         if !listed.insert(item.attempt) {
             continue;
         }
-        let word = by_name.get(&item.attempt).map_or(Word::only(Verdict::Salvage), |attempt| verdict(attempt, item.state));
+        let word =
+            by_name.get(&item.attempt).map_or(Word::only(Verdict::Salvage), |attempt| verdict(attempt, item.state));
         reconciled.verdicts.push((item.attempt, word.verdict));
         if word.accepted {
             reconciled.accepted.push(item.attempt);
@@ -240,6 +241,7 @@ mod tests {
             assigned: NOW,
             started: None,
             output_bytes: 0,
+            commands: Vec::new(),
         }
     }
 

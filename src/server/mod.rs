@@ -1,1 +1,38 @@
-//! TBD
+//! Who decides when.
+pub mod ledger;
+pub mod reaper;
+pub mod session;
+pub mod task_keys;
+
+use crate::wire::status::{ApiError, Reason};
+
+/// What the ledger refuses, as a caller hears it.
+pub fn api_error(error: ledger::Error) -> ApiError {
+    use ledger::Error;
+    let text = error.to_string();
+    match error {
+        Error::NotFound { kind: "contract", .. } => ApiError::new(Reason::ContractNotFound, text),
+        Error::NotFound { kind: "daemon", .. } => ApiError::new(Reason::DaemonNotFound, text),
+        Error::NotFound { kind: "key", .. } => ApiError::new(Reason::KeyNotFound, text),
+        Error::NotFound { .. } => ApiError::new(Reason::TaskNotFound, text),
+        Error::Invalid(violations) => {
+            let dependency = |(field, _): &(String, String)| field.contains("depends_on");
+            let reason = match violations.iter().any(dependency) {
+                true => Reason::InvalidDependencies,
+                false => Reason::InvalidFields,
+            };
+            let violations =
+                violations.into_iter().map(|(field, what)| crate::wire::status::Violation::new(field, what));
+            ApiError::violating(reason, violations.collect())
+        }
+        Error::Precondition(_) => ApiError::new(Reason::WrongState, text),
+        Error::Etag { .. } => ApiError::new(Reason::EtagMismatch, text),
+        Error::RequestIdReused(_) => ApiError::new(Reason::RequestIdReused, text),
+        Error::Exists(_) => ApiError::new(Reason::NameTaken, text),
+        Error::Forbidden(_) => ApiError::new(Reason::OwnerKeyNeeded, text),
+        Error::StaleSession(_) => ApiError::new(Reason::WrongState, text),
+        Error::Unstorable(_) => ApiError::new(Reason::Internal, text),
+        Error::Unavailable(_) => ApiError::new(Reason::Unavailable, text),
+        Error::Stopping => ApiError::shutting_down(),
+    }
+}

@@ -160,6 +160,11 @@ impl Store {
         }
     }
 
+    /// The answer to a COMMIT can be lost: the database is another process.
+    pub fn commits_in_doubt(&self) -> bool {
+        matches!(self.db, Db::Postgres(_))
+    }
+
     /// The word for the database, for people.
     pub fn kind(&self) -> &'static str {
         match &self.db {

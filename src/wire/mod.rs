@@ -1,7 +1,25 @@
 //! What is said: the generated protocol, and the only place where it meets the domain.
+//!
+//! ```text
+//!   pb (generated) ──contract, task, key, fleet: check form, every violation at once──> domain drafts and ids
+//!   domain values  ──contract, task, key, fleet, event──────────────────────────────> pb
+//!   errors         ──status: one table───────────────────────────────────────────────> tonic::Status
+//!   common: ids, times, words      daemon: the session's messages      page: page and resume tokens
+//! ```
+//!
+//! Form is checked here (sizes, characters, ranges, what is not served yet); substance (does the task exist, is there a
+//! cycle) by the ledger, in the transaction that would rely on it.
 
+pub mod check;
 pub mod common;
+pub mod contract;
 pub mod daemon;
+pub mod event;
+pub mod fleet;
+pub mod key;
+pub mod page;
+pub mod status;
+pub mod task;
 
 /// The protocol as generated from `proto/makima/v1`.
 pub mod pb {

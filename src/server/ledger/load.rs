@@ -136,7 +136,8 @@ impl Keys {
                 self.daemons.insert(hello.daemon);
                 self.daemons_live.insert(hello.daemon);
                 self.daemon_names.insert((attach.owner, hello.card.name.clone()));
-                self.attempt_numbers.extend(hello.inventory.iter().map(|item| (item.attempt.task, item.attempt.number)));
+                self.attempt_numbers
+                    .extend(hello.inventory.iter().map(|item| (item.attempt.task, item.attempt.number)));
             }
             Op::Seen(seen) => self.daemons.extend(seen.iter().map(|(daemon, ..)| *daemon)),
             Op::Answered { daemon, attempt, .. } => {
@@ -327,7 +328,11 @@ impl Work {
     }
 
     /// Reads contracts that are not here yet.
-    pub(super) async fn load_contract_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = ContractId>) -> Result<()> {
+    pub(super) async fn load_contract_rows(
+        &mut self,
+        tx: &mut Tx,
+        ids: impl Iterator<Item = ContractId>,
+    ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.contracts.contains(*id)).collect();
         for contract in tx.contracts_fetch(&missing).await? {
             self.contracts.loaded(contract.id, contract);
@@ -340,7 +345,8 @@ impl Work {
         let attempts = self.attempts.dirty().into_iter().filter(|a| a.state.status() != AttemptStatus::Ended);
         let attempts = attempts.filter_map(|attempt| attempt.due());
         let waits = self.tasks.dirty().into_iter().filter_map(|task| task.wait().map(|wait| wait.until));
-        let cancelling = self.contracts.dirty().into_iter().filter(|c| c.cancelled.is_some() && c.counts.unfinished() > 0);
+        let cancelling =
+            self.contracts.dirty().into_iter().filter(|c| c.cancelled.is_some() && c.counts.unfinished() > 0);
         attempts.chain(waits).chain(cancelling.map(|_| self.now)).min()
     }
 }

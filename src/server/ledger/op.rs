@@ -4,7 +4,7 @@
 use tokio::sync::mpsc;
 
 use crate::domain::{
-    DaemonId, Epoch, KeyId, OwnerId, Timestamp,
+    AttemptRef, DaemonId, Epoch, KeyId, OwnerId, Timestamp,
     contract::Contract,
     daemon::{Daemon, Hello},
     id::{ContractId, TaskId},
@@ -13,7 +13,6 @@ use crate::domain::{
     reconcile::Verdict,
     report::{Message, MessageOutcome},
     task::Task,
-    AttemptRef,
 };
 
 pub use crate::domain::draft::{ContractUpdate, NewContract, NewTask, NewTasks, TaskUpdate};

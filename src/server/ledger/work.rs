@@ -338,7 +338,14 @@ impl Work {
         });
     }
 
-    pub(super) fn log_contract(&mut self, contract: &Contract, event: &str, fields: &[&str], actor: &str, detail: String) {
+    pub(super) fn log_contract(
+        &mut self,
+        contract: &Contract,
+        event: &str,
+        fields: &[&str],
+        actor: &str,
+        detail: String,
+    ) {
         self.changes.push(Change {
             sequence: 0,
             at: self.now,
@@ -385,8 +392,12 @@ impl Work {
         tx.edges_delete(&gone).await?;
         tx.attempts_put(&self.attempts.dirty()).await?;
         tx.daemons_put(&self.daemons.dirty()).await?;
-        let commands: Vec<_> =
-            self.commands.iter().filter(|(daemon, c)| !self.commands_gone.contains(&(*daemon, c.sequence))).cloned().collect();
+        let commands: Vec<_> = self
+            .commands
+            .iter()
+            .filter(|(daemon, c)| !self.commands_gone.contains(&(*daemon, c.sequence)))
+            .cloned()
+            .collect();
         tx.commands_insert(&commands).await?;
         let commands_gone: Vec<_> = self.commands_gone.iter().copied().collect();
         tx.commands_delete(&commands_gone).await?;

@@ -1,0 +1,382 @@
+//! Turning what an agent left into a result.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use git2::{Oid, RepositoryState};
+
+use super::{Error, Finished, admin_dir, identity, is_intact, named, prepare::one_line, split_nul};
+use crate::{
+    daemon::{
+        attempt_dir::{Manifest, Place},
+        git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, succeed},
+    },
+    domain::attempt::{FailureClass, TaskResult},
+};
+
+/// What a push of a result has: it is tried, not waited for.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// Objects put on the disk one by one; more are put there by syncing the whole file system.
+const MAX_SYNCED_OBJECTS: usize = 20_000;
+/// Bytes of the first line of a commit message.
+const MAX_SUBJECT: usize = 100;
+
+/// Commits what is left on the branch and sets the result ref. No process of the attempt may be alive. Repeating it, after a
+/// crash in the middle, comes to the same result.
+pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
+    let Some(place) = &manifest.place else {
+        return Err(Error::new(FailureClass::WorktreeLost, "the attempt has no worktree"));
+    };
+    if !is_intact(place) {
+        let gone = format!("the worktree {} is gone or damaged", place.worktree.display());
+        return Err(Error::new(FailureClass::WorktreeLost, gone));
+    }
+    let mut warnings = Vec::new();
+    remove_dead_locks(&place.worktree);
+    refuse_unfinished(place).await?;
+    let attached = detach_from_foreign_branch(place).await?;
+    commit_rest(manifest, place, &mut warnings).await?;
+    let head = succeed("read HEAD", LOCAL_TIMEOUT, || git(&place.worktree).args(["rev-parse", "--verify", "HEAD"]));
+    let commit = head.await?.text();
+    let branch = place_on_branch(place, &commit, attached, &mut warnings).await?;
+    look_for_committed_secrets(place, &commit, &mut warnings).await?;
+    make_durable(place, &commit).await?;
+    let result_ref = manifest.spawn.result_ref.clone();
+    set_ref(place, &result_ref, &commit).await?;
+    let published = publish(place, &result_ref, &commit, &mut warnings).await?;
+    Ok(Finished { result: TaskResult { commit, branch, result_ref, published }, warnings })
+}
+
+/// Nobody is alive who could hold a lock of this worktree.
+fn remove_dead_locks(worktree: &Path) {
+    let Some(admin) = admin_dir(worktree) else { return };
+    for name in ["index.lock", "HEAD.lock"] {
+        if fs::remove_file(admin.join(name)).is_ok() {
+            tracing::info!(worktree = %worktree.display(), name, "removed a lock that the agent's git left");
+        }
+    }
+}
+
+/// An agent that left git in the middle of something has not finished, whatever it says.
+async fn refuse_unfinished(place: &Place) -> Result<(), Error> {
+    let worktree = place.worktree.clone();
+    let unmerged = succeed("look for conflicts", LOCAL_TIMEOUT, || {
+        git(&place.worktree).args(["diff", "--name-only", "--diff-filter=U", "-z"])
+    })
+    .await?;
+    let files = split_nul(&unmerged.stdout);
+    if !files.is_empty() {
+        let message = format!("the agent left conflicts unresolved in {}", named(&files));
+        return Err(Error::new(FailureClass::AgentError, message));
+    }
+    let state = blocking(move || {
+        let opened = git2::Repository::open(&worktree).map_err(|error| git2_error(&error))?;
+        Ok(opened.state())
+    });
+    let middle = match state.await? {
+        RepositoryState::Rebase | RepositoryState::RebaseInteractive | RepositoryState::RebaseMerge => "a rebase",
+        RepositoryState::ApplyMailbox | RepositoryState::ApplyMailboxOrRebase => "`git am`",
+        RepositoryState::Bisect => "a bisection",
+        // The commit below concludes these.
+        RepositoryState::Clean
+        | RepositoryState::Merge
+        | RepositoryState::Revert
+        | RepositoryState::RevertSequence
+        | RepositoryState::CherryPick
+        | RepositoryState::CherryPickSequence => return Ok(()),
+    };
+    Err(Error::new(FailureClass::AgentError, format!("the agent left {middle} unfinished")))
+}
+
+/// Where HEAD is on a branch that is not ours, the rest is committed beside it: that branch stays where the agent left it.
+/// Answers whether HEAD is on our branch.
+async fn detach_from_foreign_branch(place: &Place) -> Result<bool, Error> {
+    let dir = &place.worktree;
+    let head = attempt("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["symbolic-ref", "-q", "HEAD"])).await?;
+    if head.success() && head.text() == format!("refs/heads/{}", place.branch) {
+        return Ok(true);
+    }
+    let born = attempt("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["rev-parse", "-q", "--verify", "HEAD"])).await?;
+    if head.success() && born.success() {
+        let id = born.text();
+        succeed("detach HEAD", LOCAL_TIMEOUT, || git(dir).args(["update-ref", "--no-deref", "HEAD", &id])).await?;
+    }
+    Ok(false)
+}
+
+// === the commit ===
+
+/// One line of `git status --porcelain=v1 -z`.
+struct Change {
+    index: u8,
+    tree: u8,
+    path: String,
+}
+
+async fn changes(worktree: &Path) -> Result<Vec<Change>, Error> {
+    let output = succeed("look for changes", LONG_TIMEOUT, || {
+        git(worktree).args(["status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames"])
+    })
+    .await?;
+    if output.truncated {
+        return Err(Error::new(FailureClass::AgentError, "the agent changed more files than can be listed"));
+    }
+    let parse = |entry: &[u8]| {
+        let (status, path) = (entry.get(..2)?, entry.get(3..)?);
+        Some(Change { index: status[0], tree: status[1], path: String::from_utf8_lossy(path).into_owned() })
+    };
+    Ok(output.stdout.split(|byte| *byte == 0).filter_map(parse).collect())
+}
+
+async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<String>) -> Result<(), Error> {
+    let dir = &place.worktree;
+    let copied: HashSet<&Path> = place.copied.iter().map(PathBuf::as_path).collect();
+    let (mut add, mut unstage, mut secrets, mut nested) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for change in changes(dir).await? {
+        let is_new = change.index == b'A' || change.index == b'?';
+        if is_new && (looks_secret(&change.path) || copied.contains(Path::new(&change.path))) {
+            if change.index == b'A' {
+                unstage.push(change.path.clone());
+            }
+            if !copied.contains(Path::new(&change.path)) {
+                secrets.push(change.path);
+            }
+        } else if change.index == b'?' && change.path.ends_with('/') {
+            nested.push(change.path);
+        } else if change.tree != b' ' {
+            add.push(change.path);
+        }
+    }
+    if !secrets.is_empty() {
+        warnings.push(format!("left out of the commit, since they look like secrets: {}", named(&secrets)));
+    }
+    if !nested.is_empty() {
+        warnings.push(format!("left out of the commit, since they are repositories of their own: {}", named(&nested)));
+    }
+    if !unstage.is_empty() {
+        let input = unstage.join("\0");
+        succeed("leave files out", LOCAL_TIMEOUT, || {
+            let reset = ["reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul"];
+            git(dir).env("GIT_LITERAL_PATHSPECS", "1").args(reset).stdin(input.clone())
+        })
+        .await?;
+    }
+    if !add.is_empty() {
+        let input = add.join("\0");
+        succeed("add the agent's changes", LONG_TIMEOUT, || {
+            git(dir)
+                .env("GIT_LITERAL_PATHSPECS", "1")
+                .args(["-c", "core.fsync=all", "-c", "core.safecrlf=false", "-c", "advice.addEmbeddedRepo=false"])
+                .args(["add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul"])
+                .stdin(input.clone())
+        })
+        .await?;
+    }
+    let staged =
+        attempt("look at the index", LOCAL_TIMEOUT, || git(dir).args(["diff", "--cached", "--quiet"])).await?.code;
+    let merging = admin_dir(dir).is_some_and(|admin| admin.join("MERGE_HEAD").exists());
+    let unborn = !attempt("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["rev-parse", "-q", "--verify", "HEAD"]))
+        .await?
+        .success();
+    if staged == Some(0) && !merging && !unborn {
+        return Ok(());
+    }
+    let (message, identity) = (message(manifest), identity(dir).await?);
+    succeed("commit the agent's changes", LONG_TIMEOUT, || {
+        git(dir)
+            .envs(identity.iter().cloned())
+            .args(["-c", "core.fsync=all"])
+            .args(["commit", "--quiet", "--no-verify", "--allow-empty", "--cleanup=verbatim", "--file=-"])
+            .stdin(message.clone())
+    })
+    .await?;
+    Ok(())
+}
+
+fn message(manifest: &Manifest) -> String {
+    let mut subject = one_line(&manifest.spawn.name);
+    if subject.len() > MAX_SUBJECT {
+        let end = (0..=MAX_SUBJECT).rev().find(|at| subject.is_char_boundary(*at)).unwrap_or_default();
+        subject.truncate(end);
+        subject.push('…');
+    }
+    if subject.is_empty() {
+        subject = "Work of an agent".into();
+    }
+    format!("{subject}\n\nMakima-Task: {}\nMakima-Attempt: {}\n", manifest.attempt.task, manifest.attempt.number)
+}
+
+/// Names under which people keep what must not be seen.
+fn looks_secret(path: &str) -> bool {
+    let path = Path::new(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let in_dir = |dir: &str| path.parent().is_some_and(|parent| parent.ends_with(dir));
+    if name == ".env" || name.starts_with(".env.") {
+        // Samples are meant to be seen.
+        return !["example", "sample", "template", "dist", "defaults"].iter().any(|end| name.ends_with(end));
+    }
+    const NAMES: &[&str] = &[
+        ".git-credentials",
+        ".htpasswd",
+        ".netrc",
+        ".npmrc",
+        ".pgpass",
+        ".pypirc",
+        "_netrc",
+        "credentials.json",
+        "id_dsa",
+        "id_ecdsa",
+        "id_ed25519",
+        "id_rsa",
+        "service-account.json",
+    ];
+    const ENDS: &[&str] = &[".pem", ".key", ".p12", ".pfx", ".jks", ".keystore", ".kdbx", ".ppk"];
+    NAMES.contains(&name.as_str())
+        || ENDS.iter().any(|end| name.ends_with(end))
+        || (name == "credentials" && in_dir(".aws"))
+        || (name == "config.json" && in_dir(".docker"))
+}
+
+/// What an agent has committed itself is its own doing, and worth a look.
+async fn look_for_committed_secrets(place: &Place, commit: &str, warnings: &mut Vec<String>) -> Result<(), Error> {
+    if place.base_commit.is_empty() || place.base_commit == commit {
+        return Ok(());
+    }
+    let output = attempt("compare with the start", LONG_TIMEOUT, || {
+        let range = [place.base_commit.as_str(), commit, "--"];
+        git(&place.worktree).args(["diff", "--name-only", "--diff-filter=A", "--no-renames", "-z"]).args(range)
+    })
+    .await?;
+    let secrets: Vec<String> = split_nul(&output.stdout).into_iter().filter(|path| looks_secret(path)).collect();
+    if !secrets.is_empty() {
+        warnings.push(format!("the agent committed files that look like secrets: {}", named(&secrets)));
+    }
+    Ok(())
+}
+
+// === the branch ===
+
+/// Sees to it that a branch holds the result: ours, if that is a step forward, else one beside it.
+async fn place_on_branch(
+    place: &Place,
+    commit: &str,
+    attached: bool,
+    warnings: &mut Vec<String>,
+) -> Result<String, Error> {
+    if attached {
+        return Ok(place.branch.clone());
+    }
+    let worktree = place.worktree.clone();
+    let (ours, tip) = (place.branch.clone(), commit.to_owned());
+    let forward = blocking(move || {
+        let opened = git2::Repository::open(&worktree).map_err(|error| git2_error(&error))?;
+        let tip = Oid::from_str(&tip).map_err(|error| git2_error(&error))?;
+        let branch = opened.refname_to_id(&format!("refs/heads/{ours}"));
+        Ok(branch.map_or(true, |at| at == tip || opened.graph_descendant_of(tip, at).unwrap_or(false)))
+    })
+    .await?;
+    let branch = if forward { place.branch.clone() } else { format!("{}-result", place.branch) };
+    set_ref(place, &format!("refs/heads/{branch}"), commit).await?;
+    let dir = &place.worktree;
+    let name = format!("refs/heads/{branch}");
+    succeed("set HEAD", LOCAL_TIMEOUT, || git(dir).args(["symbolic-ref", "HEAD", &name])).await?;
+    warnings.push(if forward {
+        format!("the agent had left the branch `{branch}`; it now has what the agent made elsewhere")
+    } else {
+        format!("the agent had left the branch `{}` for other commits; they are on `{branch}`", place.branch)
+    });
+    Ok(branch)
+}
+
+// === the result ===
+
+/// Loose objects are not synced by git unless it is told to, and it was the agent's own git that wrote most of them.
+async fn make_durable(place: &Place, commit: &str) -> Result<(), Error> {
+    let base = place.base_commit.clone();
+    let listed = succeed("list the result's objects", LONG_TIMEOUT, || {
+        let not_base = if base.is_empty() { Vec::new() } else { vec![format!("^{base}")] };
+        git(&place.worktree).args(["rev-list", "--objects", "--no-object-names", commit]).args(not_base)
+    })
+    .await?;
+    let objects = place.repo.git_dir.join("objects");
+    blocking(move || {
+        let text = String::from_utf8_lossy(&listed.stdout);
+        let ids: Vec<&str> = text.lines().filter(|id| id.len() > 2).collect();
+        let fail = |error: std::io::Error| Error::refused(format!("cannot put the result on the disk: {error}"));
+        if ids.len() > MAX_SYNCED_OBJECTS || listed.truncated {
+            let dir = File::open(&objects).map_err(fail)?;
+            return rustix::fs::syncfs(&dir).map_err(|error| fail(error.into()));
+        }
+        let mut dirs = HashSet::new();
+        for id in ids {
+            let dir = objects.join(&id[..2]);
+            match File::open(dir.join(&id[2..])) {
+                Ok(file) => file.sync_all().map_err(fail)?,
+                // In a pack, which git syncs, or in a repository this one borrows from.
+                Err(_) => continue,
+            }
+            dirs.insert(dir);
+        }
+        for dir in dirs.iter().chain([&objects]) {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn set_ref(place: &Place, name: &str, commit: &str) -> Result<(), Error> {
+    let _lock = place.repo.lock().await?;
+    succeed("set the result", LOCAL_TIMEOUT, || {
+        git(&place.repo.git_dir).args(["-c", "core.fsync=all"]).args([
+            "update-ref",
+            "-m",
+            "makima: result",
+            name,
+            commit,
+        ])
+    })
+    .await?;
+    Ok(())
+}
+
+/// Pushes the result to origin. A path repository has it already.
+async fn publish(place: &Place, name: &str, commit: &str, warnings: &mut Vec<String>) -> Result<bool, Error> {
+    if !place.repo.cloned {
+        return Ok(true);
+    }
+    let pushed = attempt("push the result", PUSH_TIMEOUT, || {
+        git(&place.repo.git_dir).args(["push", "--quiet", "--no-verify", "origin"]).arg(format!("+{commit}:{name}"))
+    })
+    .await;
+    let why = match pushed {
+        Ok(output) if output.success() => return Ok(true),
+        Ok(output) => output.complaint(),
+        Err(error) => error.message,
+    };
+    warnings.push(format!("origin did not take the result, so only this machine has it: {why}"));
+    Ok(false)
+}
+
+fn git2_error(error: &git2::Error) -> Error {
+    Error::repository(format!("cannot look at the worktree: {}", error.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_secret;
+
+    #[test]
+    fn secrets_are_known_by_their_names() {
+        for path in [".env", "app/.env.production", "certs/server.pem", ".ssh/id_rsa", "a/.aws/credentials", "x.KEY"] {
+            assert!(looks_secret(path), "{path}");
+        }
+        for path in [".env.example", "environment.ts", "src/keys.rs", "pem.txt", "credentials", "id_rsa.pub"] {
+            assert!(!looks_secret(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Why a task stands where it stands: the true reason, for programs and for people, and what somebody can do about it.
+//! Computed when somebody asks, from what is known at one instant, so that it can never be out of date.
+//!
+//! The reasons are looked at in the order in which they would have to go away:
+//!
+//! ```text
+//!   blocked ─> held ─> dependencies ─> previous attempt ─> backoff, usage limit ─> concurrency
+//!           ─> no daemon ─> none matches ─> none accepts ─> none has a slot ─> ready
+//! ```
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    attempt::Failure,
+    contract::{Contract, Hold},
+    daemon::{Daemon, Requirements},
+    id::TaskId,
+    task::{Task, TaskState, TaskStatus, WaitReason},
+    time::Timestamp,
+};
+
+/// Names that a sentence repeats before it counts the rest.
+const NAMES_IN_A_SENTENCE: usize = 3;
+
+/// Why a pending task does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PendingReason {
+    /// About to be given to a daemon.
+    Ready,
+    /// Some dependency is not complete yet.
+    Dependencies,
+    /// A dependency has failed or was cancelled, or is itself blocked: it never starts by itself.
+    Blocked,
+    /// No attached daemon has the labels, profile and repository at once.
+    NoMatchingDaemon,
+    /// Daemons match, and all their slots are taken.
+    NoFreeSlot,
+    /// The contract runs as many attempts as it may.
+    ConcurrencyLimit,
+    /// Waits before the next attempt.
+    Backoff,
+    /// The agent's account is at its limit.
+    UsageLimit,
+    /// Somebody holds the contract or the task.
+    Held,
+    /// No daemon is attached at all.
+    NoDaemon,
+    /// Daemons match, and they take no new work.
+    DaemonsNotAccepting,
+    /// An earlier attempt is still being ended.
+    PreviousAttempt,
+}
+
+/// A task that another waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependency {
+    /// The task depended on.
+    pub task: TaskId,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub status: TaskStatus,
+}
+
+/// A daemon of the owner, with what it has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// Its attempts that are not ENDED.
+    pub live: u32,
+}
+
+/// What bears on a task at one instant.
+#[derive(Clone, Copy, Debug)]
+pub struct Around<'a> {
+    /// Its contract.
+    pub contract: &'a Contract,
+    /// Dependencies that are not complete; may be left empty where only the reason matters, not their names.
+    pub unmet: &'a [Dependency],
+    /// Tasks that have failed or were cancelled, on which it hangs directly or through others.
+    pub blockers: &'a [Dependency],
+    /// The owner's daemons.
+    pub fleet: &'a [Member],
+    /// That instant.
+    pub now: Timestamp,
+}
+
+/// Where a task stands and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Explained {
+    /// The reason, if it is pending.
+    pub pending: Option<PendingReason>,
+    /// The same for people: a fragment that reads on from the task's status; empty when there is nothing to add.
+    pub text: String,
+}
+
+impl Explained {
+    fn pending(reason: PendingReason, text: impl Into<String>) -> Self {
+        Self { pending: Some(reason), text: text.into() }
+    }
+
+    fn standing(text: impl Into<String>) -> Self {
+        Self { pending: None, text: text.into() }
+    }
+}
+
+/// How one daemon fits a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// It could take the task now.
+    pub fits: bool,
+    /// What is missing, and what speaks against it, for people.
+    pub lacks: Vec<String>,
+}
+
+/// Where the task stands and why.
+pub fn explain(task: &Task, around: &Around<'_>) -> Explained {
+    match &task.state {
+        TaskState::Pending { wait, held } => pending(task, wait.as_ref(), held.as_ref(), around),
+        TaskState::Starting { since } => Explained::standing(format!(
+            "given to {} {} ago; its agent has not started yet",
+            daemon_name(task, around),
+            span(around.now.since(*since))
+        )),
+        TaskState::Running { since } => Explained::standing(format!(
+            "its agent has been running on {} for {}",
+            daemon_name(task, around),
+            span(around.now.since(*since))
+        )),
+        TaskState::Paused { held } => Explained::standing(format!("paused by {}", who(held))),
+        TaskState::AwaitingInput { question, .. } => Explained::standing(format!("its agent asks: {question}")),
+        TaskState::Finalizing { .. } => {
+            Explained::standing("its agent has ended well; its result is on the way to where dependents can reach it")
+        }
+        TaskState::Done { .. } | TaskState::Merged { .. } => Explained::default(),
+        TaskState::Failed { failure, .. } => Explained::standing(failed(failure)),
+        TaskState::Cancelled { reason, by, .. } if reason.is_empty() => {
+            Explained::standing(format!("cancelled by {by}"))
+        }
+        TaskState::Cancelled { reason, by, .. } => Explained::standing(format!("cancelled by {by}: {reason}")),
+    }
+}
+
+fn pending(task: &Task, wait: Option<&super::task::Wait>, held: Option<&Hold>, around: &Around<'_>) -> Explained {
+    use PendingReason as Why;
+
+    let contract = around.contract;
+    if !around.blockers.is_empty() {
+        let blockers = names(around.blockers.iter().map(|it| format!("{} ({})", it.name, it.status.word())));
+        return Explained::pending(Why::Blocked, format!("never starts by itself: it hangs on {blockers}"));
+    }
+    if let Some(cancelled) = &contract.cancelled {
+        return Explained::pending(Why::Held, format!("its contract was cancelled by {}", cancelled.by));
+    }
+    if let Some(hold) = held {
+        return Explained::pending(Why::Held, format!("held by {}", who(hold)));
+    }
+    if let Some(hold) = &contract.held {
+        return Explained::pending(Why::Held, format!("its contract is held by {}", who(hold)));
+    }
+    if task.unmet > 0 {
+        let text = if around.unmet.is_empty() {
+            format!("waits for {} {}", task.unmet, if task.unmet == 1 { "dependency" } else { "dependencies" })
+        } else {
+            format!("waits for {}", names(around.unmet.iter().map(|it| format!("{} ({})", it.name, it.status.word()))))
+        };
+        return Explained::pending(Why::Dependencies, text);
+    }
+    if let Some(attempt) = task.ending {
+        return Explained::pending(
+            Why::PreviousAttempt,
+            format!("attempt {attempt} is still being ended on {}", daemon_name(task, around)),
+        );
+    }
+    if let Some(wait) = wait.filter(|wait| wait.until > around.now) {
+        let left = span(wait.until.since(around.now));
+        let last = task.tries.last_failure.as_ref().map(|failure| format!(", after: {}", failure.message));
+        let last = last.unwrap_or_default();
+        return match wait.why {
+            WaitReason::Backoff => Explained::pending(Why::Backoff, format!("tried again in {left}{last}")),
+            WaitReason::UsageLimit => Explained::pending(
+                Why::UsageLimit,
+                format!("the agent's account is at its usage limit for another {left}{last}"),
+            ),
+        };
+    }
+    if contract.live >= contract.limits.concurrency {
+        let (live, limit) = (contract.live, contract.limits.concurrency);
+        return Explained::pending(
+            Why::ConcurrencyLimit,
+            format!("its contract runs {live} attempts and may run {limit}"),
+        );
+    }
+    placement(task, around)
+}
+
+/// The reason that lies with the fleet.
+fn placement(task: &Task, around: &Around<'_>) -> Explained {
+    use PendingReason as Why;
+
+    let needs = requirements(task);
+    let attached: Vec<&Member> = around.fleet.iter().filter(|member| member.daemon.attached).collect();
+    if attached.is_empty() {
+        let text = match around.fleet.len() {
+            0 => "no daemon has ever attached".to_owned(),
+            1 => format!("the only daemon, {}, is not attached", around.fleet[0].daemon.card.name),
+            count => format!("none of the {count} daemons is attached"),
+        };
+        return Explained::pending(Why::NoDaemon, text);
+    }
+    let matching: Vec<&Member> =
+        attached.iter().copied().filter(|member| needs.lacks(&member.daemon.card).is_empty()).collect();
+    if matching.is_empty() {
+        let lacks = names(attached.iter().map(|member| {
+            format!("{} lacks {}", member.daemon.card.name, needs.lacks(&member.daemon.card).join(", "))
+        }));
+        return Explained::pending(Why::NoMatchingDaemon, lacks);
+    }
+    let accepting: Vec<&Member> = matching.iter().copied().filter(|member| refuses(member).is_none()).collect();
+    if accepting.is_empty() {
+        let why = names(matching.iter().map(|member| {
+            format!("{} takes no new work: {}", member.daemon.card.name, refuses(member).unwrap_or_default())
+        }));
+        return Explained::pending(Why::DaemonsNotAccepting, why);
+    }
+    if accepting.iter().all(|member| member.live >= member.daemon.card.slots) {
+        let taken =
+            names(accepting.iter().map(|m| format!("{} ({} of {})", m.daemon.card.name, m.live, m.daemon.card.slots)));
+        return Explained::pending(Why::NoFreeSlot, format!("all slots are taken on {taken}"));
+    }
+    Explained::pending(Why::Ready, "about to be given to a daemon")
+}
+
+/// How this daemon fits the task.
+pub fn fit(task: &Task, member: &Member, now: Timestamp) -> Fit {
+    let card = &member.daemon.card;
+    let mut lacks = Vec::new();
+    if !member.daemon.attached {
+        lacks.push(format!("not attached, last heard {} ago", span(now.since(member.daemon.last_seen))));
+    }
+    lacks.extend(refuses(member));
+    lacks.extend(requirements(task).lacks(card));
+    if member.live >= card.slots {
+        lacks.push(format!("a free slot ({} of {} taken)", member.live, card.slots));
+    }
+    let fits = lacks.is_empty();
+    // Avoidance only changes the order of candidates, so it is said without being in the way.
+    let avoided = task.tries.avoid.iter().filter(|avoid| avoid.daemon == member.daemon.id && avoid.until > now);
+    lacks.extend(
+        avoided.map(|avoid| format!("tried last for another {}, after a failure there", span(avoid.until.since(now)))),
+    );
+    Fit { fits, lacks }
+}
+
+/// What somebody can do about it; empty when it needs nothing.
+pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<String> {
+    let id = task.id.short();
+    match explained.pending {
+        Some(PendingReason::Blocked) => around
+            .blockers
+            .iter()
+            .take(NAMES_IN_A_SENTENCE)
+            .map(|it| format!("try `{}` again: makima task retry {}", it.name, it.task.short()))
+            .chain([
+                format!("drop a dependency: makima task deps {id}"),
+                format!("give it up: makima task cancel {id}"),
+            ])
+            .collect(),
+        Some(PendingReason::Held) if around.contract.cancelled.is_some() => Vec::new(),
+        Some(PendingReason::Held) if matches!(&task.state, TaskState::Pending { held: Some(_), .. }) => {
+            vec![format!("try it again in spite of the hold: makima task retry {id}")]
+        }
+        Some(PendingReason::Held) => {
+            vec![format!("release the contract: makima contract release {}", around.contract.id)]
+        }
+        Some(PendingReason::NoDaemon) => vec!["start a daemon: makima daemon run".to_owned()],
+        Some(PendingReason::NoMatchingDaemon) => {
+            let needs = requirements(task);
+            let mut wants = vec![format!("agent profile `{}`", needs.agent)];
+            wants.extend(needs.labels.iter().map(|label| format!("label `{label}`")));
+            wants.extend(needs.path.iter().map(|path| format!("repository `{path}`")));
+            vec![format!("start a daemon that has {}, or change the task", wants.join(", "))]
+        }
+        Some(PendingReason::DaemonsNotAccepting) => around
+            .fleet
+            .iter()
+            .filter(|member| member.daemon.draining && requirements(task).lacks(&member.daemon.card).is_empty())
+            .take(NAMES_IN_A_SENTENCE)
+            .map(|member| format!("let it take work again: makima daemon undrain {}", member.daemon.card.name))
+            .collect(),
+        Some(PendingReason::Backoff | PendingReason::UsageLimit) => {
+            vec![format!("try it at once: makima task retry {id}")]
+        }
+        Some(
+            PendingReason::Ready
+            | PendingReason::Dependencies
+            | PendingReason::NoFreeSlot
+            | PendingReason::ConcurrencyLimit
+            | PendingReason::PreviousAttempt,
+        ) => Vec::new(),
+        None => match task.status() {
+            TaskStatus::Failed | TaskStatus::Cancelled => vec![format!("try it again: makima task retry {id}")],
+            _ => Vec::new(),
+        },
+    }
+}
+
+/// What the task needs of a daemon.
+pub fn requirements(task: &Task) -> Requirements {
+    Requirements::new(&task.spec.agent, &task.spec.labels, &task.spec.repository)
+}
+
+/// Why the daemon takes no new work at all.
+fn refuses(member: &Member) -> Option<String> {
+    if member.daemon.draining {
+        Some("draining".to_owned())
+    } else if !member.daemon.card.not_accepting.is_empty() {
+        Some(member.daemon.card.not_accepting.clone())
+    } else {
+        None
+    }
+}
+
+fn daemon_name(task: &Task, around: &Around<'_>) -> String {
+    task.daemon
+        .and_then(|id| around.fleet.iter().find(|member| member.daemon.id == id))
+        .map_or_else(|| "a daemon".to_owned(), |member| member.daemon.card.name.clone())
+}
+
+fn failed(failure: &Failure) -> String {
+    if failure.message.is_empty() { format!("{:?}", failure.class) } else { failure.message.clone() }
+}
+
+fn who(hold: &Hold) -> String {
+    if hold.reason.is_empty() { hold.by.clone() } else { format!("{}: {}", hold.by, hold.reason) }
+}
+
+fn names(all: impl ExactSizeIterator<Item = String>) -> String {
+    let count = all.len();
+    let mut line = all.take(NAMES_IN_A_SENTENCE).collect::<Vec<_>>().join(", ");
+    if count > NAMES_IN_A_SENTENCE {
+        line.push_str(&format!(" and {} more", count - NAMES_IN_A_SENTENCE));
+    }
+    line
+}
+
+/// A span in the unit that a person would use.
+fn span(span: Duration) -> String {
+    let secs = span.as_secs();
+    match secs {
+        0..=119 => format!("{secs} s"),
+        120..=7_199 => format!("{} min", secs / 60),
+        7_200..=172_799 => format!("{} h", secs / 3_600),
+        _ => format!("{} days", secs / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests;

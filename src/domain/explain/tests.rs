@@ -1,0 +1,215 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::domain::{
+    Epoch,
+    attempt::FailureClass,
+    contract::{Cancelled, ContractLimits, Counts},
+    daemon::{Card, Profile},
+    task::{Avoid, TaskSpec, Tries, Wait},
+};
+
+const NOW: Timestamp = Timestamp::from_secs(10_000);
+
+fn id<T: std::str::FromStr>(last: u8) -> T
+where
+    T::Err: std::fmt::Debug,
+{
+    format!("01938f3e-0000-7000-8000-0000000000{last:02x}").parse().unwrap()
+}
+
+fn task() -> Task {
+    Task {
+        id: id(1),
+        contract: id(2),
+        owner: id(3),
+        depth: 0,
+        spec: Arc::new(TaskSpec {
+            name: "ui".into(),
+            agent: "shell".into(),
+            labels: vec!["gpu".into()],
+            repository: "/srv/repo".into(),
+            ..Default::default()
+        }),
+        class: id(4),
+        state: TaskState::Pending { wait: None, held: None },
+        unmet: 0,
+        attempt: 0,
+        ending: None,
+        daemon: None,
+        tries: Tries::default(),
+        branch: String::new(),
+        usage: Default::default(),
+        version: 1,
+        created: NOW,
+        updated: NOW,
+        started: None,
+        interrupted: None,
+    }
+}
+
+fn contract() -> Contract {
+    Contract {
+        id: id(2),
+        owner: id(3),
+        name: "c".into(),
+        description: String::new(),
+        repository: "/srv/repo".into(),
+        base_branch: String::new(),
+        limits: ContractLimits::default(),
+        anonymous: false,
+        held: None,
+        cancelled: None,
+        counts: Counts::default(),
+        live: 0,
+        version: 1,
+        created: NOW,
+        updated: NOW,
+        ended: None,
+    }
+}
+
+fn member(name: &str, last: u8) -> Member {
+    Member {
+        daemon: Daemon {
+            id: id(last),
+            owner: id(3),
+            key: id(5),
+            card: Card {
+                name: name.into(),
+                slots: 4,
+                labels: vec!["gpu".into()],
+                profiles: vec![Profile { name: "shell".into(), version: String::new() }],
+                repositories: vec!["/srv/repo".into()],
+                ..Default::default()
+            },
+            epoch: Epoch(1),
+            attached: true,
+            draining: false,
+            last_command: 0,
+            created: NOW,
+            last_seen: NOW.before(Duration::from_secs(90)),
+        },
+        live: 0,
+    }
+}
+
+fn dependency(name: &str, last: u8, status: TaskStatus) -> Dependency {
+    Dependency { task: id(last), name: name.into(), status }
+}
+
+fn hold() -> Hold {
+    Hold { by: "key:k".into(), reason: "look first".into(), since: NOW }
+}
+
+/// Every reason, its sentence and what to do about it, from the one that goes away last to the one that goes away first.
+#[test]
+fn each_reason_shows_when_all_before_it_are_gone() {
+    let mut lines = Vec::new();
+    let mut task = task();
+    let mut contract = contract();
+    task.unmet = 2;
+    task.ending = Some(1);
+    task.daemon = Some(id(20));
+    let until = NOW.after(Duration::from_secs(300));
+    task.state = TaskState::Pending { wait: Some(Wait { until, why: WaitReason::UsageLimit }), held: Some(hold()) };
+    task.tries.last_failure = Some(Failure::new(FailureClass::UsageLimit, "429"));
+    contract.held = Some(hold());
+    contract.live = 10;
+    let mut fleet: Vec<Member> = Vec::new();
+    let mut unmet = vec![dependency("api", 11, TaskStatus::Failed), dependency("types", 12, TaskStatus::Running)];
+    let mut blockers = vec![dependency("api", 11, TaskStatus::Failed)];
+
+    let mut say =
+        |task: &Task, contract: &Contract, unmet: &[Dependency], blockers: &[Dependency], fleet: &[Member]| {
+            let around = Around { contract, unmet, blockers, fleet, now: NOW };
+            let explained = explain(task, &around);
+            lines.push(format!("{:?}: {}", explained.pending.unwrap(), explained.text));
+            lines.extend(actions(task, &explained, &around).into_iter().map(|action| format!("  - {action}")));
+        };
+
+    say(&task, &contract, &unmet, &blockers, &fleet);
+    blockers.clear();
+    unmet.remove(0);
+    task.unmet = 1;
+    contract.cancelled = Some(Cancelled { by: "key:k".into(), reason: String::new(), since: NOW });
+    say(&task, &contract, &unmet, &blockers, &fleet);
+    contract.cancelled = None;
+    say(&task, &contract, &unmet, &blockers, &fleet);
+    task.state = TaskState::Pending { wait: Some(Wait { until, why: WaitReason::UsageLimit }), held: None };
+    say(&task, &contract, &unmet, &blockers, &fleet);
+    contract.held = None;
+    say(&task, &contract, &unmet, &blockers, &fleet);
+    say(&task, &contract, &[], &blockers, &fleet);
+    task.unmet = 0;
+    say(&task, &contract, &[], &blockers, &fleet);
+    task.ending = None;
+    say(&task, &contract, &[], &blockers, &fleet);
+    task.state = TaskState::Pending { wait: Some(Wait { until, why: WaitReason::Backoff }), held: None };
+    say(&task, &contract, &[], &blockers, &fleet);
+    // A wait that is over is no reason, even before the ledger has noticed.
+    task.state = TaskState::Pending { wait: Some(Wait { until: NOW, why: WaitReason::Backoff }), held: None };
+    say(&task, &contract, &[], &blockers, &fleet);
+    contract.live = 9;
+    say(&task, &contract, &[], &blockers, &fleet);
+    fleet.push(member("one", 20));
+    fleet[0].daemon.attached = false;
+    say(&task, &contract, &[], &blockers, &fleet);
+    fleet[0].daemon.attached = true;
+    fleet[0].daemon.card.labels.clear();
+    fleet.push(member("two", 21));
+    fleet[1].daemon.card.profiles.clear();
+    fleet[1].daemon.card.repositories.clear();
+    say(&task, &contract, &[], &blockers, &fleet);
+    fleet[0].daemon.card.labels.push("gpu".into());
+    fleet[0].daemon.draining = true;
+    fleet[1] = member("two", 21);
+    fleet[1].daemon.card.not_accepting = "the disk is full".into();
+    say(&task, &contract, &[], &blockers, &fleet);
+    fleet[1].daemon.card.not_accepting.clear();
+    fleet[1].live = 4;
+    say(&task, &contract, &[], &blockers, &fleet);
+    fleet[1].live = 3;
+    say(&task, &contract, &[], &blockers, &fleet);
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn a_fit_names_all_that_is_missing() {
+    let mut task = task();
+    let mut one = member("one", 20);
+    assert_eq!(fit(&task, &one, NOW), Fit { fits: true, lacks: vec![] });
+    task.tries.avoid.push(Avoid { daemon: id(20), until: NOW.after(Duration::from_secs(600)) });
+    let avoided = fit(&task, &one, NOW);
+    assert!(avoided.fits, "avoidance is soft");
+    assert_eq!(avoided.lacks, ["tried last for another 10 min, after a failure there"]);
+    one.daemon.attached = false;
+    one.daemon.draining = true;
+    one.daemon.card.labels.clear();
+    one.live = 4;
+    assert_eq!(
+        fit(&task, &one, NOW).lacks,
+        [
+            "not attached, last heard 90 s ago",
+            "draining",
+            "label `gpu`",
+            "a free slot (4 of 4 taken)",
+            "tried last for another 10 min, after a failure there",
+        ]
+    );
+}
+
+#[test]
+fn a_task_that_has_started_or_ended_says_where_it_stands() {
+    let mut task = task();
+    let contract = contract();
+    task.daemon = Some(id(20));
+    let fleet = [member("one", 20)];
+    let around = Around { contract: &contract, unmet: &[], blockers: &[], fleet: &fleet, now: NOW };
+    task.state = TaskState::Running { since: NOW.before(Duration::from_secs(7_300)) };
+    assert_eq!(explain(&task, &around), Explained::standing("its agent has been running on one for 2 h"));
+    task.state = TaskState::Failed { failure: Failure::new(FailureClass::Timeout, "over its wall time"), at: NOW };
+    let explained = explain(&task, &around);
+    assert_eq!(explained, Explained::standing("over its wall time"));
+    assert_eq!(actions(&task, &explained, &around), ["try it again: makima task retry 000000000001"]);
+}

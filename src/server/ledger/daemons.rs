@@ -1,0 +1,457 @@
+//! What daemons say, and what time says about them: attaching, answering, reporting, going quiet.
+
+use std::time::Duration;
+
+use super::{
+    op::{Attach, Error, Op, Reply},
+    work::Work,
+};
+use crate::domain::{
+    AttemptRef, DaemonId, Epoch, OwnerId,
+    attempt::{
+        Attempt, AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass, MAX_WARNINGS, Usage,
+    },
+    daemon::Daemon,
+    order::Answer,
+    reconcile::reconcile,
+    report::{Complete, Message, MessageOutcome, Report},
+    task::TaskStatus,
+    transition::{Refused, TaskEvent},
+};
+
+/// On a live session, a command has this long to be answered.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+impl Work {
+    /// Does what a daemon, or time, asks. `attached` tells which sessions are open here.
+    pub(super) fn machine(&mut self, op: &Op, attached: &dyn Fn(DaemonId) -> bool) -> Result<Reply, Error> {
+        match op {
+            Op::Attach(attach) => self.attach(attach),
+            Op::Ready { daemon, epoch } => {
+                self.current(*daemon, *epoch)?;
+                self.look = true;
+                Ok(Reply::Done)
+            }
+            Op::Accepting { daemon, epoch, not_accepting } => {
+                let mut found = self.current(*daemon, *epoch)?.clone();
+                if found.card.not_accepting != *not_accepting {
+                    found.card.not_accepting.clone_from(not_accepting);
+                    self.daemons.set(*daemon, found);
+                    self.look = true;
+                }
+                Ok(Reply::Done)
+            }
+            Op::Seen(seen) => {
+                for (daemon, epoch, at) in seen {
+                    if let Ok(found) = self.current(*daemon, *epoch) {
+                        let found = Daemon { last_seen: found.last_seen.max(*at), attached: true, ..found.clone() };
+                        self.daemons.set(*daemon, found);
+                    }
+                }
+                Ok(Reply::Done)
+            }
+            Op::Answered { daemon, epoch, attempt, spawn, sequence, answer } => {
+                self.current(*daemon, *epoch)?;
+                self.answered(*daemon, *attempt, *spawn, *sequence, answer);
+                Ok(Reply::Done)
+            }
+            Op::Message { daemon, message } => Ok(Reply::Message(self.message(*daemon, message))),
+            Op::DaemonLost { daemon, epoch } => {
+                self.daemon_lost(*daemon, *epoch)?;
+                Ok(Reply::Done)
+            }
+            Op::Sweep => {
+                self.sweep(attached);
+                Ok(Reply::Swept { next: self.next_due, more: self.more })
+            }
+            _ => Err(Error::Precondition("not for daemons".to_owned())),
+        }
+    }
+
+    /// The daemon, if this is its current session.
+    fn current(&self, daemon: DaemonId, epoch: Epoch) -> Result<&Daemon, Error> {
+        self.daemons.get(daemon).filter(|daemon| daemon.epoch == epoch).ok_or(Error::StaleSession(epoch))
+    }
+
+    // === attaching ===
+
+    fn attach(&mut self, attach: &Attach) -> Result<Reply, Error> {
+        let hello = &attach.hello;
+        let id = hello.daemon;
+        let known = self.daemons.get(id).cloned();
+        if known.as_ref().is_some_and(|known| known.owner != attach.owner) {
+            return Err(Error::Forbidden(format!(
+                "daemon {id} belongs to another owner; give this one its own state directory"
+            )));
+        }
+        self.claim_name(attach.owner, id, &hello.card.name)?;
+        let daemon = Daemon {
+            id,
+            owner: attach.owner,
+            key: attach.key,
+            card: hello.card.clone(),
+            epoch: Epoch(known.as_ref().map_or(0, |known| known.epoch.0) + 1),
+            attached: true,
+            draining: known.as_ref().is_some_and(|known| known.draining),
+            last_command: known.as_ref().map_or(0, |known| known.last_command).max(hello.last_command),
+            created: known.as_ref().map_or(self.now, |known| known.created),
+            last_seen: self.now,
+        };
+        let epoch = daemon.epoch;
+        match known {
+            Some(_) => self.daemons.set(id, daemon),
+            None => self.daemons.insert(id, daemon),
+        }
+        self.fence_replaced(id);
+        let expected: Vec<_> = self.attempts.values().filter(|attempt| attempt.daemon == id).cloned().collect();
+        let reconciled = reconcile(id, attach.owner, &expected, &hello.inventory);
+        for reference in &reconciled.revived {
+            self.revive(*reference);
+        }
+        for reference in &reconciled.accepted {
+            self.attempt_event(reference.id, &AttemptEvent::Accepted);
+        }
+        for reference in &reconciled.interrupted {
+            let failure =
+                Failure::new(FailureClass::WorktreeLost, "the daemon came back without knowing of this attempt");
+            self.attempt_failed(*reference, failure, &Usage::default(), false);
+        }
+        for reference in &reconciled.gone {
+            self.attempt_cancelled(*reference);
+        }
+        let gone = &self.commands_gone;
+        let unanswered = self.unanswered.get(&id).into_iter().flatten();
+        let unanswered = unanswered.filter(|command| !gone.contains(&(id, command.sequence)));
+        let unanswered: Vec<_> = unanswered.cloned().collect();
+        self.look = true;
+        Ok(Reply::Attached { epoch, verdicts: reconciled.verdicts, unanswered })
+    }
+
+    /// One name, one daemon. A daemon that lost its state directory comes back under its old name with a new id: the old one
+    /// steps aside, unless it is here.
+    fn claim_name(&mut self, owner: OwnerId, id: DaemonId, name: &str) -> Result<(), Error> {
+        let key = (owner, name.to_owned());
+        let holder = self.names_taken.get(&key).copied().filter(|holder| *holder != id);
+        let holder = holder.and_then(|holder| self.daemons.get(holder).cloned());
+        if let Some(mut holder) = holder.filter(|holder| holder.card.name == name) {
+            if holder.attached {
+                let text =
+                    format!("daemon name `{name}` is taken by a daemon that is attached; choose another with --name");
+                return Err(Error::Exists(text));
+            }
+            holder.card.name = format!("{name}~{}", holder.id.short());
+            self.daemons.set(holder.id, holder);
+        }
+        self.names_taken.insert(key, id);
+        Ok(())
+    }
+
+    /// Attempts that were given up can be revived only while their task still waits for its next attempt.
+    fn fence_replaced(&mut self, daemon: DaemonId) {
+        let given_up = self.attempts.values().filter(|a| a.daemon == daemon && !a.is_live() && !a.fenced);
+        let replaced: Vec<_> = given_up.filter(|attempt| !self.waits_for(attempt)).map(|attempt| attempt.id).collect();
+        for id in replaced {
+            if let Some(attempt) = self.attempts.get_mut(id) {
+                attempt.fenced = matches!(&attempt.state, AttemptState::Ended { outcome: Err(failure), .. }
+                    if failure.class == FailureClass::DaemonLost);
+            }
+        }
+    }
+
+    /// The attempt was given up because its daemon was lost, and nothing has followed for its task.
+    fn waits_for(&self, attempt: &Attempt) -> bool {
+        self.tasks.get(attempt.task).is_some_and(|task| {
+            task.attempt == attempt.number
+                && matches!(task.status(), TaskStatus::Pending | TaskStatus::Failed)
+                && task.tries.last_failure.as_ref().is_some_and(|failure| failure.class == FailureClass::DaemonLost)
+        })
+    }
+
+    /// The daemon of a disconnected attempt is back, and has it.
+    fn revive(&mut self, reference: AttemptRef) {
+        let now = self.now;
+        if let AttemptStep::Moved(attempt) = self.attempt_event(reference.id, &AttemptEvent::Revived) {
+            if let AttemptState::Assigned { .. } = attempt.state
+                && let Some(attempt) = self.attempts.get_mut(reference.id)
+            {
+                attempt.state = AttemptState::Assigned { answer_by: now.after(ANSWER_WITHIN) };
+            }
+            let running = attempt.state.status() == AttemptStatus::Running;
+            if !attempt.fenced {
+                // Refused only where a newer attempt has its place, and then it is fenced.
+                let _ = self.task_event(
+                    reference.task,
+                    &TaskEvent::Revived { attempt: reference.number, running },
+                    &format!("daemon:{}", attempt.daemon),
+                );
+            }
+        }
+    }
+
+    // === answers ===
+
+    fn answered(&mut self, daemon: DaemonId, reference: AttemptRef, spawn: bool, sequence: i64, answer: &Answer) {
+        self.commands_gone.insert((daemon, sequence));
+        if let Some(attempt) = self.attempts.get_mut(reference.id) {
+            attempt.commands.retain(|command| *command != sequence);
+        }
+        let Some(attempt) = self.attempt_named(reference).filter(|attempt| attempt.daemon == daemon) else { return };
+        match answer {
+            Answer::Persisted if spawn => {
+                self.attempt_event(reference.id, &AttemptEvent::Accepted);
+            }
+            Answer::Persisted => {}
+            Answer::Rejected { .. } if attempt.fenced => self.attempt_cancelled(reference),
+            Answer::Rejected { reason, retryable, counts } if spawn => {
+                let class = if *counts { FailureClass::SetupFailed } else { FailureClass::Refused };
+                self.attempt_failed(reference, Failure::new(class, reason.clone()), &Usage::default(), !retryable);
+            }
+            // It does not know the attempt that was to be ended: then nothing of it is left there.
+            Answer::Rejected { .. } => self.attempt_cancelled(reference),
+        }
+    }
+
+    // === reports ===
+
+    fn message(&mut self, daemon: DaemonId, message: &Message) -> MessageOutcome {
+        let reference = message.attempt;
+        let Some(attempt) = self.attempt_named(reference).filter(|attempt| attempt.daemon == daemon).cloned() else {
+            return MessageOutcome::Fenced;
+        };
+        let actor = format!("daemon:{daemon}");
+        match &message.report {
+            Report::Started { worktree, branch, base_commit, agent_version } => {
+                match self.attempt_event(reference.id, &AttemptEvent::Started) {
+                    AttemptStep::Over => return MessageOutcome::Fenced,
+                    AttemptStep::Moved(_) | AttemptStep::Already => {}
+                }
+                if let Some(attempt) = self.attempts.get_mut(reference.id) {
+                    attempt.worktree.clone_from(worktree);
+                    attempt.branch.clone_from(branch);
+                    attempt.base_commit.clone_from(base_commit);
+                    attempt.agent_version.clone_from(agent_version);
+                }
+                if attempt.fenced {
+                    return MessageOutcome::Fenced;
+                }
+                if let Some(task) = self.tasks.get_mut(reference.task)
+                    && task.attempt == reference.number
+                {
+                    task.branch.clone_from(branch);
+                }
+                let moved = self.task_event(reference.task, &TaskEvent::Started { attempt: reference.number }, &actor);
+                judged(moved)
+            }
+            Report::Progress(progress) => {
+                let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
+                attempt.agent_session_id.clone_from(&progress.agent_session_id);
+                attempt.usage = progress.usage.clone();
+                attempt.last_message.clone_from(&progress.last_message);
+                MessageOutcome::Applied
+            }
+            Report::Warning { message } => {
+                let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
+                if attempt.warnings.contains(message) {
+                    return MessageOutcome::AlreadyApplied;
+                }
+                if attempt.warnings.len() < MAX_WARNINGS {
+                    attempt.warnings.push(message.clone());
+                }
+                if let Some(task) = self.tasks.get(reference.task).cloned() {
+                    self.log_task(&task, "task.warning", vec!["warnings".to_owned()], &actor, message.clone());
+                }
+                MessageOutcome::Applied
+            }
+            Report::Complete(complete) => self.complete(reference, complete, &actor),
+            Report::RecoveryDetected { worktree_intact, worktree, .. } => {
+                if !attempt.is_live() {
+                    return MessageOutcome::AlreadyApplied;
+                }
+                if attempt.fenced {
+                    self.attempt_cancelled(reference);
+                    return MessageOutcome::Fenced;
+                }
+                let (class, state) = match worktree_intact {
+                    true => (FailureClass::Recovered, "intact"),
+                    false => (FailureClass::WorktreeLost, "gone or damaged"),
+                };
+                let text = format!("the agent was gone when its daemon came back; its worktree {worktree} is {state}");
+                self.attempt_failed(reference, Failure::new(class, text), &Usage::default(), false);
+                MessageOutcome::Applied
+            }
+        }
+    }
+
+    fn complete(&mut self, reference: AttemptRef, complete: &Complete, actor: &str) -> MessageOutcome {
+        let Some(before) = self.attempts.get(reference.id).cloned() else { return MessageOutcome::Fenced };
+        if let AttemptState::Ended { outcome: Err(failure), .. } = &before.state
+            && failure.class == FailureClass::DaemonLost
+            && !before.fenced
+            && self.waits_for(&before)
+        {
+            // Given up, not replaced, and here is its result: it counts.
+            self.revive(reference);
+        }
+        let outcome = match self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: complete.outcome.clone() })
+        {
+            AttemptStep::Already => return MessageOutcome::AlreadyApplied,
+            AttemptStep::Over => return MessageOutcome::Fenced,
+            AttemptStep::Moved(_) => &complete.outcome,
+        };
+        if let Some(attempt) = self.attempts.get_mut(reference.id) {
+            attempt.usage = complete.progress.usage.clone();
+            attempt.output_bytes = complete.output_bytes;
+            if !complete.progress.agent_session_id.is_empty() {
+                attempt.agent_session_id.clone_from(&complete.progress.agent_session_id);
+            }
+            if !complete.progress.last_message.is_empty() {
+                attempt.last_message.clone_from(&complete.progress.last_message);
+            }
+        }
+        if before.fenced {
+            self.attempt_gone(reference.task, reference.number, actor);
+            return if outcome.is_ok() { MessageOutcome::Fenced } else { MessageOutcome::Applied };
+        }
+        let usage = complete.progress.usage.clone();
+        let attempt = reference.number;
+        match outcome {
+            Ok(result) => {
+                let completed = TaskEvent::Completed { attempt, result: result.clone(), usage };
+                let moved = self.task_event(reference.task, &completed, actor);
+                if moved.is_ok() {
+                    // The result is in the repository that its dependents use; see `TaskResult::published`.
+                    let _ = self.task_event(reference.task, &TaskEvent::ResultStored { attempt }, "server");
+                }
+                judged(moved)
+            }
+            Err(failure) => {
+                let event = self.failed_event(reference, &before.daemon, failure.clone(), usage, false);
+                let moved = self.task_event(reference.task, &event, actor);
+                judged(moved)
+            }
+        }
+    }
+
+    fn failed_event(
+        &self,
+        reference: AttemptRef,
+        daemon: &DaemonId,
+        failure: Failure,
+        usage: Usage,
+        finally: bool,
+    ) -> TaskEvent {
+        let task = self.tasks.get(reference.task);
+        let contract = task.and_then(|task| self.contracts.get(task.contract));
+        let own = task.and_then(|task| task.spec.limits.max_retries);
+        let max_retries = own.or(contract.map(|contract| contract.limits.max_retries)).unwrap_or(0);
+        let jitter = rand::random::<f64>();
+        TaskEvent::AttemptFailed {
+            attempt: reference.number,
+            failure,
+            daemon: *daemon,
+            usage,
+            max_retries,
+            jitter,
+            finally,
+        }
+    }
+
+    /// Ends an attempt without a result, and judges what follows for its task.
+    fn attempt_failed(&mut self, reference: AttemptRef, failure: Failure, usage: &Usage, finally: bool) {
+        let Some(attempt) = self.attempts.get(reference.id).cloned() else { return };
+        let ended = AttemptEvent::Ended { outcome: Err(failure.clone()) };
+        if let AttemptStep::Moved(_) = self.attempt_event(reference.id, &ended) {
+            if attempt.fenced {
+                self.attempt_gone(reference.task, reference.number, "server");
+                return;
+            }
+            let event = self.failed_event(reference, &attempt.daemon, failure, usage.clone(), finally);
+            let actor = format!("daemon:{}", attempt.daemon);
+            // Refused only if the task is no longer in this attempt's hands; then nothing follows.
+            let _ = self.task_event(reference.task, &event, &actor);
+        }
+    }
+
+    /// An attempt that was to end has: nothing follows for its task but that it may go on.
+    fn attempt_cancelled(&mut self, reference: AttemptRef) {
+        let failure = Failure::new(FailureClass::Cancelled, "ended as asked");
+        self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Err(failure) });
+        self.attempt_gone(reference.task, reference.number, "server");
+    }
+
+    // === time ===
+
+    fn daemon_lost(&mut self, id: DaemonId, epoch: Epoch) -> Result<(), Error> {
+        let daemon = Daemon { attached: false, ..self.current(id, epoch)?.clone() };
+        let name = daemon.card.name.clone();
+        self.daemons.set(id, daemon);
+        let live: Vec<_> = self.attempts.values().filter(|a| a.daemon == id && a.is_live()).cloned().collect();
+        for attempt in live {
+            let rerun_after = self.contracts.get(attempt.contract).map(|contract| contract.limits.rerun_after);
+            let rerun_at = self.now.after(rerun_after.unwrap_or_default());
+            self.attempt_event(attempt.id, &AttemptEvent::Lost { rerun_at });
+            if attempt.fenced {
+                self.attempt_gone(attempt.task, attempt.number, "server");
+            } else if let Some(task) = self.tasks.get(attempt.task).cloned() {
+                let detail =
+                    format!("daemon {name} has gone quiet; the task is tried elsewhere if it does not come back");
+                self.log_task(&task, "task.disconnected", vec!["attempt".to_owned()], "server", detail);
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, attached: &dyn Fn(DaemonId) -> bool) {
+        for id in std::mem::take(&mut self.due_tasks) {
+            // `Already` where something else has moved it meanwhile.
+            let _ = self.task_event(id, &TaskEvent::WaitOver, "server");
+        }
+        for id in std::mem::take(&mut self.due_attempts) {
+            let Some(attempt) = self.attempts.get(id).cloned() else { continue };
+            match &attempt.state {
+                AttemptState::Assigned { answer_by } if *answer_by <= self.now => {
+                    if attached(attempt.daemon) {
+                        self.not_answered(attempt.reference());
+                    } else if let Some(attempt) = self.attempts.get_mut(id) {
+                        // No session, no answer: whether the daemon is lost is decided by its silence.
+                        attempt.state = AttemptState::Assigned { answer_by: self.now.after(ANSWER_WITHIN) };
+                    }
+                }
+                AttemptState::Disconnected { rerun_at, .. } if *rerun_at <= self.now => {
+                    let text = format!("daemon {} did not come back in time", self.daemon_name(attempt.daemon));
+                    let failure = Failure::new(FailureClass::DaemonLost, text);
+                    self.attempt_failed(attempt.reference(), failure, &attempt.usage, false);
+                }
+                _ => {}
+            }
+        }
+        for (contract, tasks) in std::mem::take(&mut self.cancelling) {
+            let Some(cancelled) = self.contracts.get(contract).and_then(|c| c.cancelled.clone()) else { continue };
+            let event = TaskEvent::Cancel { by: cancelled.by.clone(), reason: cancelled.reason.clone() };
+            for task in tasks {
+                if self.tasks.get(task).is_some_and(|task| !task.status().is_final()) {
+                    // Not refused: the task is not final.
+                    let _ = self.cancel_one(task, &event, &cancelled.reason, &cancelled.by);
+                }
+            }
+        }
+    }
+
+    /// The daemon said nothing to a command in time. It may still have started: the attempt is fenced, and its slot is held
+    /// until the daemon says that nothing of it is left.
+    fn not_answered(&mut self, reference: AttemptRef) {
+        let Some(attempt) = self.attempts.get(reference.id).cloned() else { return };
+        let failure = Failure::new(FailureClass::Refused, "the daemon did not answer in time");
+        let event = self.failed_event(reference, &attempt.daemon, failure, Usage::default(), false);
+        let _ = self.task_event(reference.task, &event, "server");
+        self.end_attempt(reference.id, "not answered in time");
+    }
+}
+
+fn judged(moved: Result<bool, Refused>) -> MessageOutcome {
+    match moved {
+        Ok(true) => MessageOutcome::Applied,
+        Ok(false) => MessageOutcome::AlreadyApplied,
+        Err(_) => MessageOutcome::Fenced,
+    }
+}

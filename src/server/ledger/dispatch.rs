@@ -1,0 +1,364 @@
+//! Giving ready tasks to daemons, in the transaction that made them ready.
+//!
+//! ```text
+//!   fleet: classes with room ──> lanes_walk ──> heads ─┐
+//!   the batch: tasks that are ready now ───────────────┴─> schedule::assign ──> attempts, commands
+//! ```
+//!
+//! What it reads is bounded by the room there is: lanes of classes that some daemon with a free slot can serve, and of each
+//! lane no more heads than there are free slots. The backlog, the number of contracts and tasks that cannot run now do not
+//! count.
+
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::{daemons::ANSWER_WITHIN, fleet::Fleet, work::Work};
+use crate::{
+    domain::{
+        AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
+        analysis::{self, Category},
+        attempt::{Attempt, AttemptState, Usage},
+        daemon::{Card, Requirements},
+        order::{ContractTask, DEFAULT_GRACE, DEFAULT_SETUP_TIMEOUT, DependencyResult, Order, Spawn},
+        schedule::{self, Head, Host, Input, Load},
+        task::Task,
+        transition::TaskEvent,
+    },
+    server::task_keys::TaskKeys,
+    store::{LaneHead, Result, Tx},
+};
+
+/// Lanes that one walk looks at. With more open ones than this, those served longest ago come first, so all get their turn.
+const MAX_LANES: i64 = 512;
+/// Tasks that one batch assigns; the next takes the rest, so that no batch holds others up for long.
+const MAX_ASSIGNMENTS: usize = 256;
+/// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check.
+const MAX_CONTRACT_TASKS: i64 = 100;
+
+/// What the dispatcher keeps between batches: the classes there are.
+#[derive(Debug, Default)]
+pub(super) struct Classes(HashMap<ClassId, (OwnerId, Requirements)>);
+
+impl Classes {
+    pub(super) fn new(classes: Vec<(ClassId, OwnerId, Requirements)>) -> Self {
+        Self(classes.into_iter().map(|(id, owner, needs)| (id, (owner, needs))).collect())
+    }
+
+    pub(super) fn learn(&mut self, work: &Work) {
+        self.0.extend(work.classes.iter().map(|(id, class)| (*id, class.clone())));
+    }
+}
+
+impl Work {
+    /// Gives ready tasks to daemons with room. Answers whether there may be more to give.
+    pub(super) async fn dispatch(
+        &mut self,
+        tx: &mut Tx,
+        room: Room,
+        classes: &Classes,
+        keys: &TaskKeys,
+    ) -> Result<bool> {
+        let Room { offers, owners } = room;
+        let room: u32 = offers.iter().map(|offer| offer.free).sum();
+        if room == 0 {
+            return Ok(false);
+        }
+        let mut known: HashMap<ClassId, (OwnerId, Requirements)> = classes.0.clone();
+        known.extend(self.classes.iter().map(|(id, class)| (*id, class.clone())));
+        let served: Vec<ClassId> = (known.iter())
+            .filter(|(_, (owner, needs))| {
+                offers
+                    .iter()
+                    .any(|offer| offer.owner == *owner && offer.free > 0 && needs.lacks(&offer.card).is_empty())
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if served.is_empty() {
+            return Ok(false);
+        }
+        let lanes = tx.lanes_walk(&served, MAX_LANES).await?;
+        let more_lanes = i64::try_from(lanes.len()).unwrap_or(i64::MAX) >= MAX_LANES;
+        self.load_heads(tx, &lanes, room).await?;
+
+        let served: HashSet<ClassId> = served.into_iter().collect();
+        let ready: Vec<Task> =
+            self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
+        if ready.is_empty() {
+            return Ok(false);
+        }
+        self.load_contract_rows(tx, ready.iter().map(|task| task.contract)).await?;
+        let near = self.load_near(tx, &ready).await?;
+        let heads: Vec<Head> = ready.iter().map(|task| head(task, near.get(&task.id))).collect();
+        let contracts: HashMap<ContractId, Load> = (heads.iter())
+            .filter_map(|head| Some((head.contract, Load::of(self.contracts.get(head.contract)?))))
+            .collect();
+        let hosts: Vec<Host<'_>> = (offers.iter())
+            .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
+            .collect();
+        let classes = known.into_iter().map(|(id, (_, needs))| (id, needs)).collect();
+        let input = Input { heads: &heads, contracts, owners, classes, hosts: &hosts };
+        let mut assignments = schedule::assign(&input, self.now);
+        let more = more_lanes && !assignments.is_empty() || assignments.len() > MAX_ASSIGNMENTS;
+        assignments.truncate(MAX_ASSIGNMENTS);
+        if assignments.is_empty() {
+            return Ok(false);
+        }
+        self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
+        self.load_replaced(tx, assignments.iter().map(|assignment| assignment.task)).await?;
+        self.load_sanity(tx, assignments.iter().map(|assignment| assignment.task)).await?;
+        for assignment in assignments {
+            self.assign(assignment.task, assignment.daemon, keys);
+        }
+        Ok(more)
+    }
+
+    /// Daemons with room, counting what this batch has changed.
+    pub(super) fn room(&self, fleet: &Fleet) -> Room {
+        let mut owners: HashMap<OwnerId, u32> = HashMap::new();
+        let mut delta: HashMap<DaemonId, i64> = HashMap::new();
+        for (was, attempt) in self.attempts.dirty_pairs() {
+            let was = was.is_some_and(Attempt::is_live);
+            *delta.entry(attempt.daemon).or_default() += i64::from(attempt.is_live()) - i64::from(was);
+        }
+        let mut offers = Vec::new();
+        for (daemon, member) in fleet.iter() {
+            *owners.entry(member.owner).or_default() += u32::try_from(member.live.len()).unwrap_or(u32::MAX);
+            let row = self.daemons.get(daemon);
+            let accepts = row.is_none_or(|row| !row.draining && row.card.not_accepting.is_empty());
+            let changed = row.is_some_and(|row| row.draining != member.draining || row.card != member.card);
+            if !(member.ready && accepts && (member.takes_work() || changed)) {
+                continue;
+            }
+            // Saturates at zero: a daemon may come back with more attempts than it has slots now.
+            let free = i64::from(member.free()) - delta.get(&daemon).copied().unwrap_or(0);
+            if free > 0 {
+                let card = row.map_or(&member.card, |row| &row.card).clone();
+                let free = u32::try_from(free).unwrap_or(u32::MAX).min(card.slots);
+                offers.push(Offer { daemon, owner: member.owner, card, free });
+            }
+        }
+        Room { offers, owners }
+    }
+
+    async fn load_heads(&mut self, tx: &mut Tx, lanes: &[LaneHead], room: u32) -> Result<()> {
+        let limit = i64::from(room).min(i64::try_from(MAX_ASSIGNMENTS).unwrap_or(i64::MAX)) + 1;
+        for task in tx.tasks_heads(lanes, limit).await? {
+            self.task_loaded(task);
+        }
+        Ok(())
+    }
+
+    /// Dependencies of ready tasks: where their results are, and what goes into the order.
+    async fn load_near(&mut self, tx: &mut Tx, ready: &[Task]) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
+        let of: Vec<TaskId> = ready.iter().map(|task| task.id).collect();
+        for edge in tx.edges_from(&of).await? {
+            self.edge_loaded(edge);
+        }
+        let dependencies: HashSet<TaskId> =
+            of.iter().flat_map(|id| self.dependencies.get(id).into_iter().flatten()).copied().collect();
+        self.load_task_rows(tx, dependencies.into_iter()).await?;
+        let mut near = HashMap::new();
+        for id in of {
+            let daemons: Vec<DaemonId> = (self.dependencies.get(&id).into_iter().flatten())
+                .take(schedule::MAX_NEAR)
+                .filter_map(|dependency| self.tasks.get(*dependency)?.daemon)
+                .collect();
+            near.insert(id, daemons);
+        }
+        Ok(near)
+    }
+
+    /// The attempts that are about to be replaced.
+    async fn load_replaced(&mut self, tx: &mut Tx, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
+        let replaced: Vec<(TaskId, u32)> = tasks
+            .filter_map(|id| self.tasks.get(id))
+            .filter(|task| task.attempt > 0 && !self.attempt_numbers.contains_key(&(task.id, task.attempt)))
+            .map(|task| (task.id, task.attempt))
+            .collect();
+        for attempt in tx.attempts_numbered(&replaced).await? {
+            self.attempt_loaded(attempt);
+        }
+        Ok(())
+    }
+
+    /// Unfinished tasks of the contracts of those tasks whose plans could violate an order.
+    async fn load_sanity(&mut self, tx: &mut Tx, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
+        let contracts: HashSet<ContractId> = tasks
+            .filter_map(|id| self.tasks.get(id))
+            .filter(|task| categories(task).first().is_some_and(|lowest| *lowest > Category::Schema))
+            .map(|task| task.contract)
+            .collect();
+        for contract in contracts {
+            if self.contracts.get(contract).is_some_and(|contract| contract.counts.unfinished() > 1) {
+                for task in tx.tasks_unfinished(contract, None, MAX_CONTRACT_TASKS).await? {
+                    self.task_loaded(task);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys) {
+        let Some(task) = self.tasks.get(id).cloned() else { return };
+        let number = task.attempt + 1;
+        let branch = branch(&task, number);
+        let event = TaskEvent::Assigned { attempt: number, daemon, branch: branch.clone() };
+        if !matches!(self.task_event(id, &event, "server"), Ok(true)) {
+            return;
+        }
+        if let Some(replaced) = self.attempt_numbers.get(&(id, task.attempt)).copied()
+            && let Some(replaced) = self.attempts.get_mut(replaced)
+        {
+            replaced.fenced = true;
+        }
+        let Some(contract) = self.contracts.get_mut(task.contract) else { return };
+        contract.live += 1;
+        let (contract_name, contract_wall_time) = (contract.name.clone(), contract.limits.wall_time);
+        let attempt = Attempt {
+            task: id,
+            number,
+            id: AttemptId(Uuid::new_v4()),
+            contract: task.contract,
+            owner: task.owner,
+            daemon,
+            state: AttemptState::Assigned { answer_by: self.now.after(ANSWER_WITHIN) },
+            fenced: false,
+            branch: branch.clone(),
+            worktree: String::new(),
+            base_commit: String::new(),
+            agent_version: String::new(),
+            agent_session_id: String::new(),
+            last_message: String::new(),
+            usage: Usage::default(),
+            warnings: Vec::new(),
+            wall_time: task.spec.limits.wall_time.or(contract_wall_time),
+            assigned: self.now,
+            started: None,
+            output_bytes: 0,
+            commands: Vec::new(),
+        };
+        let reference = attempt.reference();
+        let spec = &task.spec;
+        let spawn = Spawn {
+            contract: task.contract,
+            contract_name,
+            name: spec.name.clone(),
+            plan: spec.plan.clone(),
+            agent: spec.agent.clone(),
+            model: (!spec.model.is_empty()).then(|| spec.model.clone()),
+            repository: spec.repository.clone(),
+            base_branch: spec.base_branch.clone(),
+            branch,
+            result_ref: result_ref(id),
+            dependencies: self.dependency_results(id),
+            setup_command: spec.setup_command.clone(),
+            setup_timeout: DEFAULT_SETUP_TIMEOUT,
+            copy_files: spec.copy_files.clone(),
+            wall_time: attempt.wall_time,
+            grace: DEFAULT_GRACE,
+            parent: spec.parent,
+            depth: task.depth,
+            task_key: keys.derive(reference),
+            contract_tasks: self.contract_tasks(&task),
+        };
+        self.attempt_numbers.insert((id, number), attempt.id);
+        self.attempts.insert(attempt.id, attempt);
+        self.served.insert((task.contract, task.class), task.owner);
+        self.command(daemon, reference, Order::Spawn(Box::new(spawn)));
+    }
+
+    fn dependency_results(&self, id: TaskId) -> Vec<DependencyResult> {
+        let mut results: Vec<_> = (self.dependencies.get(&id).into_iter().flatten())
+            .filter(|dependency| !self.edges_gone.contains_key(&(id, **dependency)))
+            .filter_map(|dependency| self.tasks.get(*dependency))
+            .map(|task| DependencyResult {
+                task: task.id,
+                name: task.spec.name.clone(),
+                status: task.status(),
+                commit: task.result().map(|result| result.commit.clone()).unwrap_or_default(),
+                result_ref: task.result().map(|result| result.result_ref.clone()).unwrap_or_default(),
+                daemon: task.daemon,
+            })
+            .collect();
+        results.sort_by_key(|result| result.task);
+        results.dedup_by_key(|result| result.task);
+        results
+    }
+
+    fn contract_tasks(&self, task: &Task) -> Vec<ContractTask> {
+        if categories(task).first().is_none_or(|lowest| *lowest == Category::Schema) {
+            return Vec::new();
+        }
+        let others = self
+            .tasks
+            .values()
+            .filter(|other| other.contract == task.contract && other.id != task.id && !other.status().is_final());
+        let others = others.take(usize::try_from(MAX_CONTRACT_TASKS).unwrap_or(usize::MAX));
+        let mut tasks: Vec<_> = others
+            .map(|other| ContractTask {
+                task: other.id,
+                name: other.spec.name.clone(),
+                status: other.status(),
+                categories: categories(other),
+            })
+            .collect();
+        tasks.sort_by_key(|other| other.task);
+        tasks
+    }
+}
+
+/// Where there is room, and how much each owner runs.
+#[derive(Debug)]
+pub(super) struct Room {
+    offers: Vec<Offer>,
+    owners: HashMap<OwnerId, u32>,
+}
+
+/// A daemon with room.
+#[derive(Debug)]
+struct Offer {
+    daemon: DaemonId,
+    owner: OwnerId,
+    card: Card,
+    free: u32,
+}
+
+fn head(task: &Task, near: Option<&Vec<DaemonId>>) -> Head {
+    Head {
+        task: task.id,
+        owner: task.owner,
+        contract: task.contract,
+        class: task.class,
+        priority: task.spec.priority,
+        created: task.created,
+        repository: task.spec.repository.clone(),
+        near: near.cloned().unwrap_or_default(),
+        avoid: task.tries.avoid.clone(),
+    }
+}
+
+fn categories(task: &Task) -> Vec<Category> {
+    analysis::categorize_plan(&task.spec.name, &task.spec.plan)
+}
+
+/// The branch of an attempt: `makima/<short id>-<slug>/<attempt>`.
+fn branch(task: &Task, number: u32) -> String {
+    /// Characters of the name that go into the branch.
+    const SLUG: usize = 40;
+    let mut slug = String::new();
+    for c in task.spec.name.chars() {
+        let c = if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        if slug.len() < SLUG && !(c == '-' && (slug.is_empty() || slug.ends_with('-'))) {
+            slug.push(c);
+        }
+    }
+    let slug = slug.trim_end_matches('-');
+    let dash = if slug.is_empty() { "" } else { "-" };
+    format!("makima/{}{dash}{slug}/{number}", task.id.short())
+}
+
+/// The ref that holds a task's result in its repository.
+pub(crate) fn result_ref(task: TaskId) -> String {
+    format!("refs/makima/results/{task}")
+}

@@ -1,0 +1,440 @@
+//! The one writer of contract, task, attempt, daemon and command state.
+//!
+//! ```text
+//!   submit ──> queue ──> batch: whatever arrived while the last commit was in flight
+//!                          │ begin (one writer at a time, on both databases)
+//!                          │ load   what the operations need             work, load
+//!                          │ fold   them with the domain's functions     people, daemons
+//!                          │ dispatch what became possible               dispatch
+//!                          │ flush  one row a key, the event log         work
+//!                          └ commit ──> then speak: answers, commands to sessions, watchers
+//! ```
+//!
+//! There is no timer: a lone operation is committed at once, and under load the batch grows to what one commit takes. What
+//! the domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the
+//! culprit fails. A COMMIT whose answer was lost is looked up before anything is said.
+
+mod daemons;
+mod dispatch;
+mod fleet;
+mod load;
+pub mod op;
+mod people;
+mod table;
+mod work;
+
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::{
+    daemons::ANSWER_WITHIN,
+    fleet::{Fleet, Member},
+    op::{Error, Op, Push, Reply, Request},
+};
+use self::{dispatch::Classes, work::Work};
+use super::task_keys::TaskKeys;
+use crate::{
+    domain::{BatchId, DaemonId, Timestamp},
+    runtime::{activator::Activator, clock},
+    store::{self, Store},
+};
+
+/// Operations that wait. Beyond this, submitters wait too: they are rpcs, which have deadlines of their own.
+const QUEUE: usize = 4096;
+/// Operations of one batch: enough to share a commit's cost, few enough not to hold up the first for the last.
+const BATCH: usize = 256;
+/// How long the outcome of a COMMIT is looked for.
+const IN_DOUBT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A handle to the ledger. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    queue: mpsc::Sender<Envelope>,
+    fleet: Arc<RwLock<Fleet>>,
+    last: watch::Receiver<i64>,
+    due: Arc<DueSoon>,
+}
+
+/// When the next thing is due, as far as this process has written it.
+#[derive(Debug, Default)]
+pub struct DueSoon {
+    at: std::sync::Mutex<Option<Timestamp>>,
+    changed: Activator,
+}
+
+impl DueSoon {
+    /// Something is due then.
+    pub fn earlier(&self, at: Timestamp) {
+        let Ok(mut due) = self.at.lock() else { return };
+        if due.is_none_or(|due| at < due) {
+            *due = Some(at);
+            self.changed.wake();
+        }
+    }
+
+    /// Takes the time, leaving none.
+    pub fn take(&self) -> Option<Timestamp> {
+        self.at.lock().ok().and_then(|mut due| due.take())
+    }
+
+    /// The time.
+    pub fn peek(&self) -> Option<Timestamp> {
+        self.at.lock().ok().and_then(|due| *due)
+    }
+
+    /// Returns when the time has become earlier, or after `period`.
+    pub async fn wait(&self, period: std::time::Duration) {
+        self.changed.wait(period).await;
+    }
+}
+
+#[derive(Debug)]
+struct Envelope {
+    request: Request,
+    reply: oneshot::Sender<Result<Reply, Error>>,
+}
+
+impl Ledger {
+    /// Starts the writer. It ends when all handles are gone.
+    pub async fn start(store: Store, keys: TaskKeys) -> Result<(Self, impl Future<Output = ()> + Send), store::Error> {
+        let mut tx = store.read().await?;
+        let classes = Classes::new(tx.classes_list().await?);
+        let last = tx.events_last().await?;
+        let alive = tx.meta_fetch("last_alive").await?.and_then(|text| text.parse().ok()).map(Timestamp);
+        let next_due = tx.next_due().await?;
+        tx.rollback().await?;
+        let (queue, inbox) = mpsc::channel(QUEUE);
+        let (last_tx, last) = watch::channel(last);
+        let fleet = Arc::new(RwLock::new(Fleet::default()));
+        let due = Arc::new(DueSoon::default());
+        due.earlier(next_due.unwrap_or_else(clock::now));
+        let writer = Writer {
+            store,
+            keys,
+            inbox,
+            fleet: Arc::clone(&fleet),
+            last: last_tx,
+            due: Arc::clone(&due),
+            classes,
+            now: alive.unwrap_or_default(),
+            look: true,
+            stale: false,
+        };
+        Ok((Self { queue, fleet, last, due }, writer.run()))
+    }
+
+    /// Does an operation. Answers once it is durable.
+    pub async fn submit(&self, request: Request) -> Result<Reply, Error> {
+        self.enqueue(request).await?.await.map_err(|_| Error::Stopping)?
+    }
+
+    /// Queues an operation, behind what this caller has queued before; its answer comes once it is durable.
+    pub async fn enqueue(&self, request: Request) -> Result<oneshot::Receiver<Result<Reply, Error>>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(Envelope { request, reply }).await.map_err(|_| Error::Stopping)?;
+        Ok(answer)
+    }
+
+    /// Does an operation of the server's own.
+    pub async fn server(&self, op: Op) -> Result<Reply, Error> {
+        self.submit(Request { actor: "server".to_owned(), repeat: None, op }).await
+    }
+
+    /// The attached daemons, as of the last commit.
+    pub fn fleet(&self) -> RwLockReadGuard<'_, Fleet> {
+        self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// A session has ended.
+    pub fn detach(&self, daemon: DaemonId, epoch: crate::domain::Epoch) {
+        self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner).detach(daemon, epoch);
+    }
+
+    /// The last sequence of the event log; changes with every commit that logged something.
+    pub fn last(&self) -> watch::Receiver<i64> {
+        self.last.clone()
+    }
+
+    /// When something is due.
+    pub fn due(&self) -> &DueSoon {
+        &self.due
+    }
+}
+
+struct Writer {
+    store: Store,
+    keys: TaskKeys,
+    inbox: mpsc::Receiver<Envelope>,
+    fleet: Arc<RwLock<Fleet>>,
+    last: watch::Sender<i64>,
+    due: Arc<DueSoon>,
+    classes: Classes,
+    /// Ledger time never goes backwards, whatever the clock does.
+    now: Timestamp,
+    /// There may be something to dispatch.
+    look: bool,
+    /// The fleet may not be what the database says, after a batch whose outcome stayed unknown.
+    stale: bool,
+}
+
+/// How a batch failed.
+enum Failed {
+    /// The database refuses what is to be written.
+    Refused(store::Error),
+    /// The database cannot be reached; nothing was done, or nobody knows.
+    Unavailable(store::Error),
+}
+
+impl From<store::Error> for Failed {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Unavailable { .. } => Self::Unavailable(error),
+            other => Self::Refused(other),
+        }
+    }
+}
+
+impl Writer {
+    async fn run(mut self) {
+        loop {
+            let mut batch = Vec::new();
+            if !self.look {
+                match self.inbox.recv().await {
+                    Some(envelope) => batch.push(envelope),
+                    None => return,
+                }
+            }
+            while batch.len() < BATCH {
+                match self.inbox.try_recv() {
+                    Ok(envelope) => batch.push(envelope),
+                    Err(_) => break,
+                }
+            }
+            self.batch(batch).await;
+        }
+    }
+
+    #[tracing::instrument(level = "debug", name = "ledger", skip_all, fields(operations = batch.len()))]
+    async fn batch(&mut self, batch: Vec<Envelope>) {
+        let requests: Vec<&Request> = batch.iter().map(|envelope| &envelope.request).collect();
+        let replies = match self.commit(&requests).await {
+            Ok(replies) => replies,
+            Err(Failed::Unavailable(error)) => {
+                tracing::warn!(error = chain(&error), "the database is not available");
+                // Whoever asked hears so and may ask again; what was to be dispatched is looked for with the next batch.
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                requests.iter().map(|_| Err(Error::Unavailable(chain(&error)))).collect()
+            }
+            Err(Failed::Refused(error)) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    operations = requests.len(),
+                    "the database refused a batch; one by one"
+                );
+                self.look = requests.is_empty() && self.look;
+                let mut replies = Vec::with_capacity(requests.len());
+                for request in &requests {
+                    replies.push(match self.commit(&[request]).await {
+                        Ok(mut replies) => replies.pop().unwrap_or(Ok(Reply::Done)),
+                        Err(Failed::Unavailable(error)) => Err(Error::Unavailable(chain(&error))),
+                        Err(Failed::Refused(error)) => {
+                            tracing::error!(
+                                error = chain(&error),
+                                actor = request.actor,
+                                "an operation cannot be stored"
+                            );
+                            Err(Error::Unstorable(chain(&error)))
+                        }
+                    });
+                }
+                if requests.is_empty() {
+                    // Dispatching alone is refused: trying again at once would only spin.
+                    self.look = false;
+                }
+                replies
+            }
+        };
+        for (envelope, reply) in batch.into_iter().zip(replies) {
+            // Whoever asked may have gone; what was done stays done.
+            let _ = envelope.reply.send(reply);
+        }
+    }
+
+    /// Folds and commits. Speaks to sessions and watchers; the answers are left to the caller.
+    async fn commit(&mut self, requests: &[&Request]) -> Result<Vec<Result<Reply, Error>>, Failed> {
+        self.now = clock::now().max(self.now);
+        let mut work = Work::new(self.now);
+        work.look = self.look;
+        let mut tx = self.store.begin().await?;
+        if self.stale {
+            self.refresh(&mut tx).await?;
+        }
+        work.load(&mut tx, requests).await?;
+        let mut replies: Vec<Result<Reply, Error>> = Vec::with_capacity(requests.len());
+        let mut more = false;
+        for request in requests {
+            replies.push(self.fold(&mut work, request));
+        }
+        if work.look {
+            let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
+            more = work.dispatch(&mut tx, room, &self.classes, &self.keys).await?;
+        }
+        if work.is_clean() {
+            tx.rollback().await?;
+        } else {
+            let last = work.flush(&mut tx).await?;
+            self.commit_tx(tx, last, work.now).await?;
+        }
+        self.classes.learn(&work);
+        self.look = more;
+        self.speak(&work, requests, &replies);
+        Ok(replies)
+    }
+
+    fn fold(&self, work: &mut Work, request: &Request) -> Result<Reply, Error> {
+        match &request.op {
+            Op::Attach(_)
+            | Op::Ready { .. }
+            | Op::Accepting { .. }
+            | Op::Seen(_)
+            | Op::Answered { .. }
+            | Op::Message { .. }
+            | Op::DaemonLost { .. }
+            | Op::Sweep => {
+                let fleet = self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                work.machine(&request.op, &|daemon| fleet.get(daemon).is_some())
+            }
+            _ => work.person(request),
+        }
+    }
+
+    /// Commits, and finds out whether it did.
+    async fn commit_tx(&mut self, mut tx: store::Tx, last: Option<i64>, now: Timestamp) -> Result<(), Failed> {
+        let batch = BatchId(uuid::Uuid::now_v7());
+        let in_doubt = self.store.commits_in_doubt();
+        if in_doubt {
+            tx.batch_insert(batch, now).await?;
+        }
+        let committed = tx.commit().await;
+        match committed {
+            Err(error @ store::Error::Unavailable { .. }) if in_doubt => self.find_out(batch, error).await?,
+            other => other?,
+        }
+        if let Some(last) = last {
+            self.last.send_replace(last);
+        }
+        Ok(())
+    }
+
+    /// Looks a batch up whose COMMIT was not answered. Under the ledger's lock, so that it is over one way or the other.
+    async fn find_out(&mut self, batch: BatchId, error: store::Error) -> Result<(), Failed> {
+        let deadline = tokio::time::Instant::now() + IN_DOUBT;
+        loop {
+            let looked = async {
+                let mut tx = self.store.begin().await?;
+                let exists = tx.batch_exists(batch).await?;
+                tx.rollback().await?;
+                Ok::<bool, store::Error>(exists)
+            };
+            match looked.await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(Failed::Unavailable(error)),
+                Err(_) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                }
+                Err(_) => {
+                    self.stale = true;
+                    return Err(Failed::Unavailable(error));
+                }
+            }
+        }
+    }
+
+    /// What was committed takes effect in memory, and is said.
+    fn speak(&mut self, work: &Work, requests: &[&Request], replies: &[Result<Reply, Error>]) {
+        if let Some(due) = work.earliest_due() {
+            self.due.earlier(due);
+        }
+        let mut look = false;
+        let mut fleet = self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (request, reply) in requests.iter().zip(replies) {
+            match (&request.op, reply) {
+                (Op::Attach(attach), Ok(Reply::Attached { epoch, .. })) => {
+                    let card = attach.hello.card.clone();
+                    let member = Member::new(attach.owner, attach.key, *epoch, card, attach.outbox.clone());
+                    fleet.attach(attach.hello.daemon, member);
+                    if let Some(member) = fleet.get_mut(attach.hello.daemon) {
+                        let row = work.daemons.get(attach.hello.daemon);
+                        member.draining = row.is_some_and(|row| row.draining);
+                        let live = work.attempts.values().filter(|a| a.daemon == attach.hello.daemon && a.is_live());
+                        member.live = live.map(|attempt| (attempt.id, is_ending(attempt))).collect();
+                    }
+                }
+                (Op::Ready { daemon, epoch }, Ok(_)) => {
+                    if let Some(member) = fleet.get_mut(*daemon).filter(|member| member.epoch == *epoch) {
+                        member.ready = true;
+                        look = true;
+                    }
+                }
+                (Op::RevokeKey { key }, Ok(_)) => fleet.revoked(*key),
+                _ => {}
+            }
+        }
+        for daemon in work.daemons.dirty() {
+            if let Some(member) = fleet.get_mut(daemon.id).filter(|member| member.epoch == daemon.epoch) {
+                member.draining = daemon.draining;
+                member.card = daemon.card.clone();
+            }
+        }
+        for attempt in work.attempts.dirty() {
+            if let Some(member) = fleet.get_mut(attempt.daemon) {
+                if attempt.is_live() {
+                    member.live.insert(attempt.id, is_ending(attempt));
+                } else {
+                    member.live.remove(&attempt.id);
+                }
+            }
+        }
+        for (daemon, push) in &work.pushes {
+            fleet.push(*daemon, push.clone());
+        }
+        drop(fleet);
+        self.look |= look;
+    }
+
+    /// Makes the fleet anew from the database.
+    async fn refresh(&mut self, tx: &mut store::Tx) -> Result<(), store::Error> {
+        let members: Vec<DaemonId> = self.fleet_mut().iter().map(|(id, _)| id).collect();
+        let live = tx.attempts_live(&members).await?;
+        let mut fleet = self.fleet_mut();
+        for id in members {
+            if let Some(member) = fleet.get_mut(id) {
+                let live = live.iter().filter(|attempt| attempt.daemon == id);
+                member.live = live.map(|attempt| (attempt.id, is_ending(attempt))).collect();
+            }
+        }
+        drop(fleet);
+        self.stale = false;
+        Ok(())
+    }
+
+    fn fleet_mut(&self) -> std::sync::RwLockWriteGuard<'_, Fleet> {
+        self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn is_ending(attempt: &crate::domain::attempt::Attempt) -> bool {
+    attempt.fenced
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,677 @@
+//! Tasks and attempts on the wire.
+
+use std::collections::HashMap;
+
+use super::{
+    check::{Check, etag},
+    common, contract, pb,
+    status::ApiResult,
+};
+use crate::domain::{
+    ContractId, OwnerId, TaskId,
+    analysis::Category,
+    attempt::{Attempt, AttemptState, AttemptStatus},
+    contract::Hold,
+    draft::{NewTask, NewTasks, TaskUpdate},
+    explain::{Explained, PendingReason},
+    task::{
+        MAX_BATCH, MAX_DEPENDENCIES, MAX_NAME_BYTES, MAX_PLAN_BYTES, MAX_TEXT_BYTES, Task, TaskLimits, TaskSpec,
+        TaskState, TaskStatus,
+    },
+};
+
+/// The agent profile of a task that names none.
+pub const DEFAULT_AGENT: &str = "claude";
+/// Priorities go from its negative to it.
+pub const MAX_PRIORITY: i32 = 1_000_000;
+/// Labels a task may require.
+pub const MAX_LABELS: usize = 64;
+/// Bytes of a label and of a profile's name.
+pub const MAX_WORD_BYTES: usize = 63;
+/// Globs of files to copy; with their length bounded so that the command which carries them stays below 1 MiB.
+pub const MAX_COPY_FILES: usize = 100;
+/// Bytes of one glob.
+pub const MAX_GLOB_BYTES: usize = 1_024;
+/// Bytes of tasks in one answer. Clients refuse messages over 4 MiB unless told otherwise.
+pub const MAX_ANSWER_BYTES: usize = 3 * 1024 * 1024;
+
+// === in ===
+
+/// Checks the form of one task.
+pub fn create(owner: OwnerId, request: pb::CreateTaskRequest) -> ApiResult<NewTasks> {
+    let mut check = Check::new();
+    check.request_id(request.request_id);
+    let contract: Option<ContractId> = check.optional_id("contract_id", &request.contract_id);
+    let Some(mut given) = request.spec else {
+        check.violation("spec", "is required");
+        check.finish()?;
+        return Ok(NewTasks { owner, contract, tasks: Vec::new() });
+    };
+    if given.name.is_empty() {
+        given.name = name_from_plan(&given.plan);
+    }
+    let task = draft(&mut check, "spec.", given);
+    if contract.is_none() {
+        if task.spec.repository.is_empty() {
+            check.violation("spec.repository", "is required for a task without a contract");
+        }
+        if !task.depends_on.is_empty() {
+            check.violation("spec.depends_on", "needs a contract_id: a lone task has nothing to depend on");
+        }
+    }
+    check.finish()?;
+    Ok(NewTasks { owner, contract, tasks: vec![task] })
+}
+
+/// Checks the form of several tasks.
+pub fn batch_create(owner: OwnerId, request: pb::BatchCreateTasksRequest) -> ApiResult<NewTasks> {
+    let mut check = Check::new();
+    check.request_id(request.request_id);
+    let contract: ContractId = check.id("contract_id", &request.contract_id);
+    match request.tasks.len() {
+        0 => check.violation("tasks", "is empty"),
+        count if count > MAX_BATCH => {
+            check.violation("tasks", format!("holds {count} tasks; one call takes at most {MAX_BATCH}"));
+        }
+        _ => {}
+    }
+    let tasks = drafts(&mut check, request.tasks.into_iter().take(MAX_BATCH).collect());
+    check.finish()?;
+    Ok(NewTasks { owner, contract: Some(contract), tasks })
+}
+
+/// Checks the form of tasks that come together, whose names must differ.
+pub fn drafts(check: &mut Check, specs: Vec<pb::TaskSpec>) -> Vec<NewTask> {
+    let tasks: Vec<NewTask> = specs
+        .into_iter()
+        .enumerate()
+        .map(|(index, spec)| {
+            let prefix = format!("tasks[{index}].");
+            check.required(&format!("{prefix}name"), &spec.name);
+            draft(check, &prefix, spec)
+        })
+        .collect();
+    let mut first: HashMap<&str, usize> = HashMap::new();
+    for (index, task) in tasks.iter().enumerate().filter(|(_, task)| !task.spec.name.is_empty()) {
+        if let Some(earlier) = first.insert(&task.spec.name, index) {
+            check.violation(format!("tasks[{index}].name"), format!("repeats the name of tasks[{earlier}]"));
+        }
+    }
+    tasks
+}
+
+/// Checks the form of one task; `prefix` says where it stands in the request. Faults of its name other than its absence
+/// are found here, its absence by those who require one.
+fn draft(check: &mut Check, prefix: &str, given: pb::TaskSpec) -> NewTask {
+    let at = |field: &str| format!("{prefix}{field}");
+    let name = check.line(&at("name"), given.name, MAX_NAME_BYTES);
+    if uuid::Uuid::try_parse(&name).is_ok() {
+        check.violation(at("name"), "looks like an id; dependencies could not tell it from one");
+    }
+    let description = check.text(&at("description"), given.description, MAX_TEXT_BYTES);
+    check.required(&at("plan"), &given.plan);
+    let plan = check.text(&at("plan"), given.plan, MAX_PLAN_BYTES);
+    let priority = check.range(&at("priority"), given.priority, -MAX_PRIORITY..=MAX_PRIORITY);
+    let agent = agent(check, &at("agent"), given.agent);
+    let model = model(check, &at("model"), given.model);
+    let labels = labels(check, &at("labels"), given.labels);
+    let repository = check.repository(&at("repository"), given.repository);
+    let base_branch = check.revision(&at("base_branch"), given.base_branch);
+    let depends_on = dependencies(check, &at("depends_on"), given.depends_on);
+    let copy_files = copy_files(check, &at("copy_files"), given.copy_files);
+    let setup_command = check.text(&at("setup_command"), given.setup_command, MAX_TEXT_BYTES);
+    let limits = limits(check, prefix, given.limits.as_ref());
+    let parent: Option<TaskId> = check.optional_id(&at("parent_task_id"), &given.parent_task_id);
+    for (field, is_set) in [
+        ("verify_command", !given.verify_command.is_empty()),
+        ("target_branch", !given.target_branch.is_empty()),
+        ("merge_mode", !given.merge_mode.is_empty()),
+        ("completion_action", !given.completion_action.is_empty()),
+        ("target_repo_path", !given.target_repo_path.is_empty()),
+        ("continue_from_task_id", !given.continue_from_task_id.is_empty()),
+        ("branched_from_task_id", !given.branched_from_task_id.is_empty()),
+        ("checkpoint_id", !given.checkpoint_id.is_empty()),
+        ("conversation_history", !given.conversation_history.is_empty()),
+        ("is_supervisor", given.is_supervisor),
+        ("autonomous_loop", given.autonomous_loop),
+    ] {
+        check.unserved(at(field), is_set);
+    }
+    let spec = TaskSpec {
+        name,
+        description,
+        plan,
+        priority,
+        agent,
+        model,
+        labels,
+        repository,
+        base_branch,
+        copy_files,
+        setup_command,
+        limits,
+        hidden: given.hidden,
+        parent,
+    };
+    NewTask { spec, depends_on }
+}
+
+/// Checks the form of a change.
+pub fn update(owner: OwnerId, request: pb::UpdateTaskRequest) -> ApiResult<TaskUpdate> {
+    let mut check = Check::new();
+    check.request_id(request.request_id);
+    let task: TaskId = check.id("task_id", &request.task_id);
+    let etag = check.etag(&request.etag);
+    let new = request.spec.unwrap_or_default();
+    let mut update = TaskUpdate {
+        owner,
+        task,
+        etag,
+        name: None,
+        description: None,
+        plan: None,
+        priority: None,
+        agent: None,
+        model: None,
+        labels: None,
+        copy_files: None,
+        setup_command: None,
+        limits: None,
+        base_branch: None,
+        hidden: None,
+    };
+    let paths = request.update_mask.unwrap_or_default().paths;
+    if paths.is_empty() {
+        check.violation("update_mask", "names no field to change");
+    }
+    for (index, path) in paths.iter().enumerate() {
+        let field = format!("spec.{path}");
+        match path.as_str() {
+            "name" => {
+                check.required(&field, &new.name);
+                update.name = Some(check.line(&field, new.name.clone(), MAX_NAME_BYTES));
+            }
+            "description" => update.description = Some(check.text(&field, new.description.clone(), MAX_TEXT_BYTES)),
+            "plan" => {
+                check.required(&field, &new.plan);
+                update.plan = Some(check.text(&field, new.plan.clone(), MAX_PLAN_BYTES));
+            }
+            "priority" => update.priority = Some(check.range(&field, new.priority, -MAX_PRIORITY..=MAX_PRIORITY)),
+            "agent" => update.agent = Some(agent(&mut check, &field, new.agent.clone())),
+            "model" => update.model = Some(model(&mut check, &field, new.model.clone())),
+            "labels" => update.labels = Some(labels(&mut check, &field, new.labels.clone())),
+            "copy_files" => update.copy_files = Some(copy_files(&mut check, &field, new.copy_files.clone())),
+            "setup_command" => {
+                update.setup_command = Some(check.text(&field, new.setup_command.clone(), MAX_TEXT_BYTES))
+            }
+            "limits" => update.limits = Some(limits(&mut check, "spec.", new.limits.as_ref())),
+            "base_branch" => update.base_branch = Some(check.revision(&field, new.base_branch.clone())),
+            "hidden" => update.hidden = Some(new.hidden),
+            other => check.violation(
+                format!("update_mask.paths[{index}]"),
+                format!("`{}` is not a field that can be changed", common::shown(other)),
+            ),
+        }
+    }
+    check.finish()?;
+    Ok(update)
+}
+
+/// Names or ids of tasks that are depended on.
+pub fn dependencies(check: &mut Check, field: &str, names: Vec<String>) -> Vec<String> {
+    if names.len() > MAX_DEPENDENCIES {
+        check.violation(field, format!("names {} dependencies; at most {MAX_DEPENDENCIES} are taken", names.len()));
+    }
+    names
+        .into_iter()
+        .take(MAX_DEPENDENCIES)
+        .enumerate()
+        .map(|(index, name)| {
+            if name.is_empty() {
+                check.violation(format!("{field}[{index}]"), "is empty");
+            }
+            check.line(&format!("{field}[{index}]"), name, MAX_NAME_BYTES)
+        })
+        .collect()
+}
+
+/// A filter by status; empty takes all.
+pub fn statuses(check: &mut Check, numbers: &[i32]) -> Vec<TaskStatus> {
+    let mut statuses = Vec::new();
+    for (index, number) in numbers.iter().enumerate() {
+        match common::task_status(&format!("statuses[{index}]"), *number) {
+            Ok(status) => statuses.push(status),
+            Err(invalid) => check.violation(invalid.field, invalid.problem),
+        }
+    }
+    statuses
+}
+
+fn agent(check: &mut Check, field: &str, agent: String) -> String {
+    if agent.is_empty() {
+        return DEFAULT_AGENT.to_owned();
+    }
+    check.word(field, &agent, MAX_WORD_BYTES);
+    agent
+}
+
+fn model(check: &mut Check, field: &str, model: String) -> String {
+    if !model.is_empty() {
+        check.word(field, &model, MAX_NAME_BYTES);
+    }
+    model
+}
+
+fn labels(check: &mut Check, field: &str, mut labels: Vec<String>) -> Vec<String> {
+    if labels.len() > MAX_LABELS {
+        check.violation(field, format!("holds {} labels; at most {MAX_LABELS} are taken", labels.len()));
+        labels.truncate(MAX_LABELS);
+    }
+    for (index, label) in labels.iter().enumerate() {
+        check.word(&format!("{field}[{index}]"), label, MAX_WORD_BYTES);
+    }
+    labels.sort();
+    labels.dedup();
+    labels
+}
+
+fn copy_files(check: &mut Check, field: &str, mut globs: Vec<String>) -> Vec<String> {
+    if globs.len() > MAX_COPY_FILES {
+        check.violation(field, format!("holds {} globs; at most {MAX_COPY_FILES} are taken", globs.len()));
+        globs.truncate(MAX_COPY_FILES);
+    }
+    for (index, glob) in globs.iter_mut().enumerate() {
+        let field = format!("{field}[{index}]");
+        if glob.is_empty() {
+            check.violation(&field, "is empty");
+        } else if glob.starts_with('/') || glob.split('/').any(|part| part == "..") {
+            check.violation(&field, "must stay inside the repository: no leading `/`, no `..`");
+        }
+        *glob = check.line(&field, std::mem::take(glob), MAX_GLOB_BYTES);
+    }
+    globs
+}
+
+fn limits(check: &mut Check, prefix: &str, limits: Option<&pb::TaskLimits>) -> TaskLimits {
+    let Some(limits) = limits else { return TaskLimits::default() };
+    check.unserved(format!("{prefix}limits.cost_micro_usd"), limits.cost_micro_usd.is_some());
+    check.unserved(format!("{prefix}limits.iterations"), limits.iterations.is_some());
+    TaskLimits {
+        wall_time: contract::wall_time(check, &format!("{prefix}limits.wall_time"), limits.wall_time.as_ref()),
+        max_retries: limits
+            .max_retries
+            .map(|retries| check.range(&format!("{prefix}limits.max_retries"), retries, 0..=contract::MAX_RETRIES)),
+    }
+}
+
+/// Characters of a plan's first line that become the name of a lone task.
+const NAME_FROM_PLAN: usize = 60;
+
+/// A name for a lone task that has none: how its plan begins.
+fn name_from_plan(plan: &str) -> String {
+    let line = plan.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("task");
+    let name: String = line.chars().filter(|c| !c.is_control()).take(NAME_FROM_PLAN).collect();
+    let mut end = name.len().min(MAX_NAME_BYTES);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].trim_end().to_owned()
+}
+
+// === out ===
+
+/// A task with what stands beside it in the store.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// What it depends on.
+    pub depends_on: &'a [TaskId],
+    /// Where it stands and why.
+    pub explained: &'a Explained,
+    /// Name of its daemon; empty for none.
+    pub daemon_name: &'a str,
+}
+
+/// A task as a caller sees it.
+pub fn task(view: View<'_>) -> pb::Task {
+    let View { task, depends_on, explained, daemon_name } = view;
+    let failure = match &task.state {
+        TaskState::Failed { failure, .. } => Some(failure),
+        _ => task.tries.last_failure.as_ref(),
+    };
+    let (not_before, ended) = match &task.state {
+        TaskState::Pending { wait, .. } => (wait.as_ref().map(|wait| wait.until), None),
+        TaskState::Done { at, .. }
+        | TaskState::Merged { at, .. }
+        | TaskState::Failed { at, .. }
+        | TaskState::Cancelled { at, .. } => (None, Some(*at)),
+        TaskState::Starting { .. }
+        | TaskState::Running { .. }
+        | TaskState::Paused { .. }
+        | TaskState::AwaitingInput { .. }
+        | TaskState::Finalizing { .. } => (None, None),
+    };
+    let result_commit = match &task.state {
+        TaskState::Done { result, .. } | TaskState::Merged { result, .. } => result.commit.clone(),
+        _ => String::new(),
+    };
+    pb::Task {
+        task_id: task.id.to_string(),
+        contract_id: task.contract.to_string(),
+        owner_id: task.owner.to_string(),
+        spec: Some(spec(&task.spec, depends_on)),
+        depth: task.depth,
+        status: pb::TaskStatus::from(task.status()).into(),
+        pending_reason: explained.pending.map_or(pb::PendingReason::Unspecified, pb::PendingReason::from).into(),
+        reason: explained.text.clone(),
+        not_before: not_before.map(common::timestamp),
+        unmet_dependencies: task.unmet,
+        attempt: task.attempt,
+        daemon_id: common::id_text(task.daemon),
+        daemon_name: daemon_name.to_owned(),
+        retry_count: task.tries.counted,
+        failure_class: failure.map_or(pb::FailureClass::Unspecified, |failure| failure.class.into()).into(),
+        error_message: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
+        result_commit,
+        branch: task.branch.clone(),
+        interrupt_time: task.interrupted.map(common::timestamp),
+        create_time: Some(common::timestamp(task.created)),
+        update_time: Some(common::timestamp(task.updated)),
+        start_time: task.started.map(common::timestamp),
+        end_time: ended.map(common::timestamp),
+        version: task.version,
+        etag: etag(task.version),
+        usage: Some((&task.usage).into()),
+    }
+}
+
+fn spec(spec: &TaskSpec, depends_on: &[TaskId]) -> pb::TaskSpec {
+    pb::TaskSpec {
+        name: spec.name.clone(),
+        description: spec.description.clone(),
+        plan: spec.plan.clone(),
+        priority: spec.priority,
+        agent: spec.agent.clone(),
+        model: spec.model.clone(),
+        labels: spec.labels.clone(),
+        repository: spec.repository.clone(),
+        base_branch: spec.base_branch.clone(),
+        depends_on: depends_on.iter().map(ToString::to_string).collect(),
+        copy_files: spec.copy_files.clone(),
+        setup_command: spec.setup_command.clone(),
+        limits: Some(pb::TaskLimits {
+            wall_time: spec.limits.wall_time.map(common::duration),
+            max_retries: spec.limits.max_retries,
+            cost_micro_usd: None,
+            iterations: None,
+        }),
+        hidden: spec.hidden,
+        parent_task_id: common::id_text(spec.parent),
+        ..Default::default()
+    }
+}
+
+/// An attempt as a caller sees it. `output_bytes`: what the server holds of its output.
+pub fn attempt(attempt: &Attempt, daemon_name: &str, output_bytes: i64) -> pb::Attempt {
+    let (ended, outcome) = match &attempt.state {
+        AttemptState::Ended { at, outcome } => (Some(*at), Some(outcome)),
+        _ => (None, None),
+    };
+    let failure = outcome.and_then(|outcome| outcome.as_ref().err());
+    let result = outcome.and_then(|outcome| outcome.as_ref().ok());
+    pb::Attempt {
+        task_id: attempt.task.to_string(),
+        number: attempt.number,
+        attempt_id: attempt.id.to_string(),
+        daemon_id: attempt.daemon.to_string(),
+        daemon_name: daemon_name.to_owned(),
+        status: pb::AttemptStatus::from(attempt.state.status()).into(),
+        failure_class: failure.map_or(pb::FailureClass::Unspecified, |failure| failure.class.into()).into(),
+        error_message: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
+        branch: attempt.branch.clone(),
+        worktree_path: attempt.worktree.clone(),
+        agent_session_id: attempt.agent_session_id.clone(),
+        agent_version: attempt.agent_version.clone(),
+        usage: Some((&attempt.usage).into()),
+        result_commit: result.map(|result| result.commit.clone()).unwrap_or_default(),
+        assign_time: Some(common::timestamp(attempt.assigned)),
+        start_time: attempt.started.map(common::timestamp),
+        end_time: ended.map(common::timestamp),
+        output_bytes,
+        warnings: attempt.warnings.clone(),
+        last_message: attempt.last_message.clone(),
+    }
+}
+
+/// One edge, seen from either end.
+pub fn dependency(id: TaskId, name: &str, status: TaskStatus, satisfied: bool) -> pb::Dependency {
+    pb::Dependency {
+        task_id: id.to_string(),
+        name: name.to_owned(),
+        status: pb::TaskStatus::from(status).into(),
+        satisfied,
+    }
+}
+
+/// Tasks made together, in one answer that clients accept: where their plans are too big for it, they are left out of the
+/// answer, which only repeats them.
+pub fn fit_answer(tasks: &mut [pb::Task]) {
+    let size: usize = tasks.iter().map(prost::Message::encoded_len).sum();
+    if size > MAX_ANSWER_BYTES {
+        for spec in tasks.iter_mut().filter_map(|task| task.spec.as_mut()) {
+            spec.plan.clear();
+            spec.description.clear();
+            spec.setup_command.clear();
+            spec.copy_files.clear();
+            spec.depends_on.clear();
+        }
+    }
+}
+
+/// Who holds something, and why.
+pub fn hold(hold: &Hold) -> String {
+    if hold.reason.is_empty() { hold.by.clone() } else { format!("{}: {}", hold.by, hold.reason) }
+}
+
+/// The word for a category.
+pub fn category(category: Category) -> &'static str {
+    match category {
+        Category::Schema => "schema",
+        Category::Types => "types",
+        Category::Backend => "backend",
+        Category::Ui => "ui",
+    }
+}
+
+impl From<AttemptStatus> for pb::AttemptStatus {
+    fn from(status: AttemptStatus) -> Self {
+        match status {
+            AttemptStatus::Assigned => Self::Assigned,
+            AttemptStatus::Accepted => Self::Accepted,
+            AttemptStatus::Running => Self::Running,
+            AttemptStatus::Ending => Self::Ending,
+            AttemptStatus::Disconnected => Self::Disconnected,
+            AttemptStatus::Ended => Self::Ended,
+        }
+    }
+}
+
+impl From<PendingReason> for pb::PendingReason {
+    fn from(reason: PendingReason) -> Self {
+        match reason {
+            PendingReason::Ready => Self::Ready,
+            PendingReason::Dependencies => Self::Dependencies,
+            PendingReason::Blocked => Self::Blocked,
+            PendingReason::NoMatchingDaemon => Self::NoMatchingDaemon,
+            PendingReason::NoFreeSlot => Self::NoFreeSlot,
+            PendingReason::ConcurrencyLimit => Self::ConcurrencyLimit,
+            PendingReason::Backoff => Self::Backoff,
+            PendingReason::UsageLimit => Self::UsageLimit,
+            PendingReason::Held => Self::Held,
+            PendingReason::NoDaemon => Self::NoDaemon,
+            PendingReason::DaemonsNotAccepting => Self::DaemonsNotAccepting,
+            PendingReason::PreviousAttempt => Self::PreviousAttempt,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::{
+        Timestamp,
+        attempt::{Failure, FailureClass, TaskResult},
+        id::{AttemptId, DaemonId},
+        task::{Tries, Wait, WaitReason},
+    };
+
+    fn id<T: std::str::FromStr>(last: u8) -> T
+    where
+        T::Err: std::fmt::Debug,
+    {
+        format!("01938f3e-0000-7000-8000-0000000000{last:02x}").parse().unwrap()
+    }
+
+    fn example() -> Task {
+        Task {
+            id: id(1),
+            contract: id(2),
+            owner: id(3),
+            depth: 0,
+            spec: Arc::new(TaskSpec {
+                name: "schema".into(),
+                plan: "make it".into(),
+                agent: "shell".into(),
+                ..Default::default()
+            }),
+            class: id(4),
+            state: TaskState::Pending { wait: None, held: None },
+            unmet: 0,
+            attempt: 0,
+            ending: None,
+            daemon: None,
+            tries: Tries::default(),
+            branch: String::new(),
+            usage: Default::default(),
+            version: 4,
+            created: Timestamp::from_secs(1_000),
+            updated: Timestamp::from_secs(1_001),
+            started: None,
+            interrupted: None,
+        }
+    }
+
+    fn result() -> TaskResult {
+        TaskResult { commit: "c0ffee".into(), branch: "b".into(), result_ref: "r".into(), published: true }
+    }
+
+    #[test]
+    fn a_waiting_task_says_why_and_until_when() {
+        let mut waiting = example();
+        let until = Timestamp::from_secs(1_060);
+        waiting.state = TaskState::Pending { wait: Some(Wait { until, why: WaitReason::Backoff }), held: None };
+        waiting.tries.counted = 1;
+        waiting.tries.last_failure = Some(Failure::new(FailureClass::AgentCrashed, "exit code 3"));
+        let explained = Explained { pending: Some(PendingReason::Backoff), text: "tried again in 1 min".into() };
+        let shown = task(View { task: &waiting, depends_on: &[id(9)], explained: &explained, daemon_name: "box" });
+        assert_eq!(shown.status(), pb::TaskStatus::Pending);
+        assert_eq!(shown.pending_reason(), pb::PendingReason::Backoff);
+        assert_eq!(shown.not_before, Some(common::timestamp(until)));
+        assert_eq!(shown.failure_class(), pb::FailureClass::AgentCrashed);
+        assert_eq!((shown.error_message.as_str(), shown.retry_count), ("exit code 3", 1));
+        assert_eq!(shown.spec.unwrap().depends_on, [id::<TaskId>(9).to_string()]);
+        assert_eq!((shown.etag.as_str(), shown.version), ("v4", 4));
+        assert_eq!(shown.end_time, None);
+    }
+
+    #[test]
+    fn a_result_shows_once_the_task_is_done() {
+        let mut ended = example();
+        let explained = Explained::default();
+        ended.state = TaskState::Finalizing { result: result(), since: Timestamp(5) };
+        let shown = task(View { task: &ended, depends_on: &[], explained: &explained, daemon_name: "" });
+        assert_eq!(shown.result_commit, "");
+        ended.state = TaskState::Done { result: result(), at: Timestamp(5) };
+        let shown = task(View { task: &ended, depends_on: &[], explained: &explained, daemon_name: "" });
+        assert_eq!((shown.result_commit.as_str(), shown.end_time), ("c0ffee", Some(common::timestamp(Timestamp(5)))));
+        assert_eq!(shown.pending_reason(), pb::PendingReason::Unspecified);
+    }
+
+    #[test]
+    fn an_attempt_that_failed_says_how() {
+        let failed = Attempt {
+            task: id(1),
+            number: 2,
+            id: id::<AttemptId>(7),
+            contract: id(2),
+            owner: id(3),
+            daemon: id::<DaemonId>(8),
+            state: AttemptState::Ended {
+                at: Timestamp(9),
+                outcome: Err(Failure::new(FailureClass::Timeout, "over 10 min")),
+            },
+            fenced: false,
+            branch: "b".into(),
+            worktree: "/w".into(),
+            base_commit: String::new(),
+            agent_version: String::new(),
+            agent_session_id: String::new(),
+            last_message: String::new(),
+            usage: Default::default(),
+            warnings: vec!["look".into()],
+            wall_time: None,
+            assigned: Timestamp(1),
+            started: Some(Timestamp(2)),
+            output_bytes: 70,
+        };
+        let shown = attempt(&failed, "box", 64);
+        assert_eq!((shown.status(), shown.failure_class()), (pb::AttemptStatus::Ended, pb::FailureClass::Timeout));
+        assert_eq!((shown.error_message.as_str(), shown.output_bytes), ("over 10 min", 64));
+    }
+
+    #[test]
+    fn a_lone_task_is_named_by_its_plan() {
+        let request = pb::CreateTaskRequest {
+            spec: Some(pb::TaskSpec {
+                plan: "\n  Fix the flaky test\nin users".into(),
+                repository: "/srv/r".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let draft = create(id(3), request).unwrap();
+        assert_eq!((draft.tasks[0].spec.name.as_str(), draft.contract), ("Fix the flaky test", None));
+        assert!(name_from_plan(&"é".repeat(500)).len() <= MAX_NAME_BYTES);
+        let error = create(id(3), pb::CreateTaskRequest::default()).unwrap_err();
+        assert_eq!(error.message(), "spec is required");
+    }
+
+    #[test]
+    fn an_update_changes_what_its_mask_names() {
+        let request = pb::UpdateTaskRequest {
+            task_id: id::<TaskId>(1).to_string(),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["priority".into(), "plan".into(), "owner".into()] }),
+            spec: Some(pb::TaskSpec { priority: 7, ..Default::default() }),
+            ..Default::default()
+        };
+        let error = update(id(3), request).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "spec.plan is required; update_mask.paths[2] `owner` is not a field that can be changed"
+        );
+    }
+
+    #[test]
+    fn an_answer_that_clients_would_refuse_leaves_plans_out() {
+        let big = pb::TaskSpec { name: "n".into(), plan: "p".repeat(512 * 1024), ..Default::default() };
+        let mut tasks = vec![pb::Task { spec: Some(big), ..Default::default() }; 2];
+        fit_answer(&mut tasks);
+        assert!(!tasks[0].spec.as_ref().unwrap().plan.is_empty());
+        let mut tasks = tasks.repeat(10);
+        fit_answer(&mut tasks);
+        assert!(tasks.iter().map(prost::Message::encoded_len).sum::<usize>() < 1024);
+    }
+}
