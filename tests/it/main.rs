@@ -1,1 +1,3 @@
-//! The one integration-test binary.
+//! The one integration-test binary: each module below is a theme, `harness` is what they stand on.
+
+mod harness;
