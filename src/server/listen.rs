@@ -108,9 +108,8 @@ pub async fn serve(listener: TcpListener, api: Api, auth: Auth, shutdown: Shutdo
     let daemons = DaemonServiceServer::new(api.clone())
         .max_decoding_message_size(MAX_DAEMON_MESSAGE)
         .max_encoding_message_size(MAX_ANSWER);
-    let keys = KeyServiceServer::new(api)
-        .max_decoding_message_size(MAX_KEY_REQUEST)
-        .max_encoding_message_size(MAX_ANSWER);
+    let keys =
+        KeyServiceServer::new(api).max_decoding_message_size(MAX_KEY_REQUEST).max_encoding_message_size(MAX_ANSWER);
 
     let incoming = TcpIncoming::from(listener)
         // Small messages must not wait for each other.
@@ -145,13 +144,9 @@ fn reflection() -> Result<tonic_reflection::server::Builder<'static>, Error> {
 }
 
 async fn set_all(health: &HealthReporter, status: ServingStatus) {
-    for service in [
-        "",
-        "makima.v1.ContractService",
-        "makima.v1.TaskService",
-        "makima.v1.DaemonService",
-        "makima.v1.KeyService",
-    ] {
+    for service in
+        ["", "makima.v1.ContractService", "makima.v1.TaskService", "makima.v1.DaemonService", "makima.v1.KeyService"]
+    {
         health.set_service_status(service, status).await;
     }
 }

@@ -66,7 +66,7 @@ impl ContractService for Api {
         request: Request<pb::ListContractsRequest>,
     ) -> Result<Response<pb::ListContractsResponse>, Status> {
         let reader = Caller::of(&request)?.reader()?;
-        Ok(Response::new(self.list(reader, request.into_inner()).await?))
+        Ok(Response::new(self.contracts_page(reader, request.into_inner()).await?))
     }
 
     type WatchContractStream = Answers<pb::WatchContractResponse>;
@@ -76,7 +76,7 @@ impl ContractService for Api {
         request: Request<pb::WatchContractRequest>,
     ) -> Result<Response<Self::WatchContractStream>, Status> {
         let reader = Caller::of(&request)?.reader()?;
-        Ok(Response::new(self.watch_contract(reader, request.into_inner()).await?))
+        Ok(Response::new(self.open_contract_watch(reader, request.into_inner()).await?))
     }
 
     async fn update_contract(
@@ -89,7 +89,7 @@ impl ContractService for Api {
         let repeat = repeat(owner, &request.request_id, "UpdateContract", &request);
         let update = wire::contract::update(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::UpdateContract(update)).await?;
-        Ok(Response::new(pb::UpdateContractResponse { contract: Some(self.changed(reply).await?) }))
+        Ok(Response::new(pb::UpdateContractResponse { contract: Some(self.changed_contract(reply).await?) }))
     }
 
     async fn hold_contract(
@@ -102,7 +102,7 @@ impl ContractService for Api {
         let repeat = repeat(owner, &request.request_id, "HoldContract", &request);
         let (contract, reason) = contract_and_reason(request.request_id, &request.contract_id, request.reason)?;
         let reply = self.submit(&caller, repeat, Op::HoldContract { owner, contract, reason }).await?;
-        Ok(Response::new(pb::HoldContractResponse { contract: Some(self.changed(reply).await?) }))
+        Ok(Response::new(pb::HoldContractResponse { contract: Some(self.changed_contract(reply).await?) }))
     }
 
     async fn release_contract(
@@ -115,7 +115,7 @@ impl ContractService for Api {
         let repeat = repeat(owner, &request.request_id, "ReleaseContract", &request);
         let (contract, _) = contract_and_reason(request.request_id, &request.contract_id, String::new())?;
         let reply = self.submit(&caller, repeat, Op::ReleaseContract { owner, contract }).await?;
-        Ok(Response::new(pb::ReleaseContractResponse { contract: Some(self.changed(reply).await?) }))
+        Ok(Response::new(pb::ReleaseContractResponse { contract: Some(self.changed_contract(reply).await?) }))
     }
 
     async fn cancel_contract(
@@ -128,7 +128,7 @@ impl ContractService for Api {
         let repeat = repeat(owner, &request.request_id, "CancelContract", &request);
         let (contract, reason) = contract_and_reason(request.request_id, &request.contract_id, request.reason)?;
         let reply = self.submit(&caller, repeat, Op::CancelContract { owner, contract, reason }).await?;
-        Ok(Response::new(pb::CancelContractResponse { contract: Some(self.changed(reply).await?) }))
+        Ok(Response::new(pb::CancelContractResponse { contract: Some(self.changed_contract(reply).await?) }))
     }
 }
 
@@ -143,13 +143,17 @@ impl Api {
     }
 
     /// A contract that was changed, as a caller sees it.
-    async fn changed(&self, reply: Reply) -> ApiResult<pb::Contract> {
+    async fn changed_contract(&self, reply: Reply) -> ApiResult<pb::Contract> {
         let Reply::Contract(contract) = reply else { return Err(unexpected(&reply)) };
         let mut tx = self.read().await?;
         explain::contract_view(&mut tx, &contract).await
     }
 
-    async fn list(&self, reader: Reader, request: pb::ListContractsRequest) -> ApiResult<pb::ListContractsResponse> {
+    async fn contracts_page(
+        &self,
+        reader: Reader,
+        request: pb::ListContractsRequest,
+    ) -> ApiResult<pb::ListContractsResponse> {
         let mut check = Check::new();
         let statuses = wire::contract::statuses(&mut check, &request.statuses);
         check.finish()?;

@@ -247,8 +247,7 @@ pub async fn stuck(tx: &mut Tx, contracts: &[Contract]) -> ApiResult<HashSet<Con
     if suspects.is_empty() {
         return Ok(HashSet::new());
     }
-    let moving: HashSet<ContractId> =
-        tx.contracts_moving(&suspects).await.map_err(store_error)?.into_iter().collect();
+    let moving: HashSet<ContractId> = tx.contracts_moving(&suspects).await.map_err(store_error)?.into_iter().collect();
     Ok(suspects.into_iter().filter(|contract| !moving.contains(contract)).collect())
 }
 

@@ -10,8 +10,7 @@ use crate::{
         ledger::{Op, Reply},
     },
     wire::{
-        self,
-        common,
+        self, common,
         page::{self, List},
         pb::{self, key_service_server::KeyService},
         status::ApiResult,
@@ -40,8 +39,7 @@ impl KeyService for Api {
         let list = List::new("keys", &request.include_revoked);
         let before: Option<KeyId> = list.after_id(&request.page_token)?;
         let mut tx = self.read().await?;
-        let mut keys =
-            tx.keys_list(request.include_revoked, before, size as i64 + 1).await.map_err(store_error)?;
+        let mut keys = tx.keys_list(request.include_revoked, before, size as i64 + 1).await.map_err(store_error)?;
         let is_last = keys.len() <= size;
         keys.truncate(size);
         let last = keys.last().filter(|_| !is_last).map(|key| key.id.to_string());

@@ -208,7 +208,10 @@ async fn find_task(tx: &mut Tx, reader: Reader, field: &str, text: &str) -> ApiR
     let task = if is_short {
         let mut found = tx.tasks_short(reader.owner, &text.to_ascii_lowercase()).await.map_err(store_error)?;
         if found.len() > 1 {
-            return Err(ApiError::new(Reason::AmbiguousId, format!("`{text}` is the short id of several tasks; use the full one")));
+            return Err(ApiError::new(
+                Reason::AmbiguousId,
+                format!("`{text}` is the short id of several tasks; use the full one"),
+            ));
         }
         found.pop()
     } else {

@@ -61,7 +61,10 @@ impl Api {
             return Err(ApiError::invalid_field("data", text));
         }
         if crc32fast::hash(&request.data) != request.crc32 {
-            return Err(ApiError::new(Reason::ChecksumMismatch, "the chunk is not what its checksum says; send it again"));
+            return Err(ApiError::new(
+                Reason::ChecksumMismatch,
+                "the chunk is not what its checksum says; send it again",
+            ));
         }
         let answer = |progress: Progress, refused| pb::UploadChunksResponse {
             attempt: request.attempt.clone(),
@@ -75,8 +78,7 @@ impl Api {
         if !is_output || !self.knows(owner, known, attempt).await? {
             return Ok(answer(Progress::default(), true));
         }
-        let chunk =
-            Chunk { offset: request.offset, data: request.data.clone(), gap: request.gap, last: request.last };
+        let chunk = Chunk { offset: request.offset, data: request.data.clone(), gap: request.gap, last: request.last };
         match self.output.append(owner, attempt.id, chunk).await {
             Ok(progress) => Ok(answer(progress, false)),
             Err(output::Error::TooMuch) => {

@@ -66,7 +66,7 @@ impl TaskService for Api {
 
     async fn get_task(&self, request: Request<pb::GetTaskRequest>) -> Result<Response<pb::GetTaskResponse>, Status> {
         let reader = Caller::of(&request)?.reader()?;
-        Ok(Response::new(self.get(reader, &request.get_ref().task_id).await?))
+        Ok(Response::new(self.task_with_surroundings(reader, &request.get_ref().task_id).await?))
     }
 
     async fn list_tasks(
@@ -74,7 +74,7 @@ impl TaskService for Api {
         request: Request<pb::ListTasksRequest>,
     ) -> Result<Response<pb::ListTasksResponse>, Status> {
         let reader = Caller::of(&request)?.reader()?;
-        Ok(Response::new(self.list(reader, request.into_inner()).await?))
+        Ok(Response::new(self.tasks_page(reader, request.into_inner()).await?))
     }
 
     type WatchTaskStream = Answers<pb::WatchTaskResponse>;
@@ -84,7 +84,7 @@ impl TaskService for Api {
         request: Request<pb::WatchTaskRequest>,
     ) -> Result<Response<Self::WatchTaskStream>, Status> {
         let reader = Caller::of(&request)?.reader()?;
-        Ok(Response::new(self.watch_task(reader, request.into_inner()).await?))
+        Ok(Response::new(self.open_task_watch(reader, request.into_inner()).await?))
     }
 
     async fn update_task(
@@ -98,7 +98,7 @@ impl TaskService for Api {
         request.task_id = find_task_id(self, owner, &request.task_id).await?.to_string();
         let update = wire::task::update(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::UpdateTask(Box::new(update))).await?;
-        Ok(Response::new(pb::UpdateTaskResponse { task: Some(self.changed(owner, reply).await?) }))
+        Ok(Response::new(pb::UpdateTaskResponse { task: Some(self.changed_task(owner, reply).await?) }))
     }
 
     async fn add_dependencies(
@@ -113,7 +113,7 @@ impl TaskService for Api {
         let add = edges(request.request_id, request.depends_on)?;
         let op = Op::ChangeDependencies { owner, task, add, remove: Vec::new() };
         let reply = self.submit(&caller, repeat, op).await?;
-        Ok(Response::new(pb::AddDependenciesResponse { task: Some(self.changed(owner, reply).await?) }))
+        Ok(Response::new(pb::AddDependenciesResponse { task: Some(self.changed_task(owner, reply).await?) }))
     }
 
     async fn remove_dependencies(
@@ -128,7 +128,7 @@ impl TaskService for Api {
         let remove = edges(request.request_id, request.depends_on)?;
         let op = Op::ChangeDependencies { owner, task, add: Vec::new(), remove };
         let reply = self.submit(&caller, repeat, op).await?;
-        Ok(Response::new(pb::RemoveDependenciesResponse { task: Some(self.changed(owner, reply).await?) }))
+        Ok(Response::new(pb::RemoveDependenciesResponse { task: Some(self.changed_task(owner, reply).await?) }))
     }
 
     async fn cancel_task(
@@ -146,7 +146,7 @@ impl TaskService for Api {
         check.finish()?;
         let op = Op::CancelTask { owner, task, reason, cascade: request.cascade };
         let reply = self.submit(&caller, repeat, op).await?;
-        Ok(Response::new(pb::CancelTaskResponse { task: Some(self.changed(owner, reply).await?) }))
+        Ok(Response::new(pb::CancelTaskResponse { task: Some(self.changed_task(owner, reply).await?) }))
     }
 
     async fn retry_task(
@@ -160,7 +160,7 @@ impl TaskService for Api {
         let task = find_task_id(self, owner, &request.task_id).await?;
         check_request_id(request.request_id)?;
         let reply = self.submit(&caller, repeat, Op::RetryTask { owner, task }).await?;
-        Ok(Response::new(pb::RetryTaskResponse { task: Some(self.changed(owner, reply).await?) }))
+        Ok(Response::new(pb::RetryTaskResponse { task: Some(self.changed_task(owner, reply).await?) }))
     }
 
     async fn dismiss_task(
@@ -174,7 +174,7 @@ impl TaskService for Api {
         let task = find_task_id(self, owner, &request.task_id).await?;
         check_request_id(request.request_id)?;
         let reply = self.submit(&caller, repeat, Op::DismissTask { owner, task }).await?;
-        Ok(Response::new(pb::DismissTaskResponse { task: Some(self.changed(owner, reply).await?) }))
+        Ok(Response::new(pb::DismissTaskResponse { task: Some(self.changed_task(owner, reply).await?) }))
     }
 
     async fn explain_task(
@@ -218,7 +218,7 @@ impl TaskService for Api {
 }
 
 impl Api {
-    async fn get(&self, reader: Reader, text: &str) -> ApiResult<pb::GetTaskResponse> {
+    async fn task_with_surroundings(&self, reader: Reader, text: &str) -> ApiResult<pb::GetTaskResponse> {
         let mut tx = self.read().await?;
         let task = find_task(&mut tx, reader, "task_id", text).await?;
         let tasks = std::slice::from_ref(&task);
@@ -249,8 +249,7 @@ impl Api {
         let ids: Vec<_> = attempts.iter().map(|attempt| attempt.id).collect();
         let daemons: Vec<_> = attempts.iter().map(|attempt| attempt.daemon).collect();
         let received = self.output.received(tx, &ids).await.map_err(ApiError::unavailable)?;
-        let names: HashMap<_, _> =
-            tx.daemon_names(&daemons).await.map_err(store_error)?.into_iter().collect();
+        let names: HashMap<_, _> = tx.daemon_names(&daemons).await.map_err(store_error)?.into_iter().collect();
         Ok(attempts
             .iter()
             .map(|attempt| {
@@ -261,14 +260,14 @@ impl Api {
     }
 
     /// A task that was changed, as a caller sees it.
-    async fn changed(&self, owner: OwnerId, reply: Reply) -> ApiResult<pb::Task> {
+    async fn changed_task(&self, owner: OwnerId, reply: Reply) -> ApiResult<pb::Task> {
         let Reply::Task(task) = reply else { return Err(unexpected(&reply)) };
         let mut tx = self.read().await?;
         let around = Surroundings::load(self, &mut tx, owner, std::slice::from_ref(&*task), Detail::Full).await?;
         Ok(around.view(&task))
     }
 
-    async fn list(&self, reader: Reader, request: pb::ListTasksRequest) -> ApiResult<pb::ListTasksResponse> {
+    async fn tasks_page(&self, reader: Reader, request: pb::ListTasksRequest) -> ApiResult<pb::ListTasksResponse> {
         let mut check = Check::new();
         let statuses = wire::task::statuses(&mut check, &request.statuses);
         check.finish()?;

@@ -168,7 +168,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Api {
     /// Watches a contract.
-    pub(super) async fn watch_contract(
+    pub(super) async fn open_contract_watch(
         &self,
         reader: Reader,
         request: pb::WatchContractRequest,
@@ -186,16 +186,12 @@ impl Api {
                 None => api.snapshot(&sink, reader, contract).await?,
             };
             let watch = Watch { api, reader, contract, task: None, changes, until_end };
-            watch.run(position, async |change, resume_token| {
-                let kind = Some(watch_contract_response::Kind::Change(change));
-                sink.send(pb::WatchContractResponse { kind, resume_token }).await
-            })
-            .await
+            watch.run(position, &sink).await
         })
     }
 
     /// Watches a task.
-    pub(super) async fn watch_task(
+    pub(super) async fn open_task_watch(
         &self,
         reader: Reader,
         request: pb::WatchTaskRequest,
@@ -225,11 +221,7 @@ impl Api {
                 }
             };
             let watch = Watch { api, reader, contract, task: Some(id), changes, until_end };
-            watch.run(position, async |change, resume_token| {
-                let kind = Some(watch_task_response::Kind::Change(change));
-                sink.send(pb::WatchTaskResponse { kind, resume_token }).await
-            })
-            .await
+            watch.run(position, &sink).await
         })
     }
 
@@ -242,13 +234,15 @@ impl Api {
         reader: Reader,
         contract: ContractId,
     ) -> Result<i64, End> {
-        let send = async |kind, resume_token| sink.send(pb::WatchContractResponse { kind: Some(kind), resume_token }).await;
+        use watch_contract_response::Kind;
+
+        let piece_of = |kind| pb::WatchContractResponse { kind: Some(kind), resume_token: String::new() };
         let mut tx = self.read().await?;
         let mut since = Instant::now();
         let position = tx.events_last().await?;
         let shown = find_contract(&mut tx, reader, &contract.to_string()).await?;
         let shown = explain::contract_view(&mut tx, &shown).await?;
-        send(watch_contract_response::Kind::Contract(shown), String::new()).await?;
+        sink.send(piece_of(Kind::Contract(shown))).await?;
         let mut filter =
             TaskFilter { owner: reader.owner, contract: Some(contract), statuses: None, after: None, hidden: true };
         let (mut piece, mut bytes) = (Vec::new(), 0);
@@ -272,7 +266,7 @@ impl Api {
                 if bytes > PIECE_BYTES {
                     let tasks = std::mem::take(&mut piece);
                     bytes = 0;
-                    send(watch_contract_response::Kind::Tasks(pb::TaskList { tasks }), String::new()).await?;
+                    sink.send(piece_of(Kind::Tasks(pb::TaskList { tasks }))).await?;
                 }
             }
             filter.after = found.last().map(|task| task.id);
@@ -282,11 +276,29 @@ impl Api {
         }
         drop(tx);
         if !piece.is_empty() {
-            send(watch_contract_response::Kind::Tasks(pb::TaskList { tasks: piece }), String::new()).await?;
+            sink.send(piece_of(Kind::Tasks(pb::TaskList { tasks: piece }))).await?;
         }
-        let complete = watch_contract_response::Kind::SnapshotComplete(pb::SnapshotComplete {});
-        send(complete, page::resume_token(contract.0, position)).await?;
+        let kind = Some(Kind::SnapshotComplete(pb::SnapshotComplete {}));
+        let resume_token = page::resume_token(contract.0, position);
+        sink.send(pb::WatchContractResponse { kind, resume_token }).await?;
         Ok(position)
+    }
+}
+
+/// The answer of a watch that tells of a change.
+trait FromChange: Send + 'static {
+    fn from_change(change: pb::Change, resume_token: String) -> Self;
+}
+
+impl FromChange for pb::WatchContractResponse {
+    fn from_change(change: pb::Change, resume_token: String) -> Self {
+        Self { kind: Some(watch_contract_response::Kind::Change(change)), resume_token }
+    }
+}
+
+impl FromChange for pb::WatchTaskResponse {
+    fn from_change(change: pb::Change, resume_token: String) -> Self {
+        Self { kind: Some(watch_task_response::Kind::Change(change)), resume_token }
     }
 }
 
@@ -303,18 +315,15 @@ struct Watch {
 
 impl Watch {
     /// Sends every change after `position`, and waits for more.
-    async fn run(
-        mut self,
-        mut position: i64,
-        send: impl AsyncFn(pb::Change, String) -> Result<(), End>,
-    ) -> Result<(), End> {
+    async fn run<T: FromChange>(mut self, mut position: i64, sink: &Sink<T>) -> Result<(), End> {
         let watched = self.task.map_or(self.contract.0, |task| task.0);
         loop {
             self.changes.mark();
             let (found, is_over) = self.look(position).await?;
             for change in &found {
                 position = change.sequence;
-                send(wire::event::change(change), page::resume_token(watched, position)).await?;
+                let resume_token = page::resume_token(watched, position);
+                sink.send(T::from_change(wire::event::change(change), resume_token)).await?;
             }
             if (found.len() as i64) < PORTION {
                 if is_over {
