@@ -2,9 +2,11 @@
 pub mod auth;
 pub mod blobs;
 pub mod ledger;
-pub mod reaper;
-pub mod session;
+pub mod listen;
 pub mod output;
+pub mod reaper;
+pub mod services;
+pub mod session;
 pub mod task_keys;
 
 use crate::wire::status::{ApiError, Reason};
