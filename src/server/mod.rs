@@ -1,7 +1,10 @@
 //! Who decides when.
+pub mod auth;
+pub mod blobs;
 pub mod ledger;
 pub mod reaper;
 pub mod session;
+pub mod output;
 pub mod task_keys;
 
 use crate::wire::status::{ApiError, Reason};
