@@ -77,7 +77,7 @@ async fn small_writes_are_collected_and_full_chunks_go_at_once() {
     let mut bench = Bench::new();
     bench.next().await.unwrap();
     bench.receive(0, false);
-    bench.write(b"a");
+    bench.write(b"q");
     assert!(!bench.is_due(), "a moment after the question");
     tokio::time::advance(COLLECT).await;
     assert!(bench.is_due());
