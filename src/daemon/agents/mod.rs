@@ -1,148 +1,166 @@
-//! Agents.
+//! Agents: how to run one, and how to understand what it says.
+//!
+//! ```text
+//!   [profiles.<name>] ── Profiles ── detect ──> which are really installed, with version (Hello)
+//!                          │ command(order) ──> AgentCommand, into the manifest, run by the shim
+//!                          └ parser(name) ────> Parser: output bytes ── progress() ── finish(exit) ──> success, or why not
+//! ```
+//!
+//! A profile is data, so that another agent needs no code where a parser for its output exists. Built in are `shell` (the plan
+//! is a script for `sh -eu`) and `claude` (Claude Code, headless).
+//!
+//! Promises: a plan of any size that the server takes reaches its agent unchanged, through a file, never through a shell's
+//! quoting; an agent gets the key of its own task and nothing of the daemon's; output of any kind, without line breaks, with
+//! NUL or bad UTF-8, costs bounded memory and breaks nothing; success needs a positive sign.
 
-use std::{collections::BTreeMap, path::PathBuf};
+mod claude;
+mod lines;
+mod profile;
+mod raw;
 
-use serde::{Deserialize, Serialize};
+pub use profile::{BadProfile, Context, Error, ParserKind, Profile, Profiles};
 
-use crate::domain::{AttemptRef, attempt::Failure, daemon, order::Spawn, report::Progress};
+use super::attempt_dir::{EndReason, ExitRecord};
+use crate::domain::{
+    attempt::{Failure, FailureClass},
+    report::Progress,
+};
 
-use super::attempt_dir::{AgentCommand, ExitRecord, Stdin};
-
-/// How to run an agent: data, in the daemon's configuration as `[profiles.<name>]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Profile {
-    /// Program, looked for in PATH.
-    pub command: String,
-    /// Arguments; `{plan_file}`, `{plan}`, `{model}`, `{session_id}`, `{task_id}`, `{worktree}` are filled in.
-    #[serde(default)]
-    pub args: Vec<String>,
-    /// Added when the task names a model.
-    #[serde(default)]
-    pub model_args: Vec<String>,
-    /// Added when a new session is started.
-    #[serde(default)]
-    pub session_args: Vec<String>,
-    /// Added instead when a session goes on.
-    #[serde(default)]
-    pub resume_args: Vec<String>,
-    /// Variables, filled in likewise.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
-    /// Variables added when running as root.
-    #[serde(default)]
-    pub env_as_root: BTreeMap<String, String>,
-    /// Variables taken away.
-    #[serde(default)]
-    pub env_remove: Vec<String>,
-    /// What it reads.
-    #[serde(default)]
-    pub stdin: Stdin,
-    /// How its output is understood.
-    #[serde(default)]
-    pub parser: ParserKind,
-    /// Arguments that make it say its version; empty: it is enough that it is there.
-    #[serde(default)]
-    pub version_args: Vec<String>,
-    /// Other programs it needs.
-    #[serde(default)]
-    pub needs: Vec<String>,
-}
-
-/// How output is understood.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ParserKind {
-    /// Not at all: the exit code says it.
-    #[default]
-    Raw,
-    /// Claude Code's stream-json.
-    ClaudeStreamJson,
-}
-
-/// What a command needs beside the order.
-#[derive(Clone, Debug)]
-pub struct Context {
-    /// The attempt.
-    pub attempt: AttemptRef,
-    /// The plan as a file (`dir.plan()`).
-    pub plan_file: PathBuf,
-    /// The worktree.
-    pub worktree: PathBuf,
-    /// Where the agent reaches the server; empty if unknown.
-    pub server: String,
-    /// Session to go on with; `None`: a new one.
-    pub resume: Option<String>,
-    /// Variables of the place (`place.env`).
-    pub env: BTreeMap<String, String>,
-}
-
-/// All profiles of this daemon.
-#[derive(Clone, Debug)]
-pub struct Profiles(BTreeMap<String, Profile>);
-
-/// Why there is no command.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No such profile.
-    #[error("agent profile `{name}` is not known here; there are: {known}")]
-    Unknown {
-        /// Asked for.
-        name: String,
-        /// There.
-        known: String,
-    },
-    /// The plan does not fit into an argument.
-    #[error(
-        "the plan has {bytes} bytes, too many for an argument of `{name}`: use `{{plan_file}}` or stdin = \"plan\" in its profile"
-    )]
-    PlanTooLong {
-        /// The profile.
-        name: String,
-        /// Of the plan.
-        bytes: usize,
-    },
-}
-
-impl Profiles {
-    /// The built-in profiles with those of the configuration over them.
-    pub fn load(overrides: BTreeMap<String, Profile>) -> Self {
-        Self(overrides)
-    }
-
-    /// Those that are really installed, with version.
-    pub async fn detect(&self) -> Vec<daemon::Profile> {
-        todo!("{:?}", self.0)
-    }
-
-    /// The command for an order.
-    pub fn command(&self, spawn: &Spawn, context: &Context) -> Result<AgentCommand, Error> {
-        todo!("{spawn:?} {context:?}")
-    }
-
-    /// A parser for the output of this agent; raw for one that is not known.
-    pub fn parser(&self, agent: &str) -> Parser {
-        todo!("{agent}")
-    }
-}
+/// Bytes of the agent's last message.
+pub const MAX_MESSAGE: usize = 4 * 1024;
 
 /// Understands an agent's output as it comes.
 #[derive(Debug)]
-pub struct Parser(ParserKind);
+pub struct Parser(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Raw(raw::Raw),
+    Claude(Box<claude::Claude>),
+}
 
 impl Parser {
-    /// More output.
+    /// For this kind of output.
+    pub fn new(kind: ParserKind) -> Self {
+        Self(match kind {
+            ParserKind::Raw => Kind::Raw(raw::Raw::default()),
+            ParserKind::ClaudeStreamJson => Kind::Claude(Box::default()),
+        })
+    }
+
+    /// More output, from where the agent's own begins (`Started::output_start`).
     pub fn feed(&mut self, bytes: &[u8]) {
-        todo!("{bytes:?} {:?}", self.0)
+        match &mut self.0 {
+            Kind::Raw(raw) => raw.feed(bytes),
+            Kind::Claude(claude) => claude.feed(bytes),
+        }
     }
 
     /// What it adds up to so far.
     pub fn progress(&self) -> Progress {
-        todo!()
+        match &self.0 {
+            Kind::Raw(raw) => raw.progress(),
+            Kind::Claude(claude) => claude.progress().clone(),
+        }
     }
 
-    /// The agent has ended: with success, or why not. A `Terminated` end is `Cancelled` here; the caller knows better.
+    /// What the agent does right now, for people: the tool it called last.
+    pub fn activity(&self) -> &str {
+        match &self.0 {
+            Kind::Raw(_) => "",
+            Kind::Claude(claude) => claude.activity(),
+        }
+    }
+
+    /// The agent has ended and all its output was fed: with success, or why not. A `Terminated` end is `Cancelled` here; the
+    /// caller knows better. An agent that said that it was done before its time was up is done.
     pub fn finish(&mut self, exit: &ExitRecord) -> Result<(), Failure> {
-        todo!("{exit:?}")
+        let outcome = match &mut self.0 {
+            Kind::Raw(raw) => raw.finish(exit),
+            Kind::Claude(claude) => claude.finish(exit),
+        };
+        match &exit.reason {
+            EndReason::StartFailed { message } => Err(Failure::new(FailureClass::Refused, clean(message, MAX_MESSAGE))),
+            EndReason::Terminated => Err(Failure::new(FailureClass::Cancelled, "ended by request")),
+            EndReason::Timeout if outcome.is_err() => {
+                Err(Failure::new(FailureClass::Timeout, "the agent took longer than its wall time"))
+            }
+            EndReason::Timeout | EndReason::Exited => outcome,
+        }
+    }
+}
+
+/// A text as reports may carry it: without NUL, at most so many bytes, cut between characters.
+fn clean(text: &str, most: usize) -> String {
+    let end = if text.len() <= most {
+        text.len()
+    } else {
+        (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
+    };
+    text[..end].replace('\0', "\u{fffd}")
+}
+
+/// How a process ended, for people.
+fn how_it_ended(exit: &ExitRecord) -> String {
+    match (exit.exit_code, exit.signal) {
+        (Some(code), _) => format!("the agent ended with exit code {code}"),
+        (None, 9) => "the agent was killed (signal 9): the machine may have run out of memory".into(),
+        (None, signal) => format!("the agent was ended by signal {signal}"),
+    }
+}
+
+/// The same, with the end of its output.
+fn with_output(what: &str, tail: &str) -> String {
+    let tail = clean(super::process::last_bytes(tail.trim(), MAX_MESSAGE / 2), MAX_MESSAGE / 2);
+    if tail.is_empty() { what.to_owned() } else { format!("{what}; its output ends with:\n{tail}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{AttemptId, AttemptRef, TaskId, Timestamp};
+
+    /// An end of this kind.
+    pub fn exit(reason: EndReason, code: Option<i32>, signal: u32) -> ExitRecord {
+        ExitRecord {
+            attempt: AttemptRef { task: TaskId(Uuid::nil()), number: 1, id: AttemptId(Uuid::nil()) },
+            reason,
+            exit_code: code,
+            signal,
+            output_bytes: 0,
+            output_start: 0,
+            started: Timestamp(0),
+            ended: Timestamp(0),
+        }
+    }
+
+    /// An exit by itself.
+    pub fn exited(code: i32) -> ExitRecord {
+        exit(EndReason::Exited, Some(code), 0)
+    }
+
+    /// Reasons that are not the agent's decide, whatever its output says; but one that was done is done.
+    #[test]
+    fn the_end_has_the_last_word() {
+        for kind in [ParserKind::Raw, ParserKind::ClaudeStreamJson] {
+            let finish =
+                |reason, code, signal| Parser::new(kind).finish(&exit(reason, code, signal)).unwrap_err().class;
+            let failed = EndReason::StartFailed { message: "no such file".into() };
+            assert_eq!(finish(failed, Some(127), 0), FailureClass::Refused);
+            assert_eq!(finish(EndReason::Terminated, Some(0), 0), FailureClass::Cancelled);
+            assert_eq!(finish(EndReason::Timeout, None, 15), FailureClass::Timeout);
+            assert_eq!(finish(EndReason::Exited, None, 9), FailureClass::AgentCrashed);
+        }
+        let mut done = Parser::new(ParserKind::ClaudeStreamJson);
+        done.feed(b"{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}\n");
+        assert_eq!(done.finish(&exit(EndReason::Timeout, None, 9)), Ok(()));
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(clean("aé\0b", 2), "a");
+        assert_eq!(clean("aé\0b", 10), "aé\u{fffd}b");
     }
 }

@@ -241,7 +241,7 @@ async fn secrets_are_left_out() {
 /// Whatever is left from before, an attempt gets its worktree; what was there is kept.
 #[tokio::test]
 async fn leftovers_do_not_block() {
-    let mut bench = Bench::new(false).await;
+    let bench = Bench::new(false).await;
     let mut manifest = bench.order("types", &[]);
     let path = bench.state().join("worktrees/x");
     // A stray file, then a worktree with work in it, then one whose directory is gone, locked, then a clean one.

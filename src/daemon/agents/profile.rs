@@ -1,0 +1,514 @@
+//! Profiles: agents as data.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::Parser;
+use crate::{
+    daemon::{
+        attempt_dir::{AgentCommand, Stdin},
+        process::{Process, is_installed},
+    },
+    domain::{AttemptRef, daemon, order::Spawn},
+};
+
+/// What an agent has to say its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a version.
+const MAX_VERSION: usize = 80;
+/// Bytes of one argument; Linux takes 128 KiB.
+const MAX_ARGUMENT: usize = 120 * 1024;
+
+/// How to run an agent: data, in the daemon's configuration as `[profiles.<name>]`. What is left out comes from the profile
+/// named by `like`, or from the built-in one of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Profile {
+    /// Profile to take over what is left out here.
+    pub like: Option<String>,
+    /// Program, looked for in PATH.
+    pub command: String,
+    /// Arguments. Filled in here and in all that follows: `{plan_file}`, `{plan}`, `{model}`, `{session_id}`, `{task_id}`,
+    /// `{task_name}`, `{worktree}`.
+    pub args: Vec<String>,
+    /// Added when the task names a model.
+    pub model_args: Vec<String>,
+    /// Added when a new session is started.
+    pub session_args: Vec<String>,
+    /// Added instead when a session goes on.
+    pub resume_args: Vec<String>,
+    /// Variables.
+    pub env: BTreeMap<String, String>,
+    /// Variables added when running as root.
+    pub env_as_root: BTreeMap<String, String>,
+    /// Variables taken away.
+    pub env_remove: Vec<String>,
+    /// What it reads; `none` unless said.
+    pub stdin: Option<Stdin>,
+    /// How its output is understood; `raw` unless said.
+    pub parser: Option<ParserKind>,
+    /// Arguments that make it say its version; empty: it is enough that it is there.
+    pub version_args: Vec<String>,
+    /// Other programs it needs.
+    pub needs: Vec<String>,
+}
+
+/// How output is understood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ParserKind {
+    /// Not at all: the exit code says it.
+    #[default]
+    Raw,
+    /// Claude Code's stream-json.
+    ClaudeStreamJson,
+}
+
+/// What a command needs beside the order.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The attempt.
+    pub attempt: AttemptRef,
+    /// The plan as a file (`dir.plan()`).
+    pub plan_file: PathBuf,
+    /// The worktree.
+    pub worktree: PathBuf,
+    /// Where the agent reaches the server; empty if unknown.
+    pub server: String,
+    /// Session to go on with; `None`: a new one.
+    pub resume: Option<String>,
+    /// Variables of the place (`place.env`).
+    pub env: BTreeMap<String, String>,
+}
+
+/// All profiles of this daemon.
+#[derive(Clone, Debug)]
+pub struct Profiles(BTreeMap<String, Profile>);
+
+/// Why there is no command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such profile.
+    #[error("agent profile `{name}` is not known here; there are: {known}")]
+    Unknown {
+        /// Asked for.
+        name: String,
+        /// There.
+        known: String,
+    },
+    /// The plan does not fit into an argument.
+    #[error(
+        "an argument of agent profile `{name}` would have {bytes} bytes: use {{plan_file}} or stdin = \"plan\" there"
+    )]
+    PlanTooLong {
+        /// The profile.
+        name: String,
+        /// Of the argument.
+        bytes: usize,
+    },
+}
+
+/// Why a profile of the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadProfile {
+    /// Like one that is not there, or like itself in the end.
+    #[error("agent profile `{name}` is like `{like}`, which is not there; there are: {known}")]
+    Like {
+        /// The profile.
+        name: String,
+        /// Named by it.
+        like: String,
+        /// There.
+        known: String,
+    },
+    /// Without a program.
+    #[error("agent profile `{name}` has no command: give it one, or say like which profile it is")]
+    NoCommand {
+        /// The profile.
+        name: String,
+    },
+}
+
+impl Profiles {
+    /// The built-in profiles with those of the configuration over them. One that cannot be used is logged and left out; a
+    /// configuration should have been through [`Profiles::check`] before.
+    pub fn load(overrides: BTreeMap<String, Profile>) -> Self {
+        let built_in = built_in();
+        let mut all = built_in.clone();
+        for name in overrides.keys() {
+            match resolve(name, &overrides, &built_in) {
+                Ok(profile) => drop(all.insert(name.clone(), profile)),
+                Err(error) => {
+                    tracing::error!(%error, "an agent profile is left out");
+                    all.remove(name);
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// Every profile of a configuration can be used.
+    pub fn check(overrides: &BTreeMap<String, Profile>) -> Result<(), BadProfile> {
+        let built_in = built_in();
+        overrides.keys().try_for_each(|name| resolve(name, overrides, &built_in).map(drop))
+    }
+
+    /// A profile by its name.
+    pub fn get(&self, name: &str) -> Option<&Profile> {
+        self.0.get(name)
+    }
+
+    /// Those that are really installed, with version.
+    pub async fn detect(&self) -> Vec<daemon::Profile> {
+        let mut asked = JoinSet::new();
+        for (name, profile) in self.0.clone() {
+            asked.spawn(async move {
+                let version = profile.version().await?;
+                Some(daemon::Profile { name, version })
+            });
+        }
+        let mut found: Vec<daemon::Profile> = asked.join_all().await.into_iter().flatten().collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    /// The command for an order.
+    pub fn command(&self, spawn: &Spawn, context: &Context) -> Result<AgentCommand, Error> {
+        let name = &spawn.agent;
+        let profile = self.0.get(name).ok_or_else(|| Error::Unknown { name: name.clone(), known: names(&self.0) })?;
+        let (model, session) = (spawn.model.clone().unwrap_or_default(), session_id(context));
+        let task_id = context.attempt.task.to_string();
+        let plan_file = context.plan_file.display().to_string();
+        let worktree = context.worktree.display().to_string();
+        let fill = |text: &String| {
+            fill(text, &|word| {
+                Some(match word {
+                    "plan" => &spawn.plan,
+                    "plan_file" => &plan_file,
+                    "model" => &model,
+                    "session_id" => &session,
+                    "task_id" => &task_id,
+                    "task_name" => &spawn.name,
+                    "worktree" => &worktree,
+                    _ => return None,
+                })
+            })
+        };
+        let session_args = if context.resume.is_some() { &profile.resume_args } else { &profile.session_args };
+        let model_args: &[String] = if model.is_empty() { &[] } else { &profile.model_args };
+        let args: Vec<String> = profile.args.iter().chain(model_args).chain(session_args).map(fill).collect();
+        if let Some(bytes) = args.iter().map(String::len).find(|bytes| *bytes > MAX_ARGUMENT) {
+            return Err(Error::PlanTooLong { name: name.clone(), bytes });
+        }
+        let mut env: BTreeMap<String, String> =
+            profile.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
+        if rustix::process::geteuid().is_root() {
+            env.extend(profile.env_as_root.iter().map(|(name, value)| (name.clone(), fill(value))));
+        }
+        env.extend(context.env.clone());
+        env.extend(task_env(spawn, context));
+        Ok(AgentCommand {
+            program: profile.command.clone(),
+            args,
+            env,
+            env_remove: profile.env_remove.clone(),
+            stdin: profile.stdin.unwrap_or_default(),
+        })
+    }
+
+    /// A parser for the output of this agent; raw for one that is not known.
+    pub fn parser(&self, agent: &str) -> Parser {
+        Parser::new(self.0.get(agent).and_then(|profile| profile.parser).unwrap_or_default())
+    }
+}
+
+/// The session an agent works in: the one it goes on with, or one with a name that is known before it starts.
+fn session_id(context: &Context) -> String {
+    context.resume.clone().unwrap_or_else(|| context.attempt.id.to_string())
+}
+
+/// What every agent is told of its task.
+fn task_env(spawn: &Spawn, context: &Context) -> Vec<(String, String)> {
+    let AttemptRef { task, number, id } = context.attempt;
+    let all = [
+        ("MAKIMA_ATTEMPT", id.to_string()),
+        ("MAKIMA_ATTEMPT_NUMBER", number.to_string()),
+        ("MAKIMA_CONTRACT_ID", spawn.contract.to_string()),
+        ("MAKIMA_SERVER", context.server.clone()),
+        ("MAKIMA_TASK_ID", task.to_string()),
+        ("MAKIMA_TASK_KEY", spawn.task_key.clone()),
+        ("MAKIMA_TASK_NAME", spawn.name.clone()),
+    ];
+    all.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A profile with all that it leaves out from the one it is like; that is the built-in one of its name unless it says.
+fn resolve(
+    name: &str,
+    overrides: &BTreeMap<String, Profile>,
+    built_in: &BTreeMap<String, Profile>,
+) -> Result<Profile, BadProfile> {
+    let (mut profile, mut at) = (Profile::default(), name);
+    // A chain longer than there are profiles goes round.
+    for _ in 0..=overrides.len() {
+        let own = overrides.get(at).cloned().unwrap_or_default();
+        let like = own.like.clone().filter(|like| like != at);
+        profile = profile.over(&own);
+        match (like, built_in.get(at)) {
+            (Some(like), _) => match overrides.get_key_value(&like).or(built_in.get_key_value(&like)) {
+                Some((next, _)) => at = next,
+                None => {
+                    let known = names(&overrides.iter().chain(built_in).collect());
+                    return Err(BadProfile::Like { name: name.to_owned(), like, known });
+                }
+            },
+            (None, base) => {
+                let profile = base.map_or(profile.clone(), |base| profile.over(base));
+                let no_command = || BadProfile::NoCommand { name: name.to_owned() };
+                return Some(profile).filter(|profile| !profile.command.is_empty()).ok_or_else(no_command);
+            }
+        }
+    }
+    Err(BadProfile::Like { name: name.to_owned(), like: at.to_owned(), known: names(built_in) })
+}
+
+fn names<K: AsRef<str> + Ord, V>(all: &BTreeMap<K, V>) -> String {
+    all.keys().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
+}
+
+/// Replaces `{word}` where the word is known; what comes in is not looked at again.
+fn fill<'a>(text: &str, value: &impl Fn(&str) -> Option<&'a String>) -> String {
+    let mut filled = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('{') {
+        filled.push_str(&rest[..at]);
+        let inner = &rest[at + 1..];
+        match inner.find('}').and_then(|end| Some((end, value(&inner[..end])?))) {
+            Some((end, value)) => {
+                filled.push_str(value);
+                rest = &inner[end + 1..];
+            }
+            None => {
+                filled.push('{');
+                rest = inner;
+            }
+        }
+    }
+    filled + rest
+}
+
+// === impl Profile ===
+
+impl Profile {
+    /// This one, with what it leaves out from another.
+    fn over(self, base: &Self) -> Self {
+        let list = |own: Vec<String>, base: &Vec<String>| if own.is_empty() { base.clone() } else { own };
+        let map = |own: BTreeMap<String, String>, base: &BTreeMap<String, String>| {
+            let mut all = base.clone();
+            all.extend(own);
+            all
+        };
+        Self {
+            like: self.like,
+            command: if self.command.is_empty() { base.command.clone() } else { self.command },
+            args: list(self.args, &base.args),
+            model_args: list(self.model_args, &base.model_args),
+            session_args: list(self.session_args, &base.session_args),
+            resume_args: list(self.resume_args, &base.resume_args),
+            env: map(self.env, &base.env),
+            env_as_root: map(self.env_as_root, &base.env_as_root),
+            env_remove: list(self.env_remove, &base.env_remove),
+            stdin: self.stdin.or(base.stdin),
+            parser: self.parser.or(base.parser),
+            version_args: list(self.version_args, &base.version_args),
+            needs: list(self.needs, &base.needs),
+        }
+    }
+
+    /// What it says of its version; `None` if it is not installed, or cannot even say that.
+    async fn version(&self) -> Option<String> {
+        if !is_installed(&self.command) || !self.needs.iter().all(|needed| is_installed(needed)) {
+            return None;
+        }
+        if self.version_args.is_empty() {
+            return Some(String::new());
+        }
+        let mut process = Process::new(&self.command).args(&self.version_args).dir(home()).without_makima();
+        process = process.envs(self.env.iter().filter(|(_, value)| !value.contains('{')));
+        match process.run(VERSION_TIMEOUT).await {
+            Ok(output) if output.success() => Some(version_in(&output.text())),
+            Ok(output) => {
+                tracing::warn!(command = %self.command, complaint = %output.complaint(), "an agent does not say its version");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(command = %self.command, %error, "an agent does not say its version");
+                None
+            }
+        }
+    }
+}
+
+/// A directory that is there and says nothing about a project.
+fn home() -> PathBuf {
+    std::env::home_dir().filter(|home| home.is_dir()).unwrap_or_else(|| Path::new("/").to_owned())
+}
+
+/// `2.1.197 (Claude Code)` is 2.1.197, `codex-cli 0.169.0` is 0.169.0.
+fn version_in(text: &str) -> String {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    let is_version = |word: &&str| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+    super::clean(line.split_whitespace().find(is_version).unwrap_or(line), MAX_VERSION)
+}
+
+fn built_in() -> BTreeMap<String, Profile> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let shell = Profile {
+        command: "sh".into(),
+        // From a file and not from its input, which the script's own commands would read away.
+        args: words(&["-eu", "{plan_file}"]),
+        ..Profile::default()
+    };
+    let claude = Profile {
+        command: "claude".into(),
+        args: words(&["-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"]),
+        model_args: words(&["--model", "{model}"]),
+        session_args: words(&["--session-id", "{session_id}"]),
+        resume_args: words(&["--resume", "{session_id}"]),
+        // As root it bypasses permissions only where it is told that this is a sandbox.
+        env_as_root: BTreeMap::from([("IS_SANDBOX".to_owned(), "1".to_owned())]),
+        stdin: Some(Stdin::Plan),
+        parser: Some(ParserKind::ClaudeStreamJson),
+        version_args: words(&["--version"]),
+        ..Profile::default()
+    };
+    BTreeMap::from([("claude".to_owned(), claude), ("shell".to_owned(), shell)])
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        daemon::attempt_dir::tests::spawn_order,
+        domain::{AttemptId, TaskId},
+    };
+
+    fn context() -> Context {
+        let id = |n| Uuid::from_u128(n);
+        Context {
+            attempt: AttemptRef { task: TaskId(id(1)), number: 2, id: AttemptId(id(3)) },
+            plan_file: "/attempt/plan".into(),
+            worktree: "/worktree".into(),
+            server: "http://127.0.0.1:7420".into(),
+            resume: None,
+            env: BTreeMap::new(),
+        }
+    }
+
+    fn order(agent: &str, plan: &str) -> Spawn {
+        Spawn { agent: agent.into(), ..spawn_order(plan) }
+    }
+
+    fn from_toml(text: &str) -> Result<Profiles, BadProfile> {
+        let overrides = toml::from_str(text).unwrap();
+        Profiles::check(&overrides)?;
+        Ok(Profiles::load(overrides))
+    }
+
+    /// Plans never meet a shell's quoting or an argument's limit in the built-in profiles.
+    #[test]
+    fn built_in_profiles_take_any_plan() {
+        let profiles = from_toml("").unwrap();
+        let plan = "x".repeat(512 * 1024);
+        let shell = profiles.command(&order("shell", &plan), &context()).unwrap();
+        assert_eq!(
+            (shell.program.as_str(), shell.args, shell.stdin),
+            ("sh", vec!["-eu".into(), "/attempt/plan".into()], Stdin::None)
+        );
+        assert_eq!(shell.env["MAKIMA_TASK_ID"], context().attempt.task.to_string());
+        assert!(!shell.env.contains_key("MAKIMA_TASK_KEY"));
+        let mut asked = order("claude", &plan);
+        asked.model = Some("opus".into());
+        let claude = profiles.command(&asked, &context()).unwrap();
+        let session = context().attempt.id.to_string();
+        assert_eq!(claude.args[5..], ["--model", "opus", "--session-id", session.as_str()]);
+        assert_eq!(claude.stdin, Stdin::Plan);
+        assert_eq!(claude.env.contains_key("IS_SANDBOX"), rustix::process::geteuid().is_root());
+        let again = profiles.command(&order("claude", ""), &Context { resume: Some("s".into()), ..context() }).unwrap();
+        assert_eq!(again.args[5..], ["--resume", "s"]);
+    }
+
+    /// A third profile is data; one that is like another changes what it says and nothing else.
+    #[test]
+    fn profiles_come_from_configuration() {
+        let profiles = from_toml(
+            r#"
+            [claude]
+            env = { ANTHROPIC_BASE_URL = "http://127.0.0.1:1" }
+            [cheap]
+            like = "claude"
+            model_args = ["--model", "small-{model}", "{unknown}{"]
+            [echo]
+            command = "echo"
+            args = ["{plan}", "in {worktree}", "{task_name}"]
+            "#,
+        )
+        .unwrap();
+        let mut asked = order("cheap", "{model}");
+        asked.model = Some("m".into());
+        let cheap = profiles.command(&asked, &context()).unwrap();
+        assert_eq!(cheap.args[5..8], ["--model", "small-m", "{unknown}{"]);
+        assert_eq!(cheap.env["ANTHROPIC_BASE_URL"], "http://127.0.0.1:1");
+        let echo = profiles.command(&order("echo", "{worktree}"), &context()).unwrap();
+        assert_eq!(echo.args, ["{worktree}", "in /worktree", "task"]);
+        let error = profiles.command(&order("echo", &"x".repeat(200_000)), &context()).unwrap_err();
+        assert!(matches!(error, Error::PlanTooLong { .. }), "{error}");
+        let error = profiles.command(&order("codex", ""), &context()).unwrap_err();
+        assert_eq!(error.to_string(), "agent profile `codex` is not known here; there are: cheap, claude, echo, shell");
+        assert!(matches!(from_toml("[x]\n").unwrap_err(), BadProfile::NoCommand { .. }));
+        for text in ["[x]\nlike = \"y\"", "[x]\nlike = \"y\"\n[y]\nlike = \"x\""] {
+            assert!(matches!(from_toml(text).unwrap_err(), BadProfile::Like { .. }), "{text}");
+            assert!(Profiles::load(toml::from_str(text).unwrap()).get("x").is_none());
+        }
+        assert!(toml::from_str::<BTreeMap<String, Profile>>("[x]\ncomand = \"y\"\n").is_err());
+    }
+
+    /// Only what is really there is reported, with what it says of its version.
+    #[tokio::test]
+    async fn what_is_installed_is_found() {
+        let profiles = from_toml(
+            r#"
+            [claude]
+            command = "no-such-program"
+            [git]
+            command = "git"
+            version_args = ["--version"]
+            [broken]
+            command = "false"
+            version_args = ["--version"]
+            [needy]
+            command = "true"
+            needs = ["no-such-program"]
+            "#,
+        )
+        .unwrap();
+        let found = profiles.detect().await;
+        assert_eq!(found.iter().map(|profile| profile.name.as_str()).collect::<Vec<_>>(), ["git", "shell"]);
+        assert!(found[0].version.starts_with(|c: char| c.is_ascii_digit()), "{}", found[0].version);
+    }
+
+    #[test]
+    fn versions_are_found_in_what_is_said() {
+        assert_eq!(version_in("2.1.197 (Claude Code)"), "2.1.197");
+        assert_eq!(version_in("\ncodex-cli 0.169.0\n"), "0.169.0");
+        assert_eq!(version_in("unknown"), "unknown");
+    }
+}
