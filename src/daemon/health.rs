@@ -84,7 +84,7 @@ fn space(path: &Path) -> rustix::io::Result<(u64, u64)> {
 
 /// Load over a minute, times 100. The kernel gives it in units of 1/65536.
 fn load_percent() -> u32 {
-    let load = u64::from(rustix::system::sysinfo().loads[0]);
+    let load = rustix::system::sysinfo().loads[0];
     u32::try_from(load.saturating_mul(100) / 65_536).unwrap_or(u32::MAX)
 }
 

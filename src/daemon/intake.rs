@@ -52,7 +52,7 @@ impl Handle {
 /// Runs until the daemon stops.
 pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, mut inbox: mpsc::Receiver<Taken>) {
     let soft = context.shutdown.soft.clone();
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::new();
     loop {
         let taken = tokio::select! {
             biased;
@@ -62,7 +62,7 @@ pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, m
         if taken == 0 {
             return;
         }
-        take(&context, &supervisor, batch.drain(..).collect()).await;
+        take(&context, &supervisor, std::mem::take(&mut batch)).await;
     }
 }
 

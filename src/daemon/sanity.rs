@@ -12,7 +12,7 @@ use super::{
     journal::{Row, State},
 };
 use crate::domain::{
-    analysis::Category,
+    analysis::{Category, categorize_plan},
     order::{DependencyResult, Spawn},
     task::TaskStatus,
 };
@@ -38,9 +38,9 @@ pub fn check(settings: DependencyOrdering, spawn: &Spawn, known: &[Row], mine: &
     warnings
 }
 
-/// What a task touches, by its own plan; nothing until the analysis of plans is there.
-pub fn touched(_spawn: &Spawn) -> Vec<Category> {
-    Vec::new()
+/// What a task touches, by its own plan.
+pub fn touched(spawn: &Spawn) -> Vec<Category> {
+    categorize_plan(&spawn.name, &spawn.plan)
 }
 
 fn incomplete(dependency: &DependencyResult) -> Option<String> {

@@ -119,11 +119,6 @@ impl Handle {
         self.live.borrow().clone()
     }
 
-    /// What lives, to wait for a change of it.
-    pub fn watch(&self) -> watch::Receiver<Live> {
-        self.live.clone()
-    }
-
     async fn ask(&self, ask: Ask) {
         // The loop ends only with the daemon.
         let _ = self.asks.send(ask).await;
@@ -192,7 +187,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = soft.cancelled() => return,
-                Some(ended) = self.ended.1.recv() => self.runner_ended(ended),
+                Some(ended) = self.ended.1.recv() => self.runner_ended(ended).await,
                 ask = self.asks.recv() => match ask {
                     Some(ask) => self.answer(ask).await,
                     None => return,
@@ -276,42 +271,25 @@ impl Supervisor {
         );
     }
 
-    fn runner_ended(&mut self, ended: Ended) {
-        let Some(entry) = self.live.remove(&ended.attempt) else { return };
-        match ended.how {
-            Some(Finished::Ended | Finished::Left) => {}
-            None if self.context.shutdown.soft.is_cancelled() => {}
-            None if entry.restarts < MAX_RESTARTS => {
-                tracing::error!(attempt = %ended.attempt, "the runner of an attempt broke; starting it again");
-                let context = Arc::clone(&self.context);
-                // From what the journal says: that is how it would go on after a restart of the daemon as well.
-                self.restart(context, ended.attempt, entry.restarts + 1);
-            }
-            None => {
-                tracing::error!(
-                    attempt = %ended.attempt,
-                    "the runner of an attempt broke again and again; it is left until the daemon starts again"
-                );
-            }
+    async fn runner_ended(&mut self, Ended { attempt, how }: Ended) {
+        let Some(entry) = self.live.remove(&attempt) else { return };
+        if how.is_some() || self.context.shutdown.soft.is_cancelled() {
+            return;
         }
-    }
-
-    fn restart(&mut self, context: Arc<Context>, attempt: AttemptRef, restarts: u32) {
-        let (stop, wishes) = watch::channel(None);
-        self.live.insert(attempt, Entry { stop, restarts });
-        let guard = Guard { attempt, ended: self.ended.0.clone(), how: None };
-        self.context.shutdown.spawn(async move {
-            let mut guard = guard;
-            tokio::time::sleep(RESTART_DELAY).await;
-            guard.how = match context.journal.attempt(attempt).await {
-                Ok(Some(row)) if row.state.is_live() => {
-                    let slot = Arc::clone(&context.slots).try_acquire_owned().ok();
-                    Some(Box::pin(runner::run(context, row, wishes, slot)).await)
-                }
-                Ok(_) => Some(Finished::Ended),
-                Err(_) => None,
-            };
-        });
+        if entry.restarts >= MAX_RESTARTS {
+            tracing::error!(%attempt, "the runner of an attempt broke again and again; left until the daemon starts again");
+            return;
+        }
+        tracing::error!(%attempt, "the runner of an attempt broke; starting it again");
+        // From what the journal says: that is how it would go on after a restart of the daemon as well.
+        match self.context.journal.attempt(attempt).await {
+            Ok(Some(row)) if row.state.is_live() => {
+                let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
+                self.start(row, slot, entry.restarts + 1);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
+        }
     }
 
     // === ending ===

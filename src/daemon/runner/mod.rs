@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::{
     Context,
     agents::{self, Context as AgentContext},
-    attempt_dir::{AttemptDir, EndReason, ExitRecord, Manifest},
+    attempt_dir::{self, AttemptDir, EndReason, ExitRecord, Manifest},
     journal::{Change, Row, State, Stop, Why},
     sanity,
     shim::{self, Adopted, Handle, ShimEnd},
@@ -42,8 +42,6 @@ use crate::{
 };
 use tail::Tail;
 
-/// Version of the manifests written here.
-const MANIFEST_VERSION: u32 = 1;
 /// From TERM to KILL for what a dead shim or a dead daemon has left.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
 /// Between attempts at something that must work in the end: writing the journal, killing what does not die.
@@ -209,7 +207,7 @@ impl Runner {
         let mut warnings = self.sanity(spawn).await;
 
         let mut manifest = Manifest {
-            version: MANIFEST_VERSION,
+            version: attempt_dir::VERSION,
             attempt: self.attempt,
             created: self.row.created,
             spawn: spawn.clone(),
@@ -556,7 +554,7 @@ impl Runner {
             None => return Ok(0),
             Some(Ok(target)) => target,
             // The marker alone finds them.
-            Some(Err(_)) => sweep::Target { attempt: self.attempt.id, leader: None },
+            Some(Err(_)) => sweep::Target { attempt: self.attempt.id, leader: None, ancestor: None },
         };
         let mut backoff = Backoff::new(PERSIST_FIRST, PERSIST_LIMIT);
         loop {

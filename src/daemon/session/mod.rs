@@ -472,6 +472,3 @@ fn closed(closing: pb::Closing) -> End {
         Ok(pb::ClosingReason::Resync | pb::ClosingReason::Unspecified) | Err(_) => End::Again(Error::Resync(message)),
     }
 }
-
-#[cfg(test)]
-mod tests;
