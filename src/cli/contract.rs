@@ -487,8 +487,18 @@ mod tests {
             create_time: Some(prost_types::Timestamp { seconds: 1_000, nanos: 0 }),
             ..pb::Contract::default()
         };
-        insta::assert_snapshot!(described(&contract, crate::domain::Timestamp::from_secs(1_090)), @"");
-        insta::assert_snapshot!(serde_json::to_string(&view::Contract::from(&contract)).unwrap(), @"");
+        insta::assert_snapshot!(described(&contract, crate::domain::Timestamp::from_secs(1_090)), @r"
+        contract     01938f3e-0000-7000-8000-00c0ffee1234
+        name         shop
+        status       ACTIVE, held
+        held by      key:1: lunch
+        tasks        5 (2 done, 1 running, 2 pending)
+        repository   /srv/shop
+        base         main
+        limits       10 at once, 3 retries, rerun after 2m00s
+        created      1m30s ago
+        ");
+        insta::assert_snapshot!(serde_json::to_string(&view::Contract::from(&contract)).unwrap(), @r#"{"contract_id":"01938f3e-0000-7000-8000-00c0ffee1234","owner_id":"","name":"shop","description":"","repository":"/srv/shop","base_branch":"main","limits":{"concurrency":10,"max_retries":3,"wall_time":null,"rerun_after":120.0},"status":"ACTIVE","held_by":"key:1: lunch","task_counts":{"pending":2,"starting":0,"running":1,"finalizing":0,"done":2,"merged":0,"failed":0,"cancelled":0},"anonymous":false,"live_attempts":0,"create_time":"1970-01-01T00:16:40.000000Z","update_time":null,"end_time":null,"etag":""}"#);
     }
 
     #[test]

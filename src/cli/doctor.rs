@@ -275,6 +275,17 @@ mod tests {
             clock_finding(now, &[seen(1_800_000_060)]),
             clock_finding(Timestamp::from_secs(0), &[]),
         ];
-        insta::assert_snapshot!(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"), @"");
+        insta::assert_snapshot!(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"), @r"
+        ok    git      git version 2.43.0
+        warn  git      git version 2.20.1: install git 2.31 or newer
+        fail  git      git is not found in PATH: install git
+        ok    disk     100.0 GiB (25 %) free for /state
+        fail  disk     1.5 GiB (0 %) free for /state: a daemon here takes no new work: free some space (`makima worktree rm`), or use another --state-dir
+        ok    daemons  attached: d1
+        warn  daemons  none is attached, so no task can run: `makima daemon run` starts one here
+        ok    clock    2027-01-15T08:00:00.000000Z
+        warn  clock    the server's clock is 1m00s ahead of this one: start a time service on both
+        fail  clock    the clock says 1970-01-01T00:00:00.000000Z: set it, or start a time service
+        ");
     }
 }

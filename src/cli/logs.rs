@@ -263,7 +263,17 @@ not json at all
             let mut shown: Vec<u8> = lines.as_bytes().chunks(size).flat_map(|chunk| renderer.push(chunk)).collect();
             shown.extend(renderer.rest());
             insta::allow_duplicates! {
-                insta::assert_snapshot!(String::from_utf8(shown).unwrap(), @"");
+                insta::assert_snapshot!(String::from_utf8(shown).unwrap(), @r"
+                [session s-1 with m-1]
+                not json at all
+                I will look.
+                Then write.
+                > Bash ls -l | cat a
+                  a | b
+                ! no such file
+                [done, 3 turns, $0.0123]
+                [failed]: API Error: 429
+                ");
             }
         }
     }
