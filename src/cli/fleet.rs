@@ -24,7 +24,7 @@ pub async fn list(session: &mut Session) -> Result<()> {
     let now = clock::now();
     let mut table = Table::new(&["NAME", "STATUS", "SLOTS", "LABELS", "AGENTS", "VERSION", "SEEN", "HOST"]);
     for daemon in &daemons {
-        table.row([
+        table.row(&[
             daemon.name.clone(),
             status_word(daemon),
             format!("{}/{}", daemon.live_attempts, daemon.slots),

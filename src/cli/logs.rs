@@ -89,7 +89,7 @@ async fn stream(client: &Client, out: &mut Out, wanted: &Wanted, renderer: &mut 
                             backoff.reset();
                             // From here on it is this attempt, even when a newer one starts.
                             attempt = piece.attempt;
-                            offset = take(out, piece, offset, renderer)?;
+                            offset = take(out, &piece, offset, renderer)?;
                         }
                         Ok(None) => return Ok(()),
                         Err(status) => break status,
@@ -109,7 +109,7 @@ async fn stream(client: &Client, out: &mut Out, wanted: &Wanted, renderer: &mut 
 /// Shows a piece; answers where the next one begins. What was shown before a break is not shown again.
 fn take(
     out: &mut Out,
-    piece: pb::StreamTaskOutputResponse,
+    piece: &pb::StreamTaskOutputResponse,
     offset: i64,
     renderer: &mut Option<Renderer>,
 ) -> Result<i64> {
@@ -298,8 +298,8 @@ not json at all
             data: bytes::Bytes::from_static(data),
             gap: false,
         };
-        let offset = take(&mut out, piece(0, b"hello "), 0, &mut None).unwrap();
-        let offset = take(&mut out, piece(4, b"o world"), offset, &mut None).unwrap();
+        let offset = take(&mut out, &piece(0, b"hello "), 0, &mut None).unwrap();
+        let offset = take(&mut out, &piece(4, b"o world"), offset, &mut None).unwrap();
         assert_eq!((offset, buffer.lock().unwrap().as_slice()), (11, b"hello world".as_slice()));
     }
 

@@ -50,7 +50,7 @@ impl<'a> Screen<'a> {
         let first = self.title.is_empty();
         self.title = format!("{} {}", clean(&contract.name), view::short(&contract.contract_id));
         if self.out.json {
-            return self.out.object(&Line::Contract { contract: contract.into() });
+            return self.out.object(&Object::new("contract", view::Contract::from(contract)));
         }
         let held = &contract.held_by;
         if first && !held.is_empty() {
@@ -61,12 +61,12 @@ impl<'a> Screen<'a> {
 
     /// A task as read.
     pub fn task(&mut self, task: &pb::Task) -> Result<()> {
-        if self.out.json { self.out.object(&Line::Task { task: task.into() }) } else { Ok(()) }
+        if self.out.json { self.out.object(&Object::new("task", view::Task::from(task))) } else { Ok(()) }
     }
 
     /// A change as told.
     pub fn change(&mut self, change: &pb::Change) -> Result<()> {
-        if self.out.json { self.out.object(&Line::Change { change: change.into() }) } else { Ok(()) }
+        if self.out.json { self.out.object(&Object::new("change", view::Change::from(change))) } else { Ok(()) }
     }
 
     /// Something happened. On a repainted screen the list shows most of it.
@@ -112,7 +112,7 @@ impl<'a> Screen<'a> {
             live.leave();
         }
         if self.out.json {
-            return self.out.object(&Line::Outcome { outcome: End::new(board, outcome) });
+            return self.out.object(&Object::new("outcome", End::new(board, outcome)));
         }
         self.out.line(&summary(board, outcome, elapsed))?;
         for line in advice(board, outcome) {
@@ -122,25 +122,18 @@ impl<'a> Screen<'a> {
     }
 }
 
+/// One JSON object of a watch: what it is, and that.
 #[derive(Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum Line<'a> {
-    Contract {
-        #[serde(flatten)]
-        contract: view::Contract<'a>,
-    },
-    Task {
-        #[serde(flatten)]
-        task: view::Task<'a>,
-    },
-    Change {
-        #[serde(flatten)]
-        change: view::Change<'a>,
-    },
-    Outcome {
-        #[serde(flatten)]
-        outcome: End<'a>,
-    },
+struct Object<T> {
+    kind: &'static str,
+    #[serde(flatten)]
+    value: T,
+}
+
+impl<T> Object<T> {
+    fn new(kind: &'static str, value: T) -> Self {
+        Self { kind, value }
+    }
 }
 
 /// How waiting ended, for programs.
@@ -216,7 +209,8 @@ fn advice(board: &Board, outcome: &Outcome) -> Vec<String> {
     let mut lines = Vec::new();
     for row in failed.iter().take(FAILURES_NAMED).map(|i| &board.rows()[*i]) {
         let id = view::short(&row.id);
-        let why = if row.reason.is_empty() { "no reason given".to_owned() } else { clean(&row.reason).trim().to_owned() };
+        let why =
+            if row.reason.is_empty() { "no reason given".to_owned() } else { clean(&row.reason).trim().to_owned() };
         lines.push(format!(
             "{} failed: {why}; `makima task logs {id}` shows its output, `makima task retry {id}` tries it again",
             clean(&row.name)
@@ -437,7 +431,7 @@ mod tests {
         types failed: exit code 1 ; `makima task logs types` shows its output, `makima task retry types` tries it again
         ui waits for what did not get done: retry that, or drop the edge with `makima task deps rm ui ...`, or `makima task cancel ui`
         ");
-        let end = serde_json::to_string(&Line::Outcome { outcome: End::new(&board, &outcome) }).unwrap();
+        let end = serde_json::to_string(&Object::new("outcome", End::new(&board, &outcome))).unwrap();
         insta::assert_snapshot!(end, @r#"{"kind":"outcome","status":"FAILED","tasks":3,"done":1,"failed":["types"],"cancelled":[],"blocked":["ui"]}"#);
     }
 

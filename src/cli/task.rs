@@ -233,7 +233,7 @@ fn table(tasks: &[pb::Task], now: Timestamp) -> Table {
     let mut table = Table::new(&["ID", "NAME", "STATUS", "ATTEMPT", "DAEMON", "TIME", "REASON"]);
     for task in tasks {
         let spec = task.spec.as_ref();
-        table.row([
+        table.row(&[
             view::short(&task.task_id),
             spec.map(|spec| spec.name.clone()).unwrap_or_default(),
             view::task_status(task.status()).to_owned(),
@@ -412,7 +412,7 @@ async fn deps(session: &mut Session, client: &Client, command: DepsCommand) -> R
             for (way, edges) in [("waits for", &details.dependencies), ("is waited for by", &details.dependents)] {
                 for edge in edges {
                     let status = view::task_status(edge.status()).to_owned();
-                    table.row([way.to_owned(), view::short(&edge.task_id), status, edge.name.clone()]);
+                    table.row(&[way.to_owned(), view::short(&edge.task_id), status, edge.name.clone()]);
                 }
             }
             session.out.table(&table, "it waits for nothing, and nothing waits for it")

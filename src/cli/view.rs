@@ -109,7 +109,7 @@ struct Counts {
 
 impl<'a> From<&'a pb::Contract> for Contract<'a> {
     fn from(contract: &'a pb::Contract) -> Self {
-        let limits = contract.limits.clone().unwrap_or_default();
+        let limits = contract.limits.unwrap_or_default();
         let counts = contract.task_counts.unwrap_or_default();
         Self {
             contract_id: &contract.contract_id,

@@ -60,7 +60,7 @@ async fn list(session: &mut Session, args: &PlaceArgs) -> Result<()> {
     }
     let mut table = Table::new(&["TASK", "ATTEMPT", "NAME", "STATE", "BRANCH", "PATH"]);
     for (_, listed) in &found {
-        table.row([
+        table.row(&[
             listed.attempt.task.short(),
             listed.attempt.number.to_string(),
             listed.name.clone(),
