@@ -81,8 +81,12 @@ impl Work {
         let more_lanes = i64::try_from(lanes.len()).unwrap_or(i64::MAX) >= MAX_LANES;
         let served: HashSet<ClassId> = served.into_iter().collect();
         // The rows of contracts that this batch opens still say that they are closed.
-        let opened: Vec<ContractId> =
-            self.contracts.changed_rows().filter(|(was, now)| !was.is_open() && now.is_open()).map(|(_, now)| now.id).collect();
+        let opened: Vec<ContractId> = self
+            .contracts
+            .changed_rows()
+            .filter(|(was, now)| !was.is_open() && now.is_open())
+            .map(|(_, now)| now.id)
+            .collect();
         lanes.extend(tx.lanes_of(&opened).await?.into_iter().filter(|lane| served.contains(&lane.class)));
         self.load_heads(tx, &lanes, room).await?;
 

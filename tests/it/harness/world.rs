@@ -312,7 +312,8 @@ impl World {
         let output = self.cli(&with_json).await;
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "makima {args:?}: {}\n{stdout}{stderr}", output.status);
-        let object = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("makima {args:?}: {error}: {line}"));
+        let object =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("makima {args:?}: {error}: {line}"));
         stdout.lines().map(object).collect()
     }
 
