@@ -25,11 +25,9 @@ use super::{
 use crate::{
     daemon::{self, agents::Profiles},
     runtime::lifecycle::Shutdown,
+    server,
     store::Url,
 };
-
-// Until the server's own `Config` and `run` are there.
-use self::pending as server;
 
 /// The embedded database in a server's state directory.
 const DATABASE: &str = "makima.sqlite";
@@ -112,10 +110,24 @@ pub struct UpArgs {
 pub async fn server(session: &mut Session, args: ServerArgs) -> Result<()> {
     let shutdown = on_signals(args.stop_on_eof)?;
     let config = server_config(&session.settings, &args)?;
+    let state_dir = config.state_dir.clone();
     let (listener, address) = listen(&session.settings, args.listen.as_deref(), args.insecure).await?;
-    session.out.line(&format!("{LISTENING}http://{address}"))?;
-    let served = serve(config, listener, shutdown.clone()).await;
-    finish(&shutdown, served).await
+    let url = format!("http://{address}");
+    let server = async {
+        let served = serve(config, listener, shutdown.clone()).await;
+        shutdown.soft.cancel();
+        served
+    };
+    // The line is the promise that keys are there and calls are answered: whoever starts a server waits for it.
+    let ready = async {
+        if serves(&url, &shutdown).await? {
+            session.out.line(&format!("{LISTENING}{url}"))?;
+            note(&format!("keys are in {}", state_dir.display()));
+        }
+        Ok(())
+    };
+    let (served, ready) = tokio::join!(server, ready);
+    finish(&shutdown, served.and(ready)).await
 }
 
 /// `makima daemon run`.
@@ -261,6 +273,22 @@ fn local_repository(text: &str) -> Result<String> {
 
 /// Waits until our own server serves, and answers the key for our daemon; `None` when it is over before.
 async fn serving(url: &str, server_dir: &Path, shutdown: &Shutdown) -> Result<Option<KeyText>> {
+    if !serves(url, shutdown).await? {
+        return Ok(None);
+    }
+    let path = server_dir.join("daemon.key");
+    let key = read_key(&path)?.ok_or_else(|| {
+        Error::failed(format!(
+            "{} is not there, and the database is not new: make a key with `makima key create --kind daemon` and run \
+             `makima server` and `makima daemon run --key-file` by themselves",
+            path.display()
+        ))
+    })?;
+    Ok(Some(key))
+}
+
+/// Waits until our own server serves; false when it is over before.
+async fn serves(url: &str, shutdown: &Shutdown) -> Result<bool> {
     let wait = async {
         loop {
             if let Ok(client) = Client::open(url, None, None).await {
@@ -274,20 +302,12 @@ async fn serving(url: &str, server_dir: &Path, shutdown: &Shutdown) -> Result<Op
     };
     tokio::select! {
         () = wait => {}
-        () = shutdown.soft.cancelled() => return Ok(None),
+        () = shutdown.soft.cancelled() => return Ok(false),
         () = tokio::time::sleep(UP_DEADLINE) => {
             return Err(Error::failed(format!("the server does not serve after {} s", UP_DEADLINE.as_secs())));
         }
     }
-    let path = server_dir.join("daemon.key");
-    let key = read_key(&path)?.ok_or_else(|| {
-        Error::failed(format!(
-            "{} is not there, and the database is not new: make a key with `makima key create --kind daemon` and run \
-             `makima server` and `makima daemon run --key-file` by themselves",
-            path.display()
-        ))
-    })?;
-    Ok(Some(key))
+    Ok(true)
 }
 
 fn hints(session: &Session, url: &str, server_dir: &Path) -> Result<()> {
@@ -363,37 +383,4 @@ fn stop_on_eof(shutdown: &Shutdown) {
         while !matches!(stdin.read(&mut buffer), Ok(0) | Err(_)) {}
         soft.cancel();
     });
-}
-
-/// Stands in for `crate::server::{Config, run}` until they are there.
-mod pending {
-    use std::{path::PathBuf, time::Duration};
-
-    use tokio::net::TcpListener;
-
-    use crate::{runtime::lifecycle::Shutdown, server::session::Times, store::Url};
-
-    #[derive(Debug)]
-    pub struct Config {
-        pub database: Url,
-        pub state_dir: PathBuf,
-        pub times: Times,
-    }
-
-    impl Config {
-        pub fn new(database: Url, state_dir: PathBuf) -> Self {
-            let times = Times { heartbeat: Duration::from_secs(15), lost_after: Duration::from_secs(45) };
-            Self { database, state_dir, times }
-        }
-    }
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("the server is not part of this build yet")]
-    pub struct Error;
-
-    pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> Result<(), Error> {
-        drop((config.database, config.state_dir, config.times.heartbeat, config.times.lost_after, listener));
-        shutdown.soft.cancel();
-        Err(Error)
-    }
 }

@@ -122,10 +122,11 @@ async fn serve(
             () = soft.cancelled() => {}
         }
     });
-    drop(ledger);
 
     let served = listen::serve(listener, api, auth, shutdown.clone()).await;
     shutdown.finish().await;
+    last.soft.cancel();
+    drop(ledger);
     last.finish().await;
     Ok(served?)
 }
