@@ -56,6 +56,24 @@ macro_rules! both {
     )+};
 }
 
+/// The same for tests of the whole program, `async fn name(database: Database)`.
+#[macro_export]
+macro_rules! both_databases {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                super::$name($crate::harness::Database::Sqlite).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                super::$name($crate::harness::Database::Postgres).await;
+            }
+        }
+    )+};
+}
+
 /// Where a test's database is; it goes with the test.
 pub struct Place {
     pub url: Url,

@@ -4,3 +4,4 @@ mod bed;
 mod harness;
 mod ledger;
 mod shim;
+mod survive;

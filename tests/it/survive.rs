@@ -6,12 +6,7 @@ use makima::wire::pb::{self, AttemptStatus, FailureClass, TaskStatus};
 
 use crate::{
     both_databases,
-    harness::{
-        Database, DaemonOptions, World,
-        client::shell,
-        ensure, eventually,
-        eventually::eventually_within,
-    },
+    harness::{DaemonOptions, Database, World, client::shell, ensure, eventually, eventually::eventually_within},
 };
 
 both_databases!(a_killed_server_loses_and_repeats_nothing);
@@ -95,7 +90,11 @@ async fn a_killed_shim_takes_its_agent_with_it() {
     })
     .await;
     let first = &waiting.attempts[0];
-    assert_eq!((first.status(), first.failure_class()), (AttemptStatus::Ended, FailureClass::AgentCrashed), "{first:?}");
+    assert_eq!(
+        (first.status(), first.failure_class()),
+        (AttemptStatus::Ended, FailureClass::AgentCrashed),
+        "{first:?}"
+    );
     // A person need not wait for the backoff.
     let request = pb::RetryTaskRequest { task_id: task.clone(), ..Default::default() };
     client.tasks().retry_task(request).await.unwrap();
@@ -116,9 +115,10 @@ async fn a_killed_server_loses_and_repeats_nothing(database: Database) {
     let specs: Vec<_> = (0..TASKS)
         .map(|i| {
             let script = format!("echo $$ >> {}/t{i}; sleep 0.1; echo {i} > f{i}", runs.display());
-            let before = format!("t{}", i.saturating_sub(10));
             // Ten chains of five.
-            shell(&format!("t{i}"), &script, if i < 10 { &[] } else { std::slice::from_ref(&before) }.iter().map(String::as_str).collect::<Vec<_>>().as_slice())
+            let before = format!("t{}", i.saturating_sub(10));
+            let depends_on: &[&str] = if i < 10 { &[] } else { &[&before] };
+            shell(&format!("t{i}"), &script, depends_on)
         })
         .collect();
     let client = world.client();

@@ -19,7 +19,7 @@ use crate::{
         AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
         analysis::{self, Category},
         attempt::{Attempt, AttemptState, Usage},
-        daemon::{Card, Requirements},
+        daemon::{Card, Requirements, is_path},
         order::{ContractTask, DEFAULT_GRACE, DEFAULT_SETUP_TIMEOUT, DependencyResult, Order, Spawn},
         schedule::{self, Head, Host, Input, Load},
         task::Task,
@@ -168,7 +168,10 @@ impl Work {
         self.load_task_rows(tx, dependencies.into_iter()).await?;
         let mut near = HashMap::new();
         for id in of {
+            // A repository in place is the same for every daemon that has it: nothing is nearer to one than to another.
+            let in_place = self.tasks.get(id).is_none_or(|task| is_path(&task.spec.repository));
             let daemons: Vec<DaemonId> = (self.dependencies.get(&id).into_iter().flatten())
+                .filter(|_| !in_place)
                 .take(schedule::MAX_NEAR)
                 .filter_map(|dependency| self.tasks.get(*dependency)?.daemon)
                 .collect();
