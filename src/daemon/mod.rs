@@ -1,11 +1,244 @@
-//! TBD
+//! Who does: one process on a machine that runs agents for a server.
+//!
+//! ```text
+//!            ┌───────────────────────────── the daemon ─────────────────────────────┐
+//!   server <─┤ session ─ commands ─> intake ─> journal ─> supervisor ─> runner ──┐   │
+//!            │    ^                              │ outbox                        │   │
+//!            │    └───────── messages ───────────┘ <──── reports ───────────────┤   │
+//!   server <─┤ bulk <─────────── output.log, as it grows ───────────────────────┤   │
+//!            └───────────────────────────────────────────────────────────────────┼───┘
+//!                         repository ─> worktree ─> setup ─> shim ─> agent <──────┘
+//! ```
+//!
+//! What it promises: journal before acting, journal before reporting; `kill -9` of it at any line loses nothing, since agents
+//! run under shims of their own, each attempt's directory describes itself, and whatever was accepted or owed is in the
+//! journal. It never decides what runs when: the server does. Only `session` and `bulk` know the protocol.
 
 pub mod agents;
 pub mod attempt_dir;
+pub mod bulk;
+pub mod config;
 pub mod git;
+pub mod health;
+pub mod identity;
+mod intake;
 pub mod journal;
 pub mod process;
+mod recovery;
 pub mod repository;
+mod runner;
+pub mod sanity;
+pub mod session;
 pub mod shim;
+mod supervisor;
 pub mod sweep;
 pub mod worktree;
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
+
+use crate::{
+    domain::{BootId, daemon},
+    runtime::{backoff::Backoff, clock, lifecycle::Shutdown},
+};
+use agents::Profiles;
+use bulk::Bulk;
+pub use config::Config;
+use health::Health;
+use identity::StateDir;
+use journal::Journal;
+use repository::Repositories;
+use runner::{blocking, chain};
+use session::Over;
+use supervisor::Supervisor;
+
+/// How long agents have to say their version before the daemon attaches without waiting for them.
+const DETECT: Duration = Duration::from_secs(5);
+/// Times a repository of the configuration is tried to be cloned: later a task that needs it clones it anyway.
+const CLONE_TRIES: u32 = 5;
+/// The first wait between those; it doubles.
+const CLONE_FIRST: Duration = Duration::from_secs(5);
+/// The longest.
+const CLONE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Why the daemon does not run, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The state directory.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] journal::Error),
+    /// Another process with this identity has attached.
+    #[error(
+        "another daemon with this identity has attached, and this one has stopped: {0}. A copied state directory must not be \
+         used twice; remove its identity.json and journal.sqlite to come as a new daemon"
+    )]
+    Superseded(String),
+    /// The server does not want this daemon.
+    #[error("the server does not want this daemon, and its agents have been stopped: {0}")]
+    Banned(String),
+}
+
+/// What all parts of the daemon share.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) state: StateDir,
+    pub(crate) journal: Journal,
+    pub(crate) repositories: Repositories,
+    pub(crate) profiles: Profiles,
+    /// Profiles really installed.
+    installed: RwLock<Vec<daemon::Profile>>,
+    pub(crate) health: Health,
+    pub(crate) bulk: Bulk,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) boot: BootId,
+    /// A session stands: what failed for want of a server may be tried again.
+    pub(crate) attached: Notify,
+}
+
+impl Context {
+    /// What this daemon says of itself.
+    pub(crate) fn card(&self) -> daemon::Card {
+        let config = &self.config;
+        let mut repositories = config.repositories.clone();
+        repositories.extend(self.repositories.at_hand());
+        repositories.sort();
+        repositories.dedup();
+        // A path that is not there is not at hand, whatever the configuration says.
+        repositories.retain(|r| !daemon::is_path(r) || std::path::Path::new(r).exists());
+        daemon::Card {
+            name: config.name.clone(),
+            slots: config.slots,
+            labels: config.labels.clone(),
+            profiles: self.installed(),
+            repositories,
+            any_path: config.any_path(),
+            not_accepting: self.health.vitals().not_accepting,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hostname: config::hostname(),
+        }
+    }
+
+    fn installed(&self) -> Vec<daemon::Profile> {
+        self.installed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn is_installed(&self, agent: &str) -> bool {
+        self.installed().iter().any(|profile| profile.name == agent)
+    }
+
+    pub(crate) fn installed_version(&self, agent: &str) -> String {
+        self.installed().into_iter().find(|profile| profile.name == agent).map(|p| p.version).unwrap_or_default()
+    }
+}
+
+/// Runs a daemon until the shutdown, or until the server says that there is no point in going on; then it starts the
+/// shutdown itself. Agents outlive it.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
+    config.check()?;
+    let path = config.state_dir.clone();
+    let state = blocking(move || StateDir::open(&path)).await?;
+    let path = state.path().to_owned();
+    let opened = blocking(move || Journal::open(&path, clock::now())).await?;
+    let (bulk, uploads) = Bulk::new();
+    let context = Arc::new(Context {
+        repositories: Repositories::new(state.repositories()),
+        profiles: Profiles::load(config.profiles.clone()),
+        installed: RwLock::default(),
+        health: Health::new(state.path(), config.disk_floor),
+        slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
+        journal: opened.journal,
+        boot: BootId(Uuid::new_v4()),
+        attached: Notify::new(),
+        shutdown: shutdown.clone(),
+        bulk,
+        state,
+        config,
+    });
+    tracing::info!(
+        name = context.config.name,
+        id = %context.state.daemon(),
+        server = %context.config.server,
+        state = %context.state.path().display(),
+        slots = context.config.slots,
+        "daemon starts"
+    );
+    let (found, ()) = tokio::join!(recovery::look(&context), detect(&context));
+    let found = found?;
+    let (handle, mut supervisor) = Supervisor::new(Arc::clone(&context));
+    supervisor.resume(found.live, found.only_on_disk);
+    let (intake, commands) = intake::new();
+    shutdown.spawn_loop("supervisor", supervisor.run());
+    shutdown.spawn_loop("intake", intake::run(Arc::clone(&context), handle.clone(), commands));
+    shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
+    shutdown.spawn(clone_repositories(Arc::clone(&context)));
+
+    let over = session::run(Arc::clone(&context), handle.clone(), intake).await;
+    match over {
+        Over::Shutdown => Ok(()),
+        Over::Superseded(message) => {
+            shutdown.soft.cancel();
+            Err(Error::Superseded(message))
+        }
+        Over::Banned(message) => {
+            tracing::error!(reason = message, "the server does not want this daemon; its agents are being stopped");
+            tokio::select! {
+                () = handle.stop_all("the server does not want this daemon") => {}
+                () = shutdown.soft.cancelled() => {}
+            }
+            shutdown.soft.cancel();
+            Err(Error::Banned(message))
+        }
+    }
+}
+
+/// Finds out which agents are installed. One that takes long to say its version does not delay attaching.
+async fn detect(context: &Arc<Context>) {
+    let found = Arc::clone(context);
+    let (done, detected) = tokio::sync::oneshot::channel();
+    context.shutdown.spawn(async move {
+        let profiles = found.profiles.detect().await;
+        *found.installed.write().unwrap_or_else(PoisonError::into_inner) = profiles;
+        // Nobody waits any more, if it took long: the next Hello says it.
+        let _ = done.send(());
+    });
+    if tokio::time::timeout(DETECT, detected).await.is_err() {
+        tracing::warn!("agents take long to say their versions; attaching without them for now");
+    }
+}
+
+/// Clones what the configuration names, beside everything else.
+async fn clone_repositories(context: Arc<Context>) {
+    let urls = context.config.repositories.iter().filter(|r| !daemon::is_path(r));
+    for url in urls {
+        let mut backoff = Backoff::new(CLONE_FIRST, CLONE_LIMIT);
+        for tried in 1..=CLONE_TRIES {
+            let cloned = tokio::select! {
+                () = context.shutdown.soft.cancelled() => return,
+                cloned = context.repositories.ensure(url, "", &[]) => cloned,
+            };
+            match cloned {
+                Ok(_) => {
+                    tracing::info!(url, "repository at hand");
+                    break;
+                }
+                Err(error) => tracing::warn!(url, tried, error = chain(&error), "a repository cannot be cloned"),
+            }
+            tokio::select! {
+                () = context.shutdown.soft.cancelled() => return,
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+}

@@ -70,6 +70,8 @@ pub struct Dependency {
 pub struct Member {
     /// The daemon.
     pub daemon: Daemon,
+    /// It has executed the verdicts on what it had before, and may be given work.
+    pub ready: bool,
     /// Its attempts that are not ENDED.
     pub live: u32,
 }
@@ -320,6 +322,8 @@ fn refuses(member: &Member) -> Option<String> {
         Some("draining".to_owned())
     } else if !member.daemon.card.not_accepting.is_empty() {
         Some(member.daemon.card.not_accepting.clone())
+    } else if member.daemon.attached && !member.ready {
+        Some("settling what it had before it attached".to_owned())
     } else {
         None
     }

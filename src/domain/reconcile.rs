@@ -15,7 +15,8 @@
 //! The rules, and why:
 //!
 //! * An ASSIGNED attempt that is not listed is not interrupted: its command was never persisted, and is sent again.
-//! * A fenced attempt is FENCED whatever it is doing: its place is taken, its work is kept.
+//! * A fenced attempt is FENCED whatever it is doing: its place is taken, its work is kept. Only when all that is left is an
+//!   end which the server has already heard is it FORGET: there is nothing to keep that is not known.
 //! * A number with another attempt id, and an attempt of another daemon or owner, are some other server's word (a database
 //!   put back from a copy, a state directory that was cloned): SALVAGE, which keeps the work and reveals nothing.
 //! * An attempt that was given up because its daemon was lost, and is not fenced, has no successor yet. If it still lives
@@ -99,7 +100,7 @@ pub fn reconcile(daemon: DaemonId, owner: OwnerId, known: &[Attempt], inventory:
     }
     for attempt in known {
         let name = attempt.reference();
-        // `remove` from the index would do as well; asking both keeps the order of `known` and each attempt once.
+        // Asking both keeps the order of `known`, and names each attempt once.
         if !by_name.contains_key(&name) || !listed.insert(name) {
             continue;
         }
@@ -132,7 +133,9 @@ fn verdict(attempt: &Attempt, item: InventoryState) -> Word {
 
     let (was, disconnected) = settled(&attempt.state);
     if attempt.fenced {
-        return Word { revived: disconnected, ..Word::only(Verdict::Fenced) };
+        let over = matches!(item, Ending | Reported | Interrupted);
+        let verdict = if over && heard(was) { Verdict::Forget } else { Verdict::Fenced };
+        return Word { revived: disconnected, ..Word::only(verdict) };
     }
     let alive = match item {
         Accepted | Running | Ending | Interrupted => Verdict::Keep,
@@ -160,6 +163,26 @@ fn verdict(attempt: &Attempt, item: InventoryState) -> Word {
         },
         // `settled` answers no DISCONNECTED; KEEP harms nothing.
         AttemptState::Disconnected { .. } => Word::only(Verdict::Keep),
+    }
+}
+
+/// Its end was told by its own report: nobody else says such things of an attempt.
+fn heard(state: &AttemptState) -> bool {
+    use FailureClass as F;
+    let AttemptState::Ended { outcome, .. } = state else { return false };
+    match outcome.as_ref().map_err(|failure| failure.class) {
+        Ok(_) => true,
+        Err(
+            F::AgentCrashed
+            | F::VerifyFailed
+            | F::SetupFailed
+            | F::Authentication
+            | F::UsageLimit
+            | F::AgentError
+            | F::Timeout
+            | F::Repository,
+        ) => true,
+        Err(F::DaemonLost | F::WorktreeLost | F::Recovered | F::Refused | F::Cancelled) => false,
     }
 }
 
@@ -300,7 +323,8 @@ mod tests {
             ("ended, daemon lost", Some(attempt(ended(FailureClass::DaemonLost), false))),
             ("ended, cancelled", Some(attempt(ended(FailureClass::Cancelled), false))),
             ("ended, done", Some(attempt(done(), false))),
-            ("ended, fenced", Some(attempt(ended(FailureClass::DaemonLost), true))),
+            ("ended lost, fenced", Some(attempt(ended(FailureClass::DaemonLost), true))),
+            ("ended crashed, fenced", Some(attempt(ended(FailureClass::AgentCrashed), true))),
         ]
     }
 

@@ -131,6 +131,18 @@ pub fn judge(tries: &Tries, ending: &Ending<'_>, now: Timestamp) -> (Tries, Next
     (tries, Next::Retry(wait))
 }
 
+/// Takes back the loss of a daemon that has come back with its attempt: it was no failure after all.
+pub fn forgive(tries: &Tries, daemon: Option<DaemonId>) -> Tries {
+    let mut tries = tries.clone();
+    tries.total = tries.total.saturating_sub(1);
+    tries.counted = tries.counted.saturating_sub(1);
+    tries.backoffs = tries.backoffs.saturating_sub(1);
+    tries.last_failure = None;
+    tries.lost_daemons.retain(|lost| Some(*lost) != daemon);
+    tries.avoid.retain(|avoid| Some(avoid.daemon) != daemon);
+    tries
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -207,6 +219,13 @@ mod tests {
         let (tries, _) = end(&tries, FailureClass::DaemonLost, 2);
         let (_, next) = end(&tries, FailureClass::DaemonLost, 3);
         assert!(matches!(next, Next::Hold(_)), "{next:?}");
+    }
+
+    /// A daemon that was given up and comes back in time costs nothing.
+    #[test]
+    fn a_loss_that_was_none_is_taken_back() {
+        let (tries, _) = end(&Tries::default(), FailureClass::DaemonLost, 1);
+        assert_eq!(forgive(&tries, Some(daemon(1))), Tries::default());
     }
 
     #[test]

@@ -228,7 +228,7 @@ impl Task {
                         if self.tries.last_failure.as_ref().is_some_and(lost) =>
                     {
                         Ok(self.moved(now, |task| {
-                            task.tries.last_failure = None;
+                            task.tries = retry::forgive(&task.tries, task.daemon);
                             task.state = match running {
                                 true => TaskState::Running { since: now },
                                 false => TaskState::Starting { since: now },

@@ -51,6 +51,17 @@ struct LaneRow {
     head: i32,
 }
 
+impl From<LaneRow> for LaneHead {
+    fn from(row: LaneRow) -> Self {
+        Self {
+            contract: ContractId(row.contract),
+            class: ClassId(row.class),
+            owner: OwnerId(row.owner),
+            priority: row.head,
+        }
+    }
+}
+
 const LANE: &[(&str, Kind)] = &[
     ("contract", Kind::Uuid),
     ("class", Kind::Uuid),
@@ -152,15 +163,23 @@ impl Tx {
         }
         let rows: Vec<_> = classes.iter().map(|id| ClassRow { id: *id, owner: None, requirements: None }).collect();
         let rows: Vec<LaneRow> = self.fetch_some(&SQL, &rows, limit).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| LaneHead {
-                contract: ContractId(row.contract),
-                class: ClassId(row.class),
-                owner: OwnerId(row.owner),
-                priority: row.head,
-            })
-            .collect())
+        Ok(rows.into_iter().map(LaneHead::from).collect())
+    }
+
+    /// The lanes of these contracts that have ready work, open or not: for contracts that a batch is about to open.
+    pub async fn lanes_of(&mut self, contracts: &[ContractId]) -> Result<Vec<LaneHead>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN lanes l ON l.contract = rows.id
+                 WHERE l.head IS NOT NULL",
+                super::contract::ID,
+            )
+        });
+        if contracts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<LaneRow> = self.fetch(&SQL, &super::contract::ids(contracts)).await?;
+        Ok(rows.into_iter().map(LaneHead::from).collect())
     }
 
     /// The most urgent ready tasks of each lane, at most `limit` of each.

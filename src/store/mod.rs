@@ -12,6 +12,7 @@
 //! Deliberately absent: decisions. What a row means for another is decided in `domain` and carried out by the ledger.
 
 mod attempt;
+mod blob;
 mod contract;
 mod daemon;
 mod dispatch;
@@ -22,14 +23,17 @@ mod native;
 mod open;
 mod retention;
 mod sql;
+mod standing;
 mod task;
 mod tx;
 
 pub use attempt::Due;
+pub use blob::{Blob, BlobKind};
 pub use dispatch::{Lane, LaneHead};
 pub use edge::Edge;
 pub use key::Remembered;
 pub use open::{Claim, Url};
+pub use standing::Brief;
 pub use task::TaskFilter;
 pub use tx::Tx;
 

@@ -626,6 +626,7 @@ mod tests {
             assigned: Timestamp(1),
             started: Some(Timestamp(2)),
             output_bytes: 70,
+            commands: Vec::new(),
         };
         let shown = attempt(&failed, "box", 64);
         assert_eq!((shown.status(), shown.failure_class()), (pb::AttemptStatus::Ended, pb::FailureClass::Timeout));
@@ -670,7 +671,7 @@ mod tests {
         let mut tasks = vec![pb::Task { spec: Some(big), ..Default::default() }; 2];
         fit_answer(&mut tasks);
         assert!(!tasks[0].spec.as_ref().unwrap().plan.is_empty());
-        let mut tasks = tasks.repeat(10);
+        let mut tasks = vec![tasks[0].clone(); 20];
         fit_answer(&mut tasks);
         assert!(tasks.iter().map(prost::Message::encoded_len).sum::<usize>() < 1024);
     }

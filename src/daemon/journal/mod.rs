@@ -358,4 +358,4 @@ fn new_id() -> JournalId {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -274,7 +274,7 @@ pub(super) fn attempts_list(db: &Connection) -> Result<Vec<Row>, Error> {
             Ok(attempt) => attempts.push(attempt),
             // One row that cannot be read must not keep all others from being looked after.
             Err(error @ Error::Row { .. }) => {
-                tracing::error!(%error, "an attempt in the journal cannot be read; left alone")
+                tracing::error!(%error, "an attempt in the journal cannot be read; left alone");
             }
             Err(error) => return Err(error),
         }

@@ -26,10 +26,12 @@ pub(super) enum Kind {
 /// Answers the caller, once it is known whether the commit worked.
 type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
+/// Given the connection inside a transaction, or why there is none.
+type Work = Box<dyn FnOnce(Result<&mut Connection, Error>) -> Answer + Send>;
+
 struct Job {
     kind: Kind,
-    /// Given the connection inside a transaction, or why there is none.
-    run: Box<dyn FnOnce(Result<&mut Connection, Error>) -> Answer + Send>,
+    run: Work,
 }
 
 /// The handle on the thread; the thread ends when the last one is dropped.

@@ -90,6 +90,7 @@ fn member(name: &str, last: u8) -> Member {
             created: NOW,
             last_seen: NOW.before(Duration::from_secs(90)),
         },
+        ready: true,
         live: 0,
     }
 }

@@ -77,11 +77,19 @@ impl Work {
         if served.is_empty() {
             return Ok(false);
         }
-        let lanes = tx.lanes_walk(&served, MAX_LANES).await?;
+        let mut lanes = tx.lanes_walk(&served, MAX_LANES).await?;
         let more_lanes = i64::try_from(lanes.len()).unwrap_or(i64::MAX) >= MAX_LANES;
+        let served: HashSet<ClassId> = served.into_iter().collect();
+        // The rows of contracts that this batch opens still say that they are closed.
+        let opened: Vec<ContractId> = self
+            .contracts
+            .changed_rows()
+            .filter(|(was, now)| !was.is_open() && now.is_open())
+            .map(|(_, now)| now.id)
+            .collect();
+        lanes.extend(tx.lanes_of(&opened).await?.into_iter().filter(|lane| served.contains(&lane.class)));
         self.load_heads(tx, &lanes, room).await?;
 
-        let served: HashSet<ClassId> = served.into_iter().collect();
         let ready: Vec<Task> =
             self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
         if ready.is_empty() {

@@ -1,0 +1,138 @@
+//! Takes commands in: checks, writes them to the journal, answers, and only then lets them be done.
+//!
+//! It outlives the session that a command came with: what the journal has accepted is started, whether the server has heard
+//! so or not. Whatever came while the last commit was in flight shares the next one.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Context, journal::Accepted, runner::chain, supervisor};
+use crate::{
+    domain::{
+        CommandId, daemon,
+        order::{Answer, Command, Order, Spawn},
+    },
+    runtime::clock,
+};
+
+/// Commands waiting to be written: more than a server sends before it is answered.
+pub const QUEUE: usize = 1_024;
+/// Commands of one commit.
+const BATCH: usize = 256;
+
+/// Which command was answered, and how.
+pub type Answered = (i64, CommandId, Answer);
+
+/// Where commands go. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Handle(mpsc::Sender<Taken>);
+
+/// A command, and where its answer goes.
+#[derive(Debug)]
+pub struct Taken {
+    command: Command,
+    answers: mpsc::Sender<Answered>,
+}
+
+/// The handle, and what the loop listens to.
+pub fn new() -> (Handle, mpsc::Receiver<Taken>) {
+    let (commands, inbox) = mpsc::channel(QUEUE);
+    (Handle(commands), inbox)
+}
+
+impl Handle {
+    /// Takes a command; its answer comes when it is in the journal, or refused.
+    pub async fn take(&self, command: Command, answers: mpsc::Sender<Answered>) {
+        // The loop ends only with the daemon.
+        let _ = self.0.send(Taken { command, answers }).await;
+    }
+}
+
+/// Runs until the daemon stops.
+pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, mut inbox: mpsc::Receiver<Taken>) {
+    let soft = context.shutdown.soft.clone();
+    let mut batch = Vec::new();
+    loop {
+        let taken = tokio::select! {
+            biased;
+            () = soft.cancelled() => return,
+            taken = inbox.recv_many(&mut batch, BATCH) => taken,
+        };
+        if taken == 0 {
+            return;
+        }
+        take(&context, &supervisor, std::mem::take(&mut batch)).await;
+    }
+}
+
+async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Taken>) {
+    let mut accepted = Vec::with_capacity(batch.len());
+    for taken in batch {
+        match refusal(context, &taken.command).await {
+            Some(reason) => {
+                tracing::warn!(attempt = %taken.command.attempt, reason, "refused a command");
+                answer(&taken, Answer::Rejected { reason, retryable: true, counts: false }).await;
+            }
+            None => accepted.push(taken),
+        }
+    }
+    if accepted.is_empty() {
+        return;
+    }
+    let commands: Vec<Command> = accepted.iter().map(|taken| taken.command.clone()).collect();
+    let outcomes = match context.journal.accept(commands, clock::now()).await {
+        Ok(outcomes) => outcomes,
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the journal cannot be written; no commands are taken");
+            let reason = format!("the daemon cannot write its journal: {}", chain(&error));
+            for taken in &accepted {
+                answer(taken, Answer::Rejected { reason: reason.clone(), retryable: true, counts: false }).await;
+            }
+            return;
+        }
+    };
+    let mut new = Vec::with_capacity(accepted.len());
+    for (taken, outcome) in accepted.into_iter().zip(outcomes) {
+        match outcome {
+            Accepted::New => {
+                answer(&taken, Answer::Persisted).await;
+                new.push(taken.command);
+            }
+            Accepted::Known => answer(&taken, Answer::Persisted).await,
+            Accepted::Conflict => {
+                let reason = format!("command {} was here before with other content", taken.command.id);
+                tracing::error!(attempt = %taken.command.attempt, reason, "refused a command");
+                answer(&taken, Answer::Rejected { reason, retryable: false, counts: true }).await;
+            }
+        }
+    }
+    supervisor.accepted(new).await;
+}
+
+async fn answer(taken: &Taken, answer: Answer) {
+    // A session that has ended in the meantime gets it again from its successor.
+    let _ = taken.answers.send((taken.command.sequence, taken.command.id, answer)).await;
+}
+
+/// Why a command is not taken: another daemon, or this one later, may do better. One that was taken before is not refused.
+async fn refusal(context: &Context, command: &Command) -> Option<String> {
+    let Order::Spawn(spawn) = &command.order else { return None };
+    let reason = lacking(context, spawn)?;
+    let known = context.journal.attempt(command.attempt).await.ok().flatten();
+    known.is_none().then_some(reason)
+}
+
+fn lacking(context: &Context, spawn: &Spawn) -> Option<String> {
+    let not_accepting = context.health.vitals().not_accepting;
+    if !not_accepting.is_empty() {
+        return Some(not_accepting);
+    }
+    if !context.is_installed(&spawn.agent) {
+        return Some(format!("agent profile `{}` is not installed here", spawn.agent));
+    }
+    let config = &context.config;
+    let at_hand =
+        !daemon::is_path(&spawn.repository) || config.any_path() || config.repositories.contains(&spawn.repository);
+    (!at_hand).then(|| format!("repository `{}` is not offered here", spawn.repository))
+}

@@ -1,0 +1,150 @@
+//! What a daemon finds when it starts: the attempts of its journal, and directories that the journal does not know.
+//!
+//! ```text
+//!   journal row, live   ──> a runner, which looks at the shim: alive, ended, or gone (see `runner`)
+//!   journal row, at end ──> its output, if the server does not have all of it; forgotten when old and removed
+//!   directory only      ──> listed to the server; its verdict decides
+//!   directory, unreadable ─> left alone, and said so: salvage for a person
+//! ```
+//!
+//! Nothing here waits for an agent, for git or for the server, so attaching is not delayed.
+
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
+
+use super::{
+    Context,
+    attempt_dir::{AttemptDir, Listed, Manifest},
+    journal::{self, Row, State},
+    runner::{blocking, chain},
+};
+use crate::{
+    domain::{AttemptId, AttemptRef, Timestamp},
+    runtime::clock,
+};
+
+/// How long an attempt that is over is remembered, once its worktree has been removed.
+const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the journal, and not at their end.
+    pub live: Vec<Row>,
+    /// On the disk only.
+    pub only_on_disk: Vec<Row>,
+}
+
+/// Looks.
+pub(super) async fn look(context: &Arc<Context>) -> Result<Found, journal::Error> {
+    let rows = context.journal.attempts().await?;
+    let state = context.state.path().to_owned();
+    let known: HashSet<AttemptId> = rows.iter().map(|row| row.attempt.id).collect();
+    let only_on_disk = blocking(move || on_disk(&state, &known)).await;
+    let (live, ended): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state.is_live());
+    upload_again(context, &ended).await;
+    forget_old(context, ended).await;
+    if !live.is_empty() || !only_on_disk.is_empty() {
+        tracing::info!(
+            in_journal = live.len(),
+            only_on_disk = only_on_disk.len(),
+            "found attempts of an earlier process"
+        );
+    }
+    Ok(Found { live, only_on_disk })
+}
+
+fn on_disk(state: &Path, known: &HashSet<AttemptId>) -> Vec<Row> {
+    let listed = match AttemptDir::list_all(state) {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the attempts' directories cannot be listed");
+            return Vec::new();
+        }
+    };
+    listed.into_iter().filter_map(|listed| row_of(listed, known)).collect()
+}
+
+fn row_of(listed: Listed, known: &HashSet<AttemptId>) -> Option<Row> {
+    let Listed { dir, manifest } = listed;
+    let manifest = match manifest {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            tracing::error!(
+                directory = %dir.path().display(),
+                error = chain(&error),
+                "an attempt's directory cannot be understood; it is left alone, for a person"
+            );
+            return None;
+        }
+    };
+    if known.contains(&manifest.attempt.id) {
+        return None;
+    }
+    let state = match (dir.exit(), dir.started()) {
+        // A record that cannot be read was begun when the agent had ended.
+        (Ok(Some(_)) | Err(_), _) => State::Ending,
+        (Ok(None), Ok(Some(_)) | Err(_)) => State::Running,
+        (Ok(None), Ok(None)) => State::Accepted,
+    };
+    Some(row(manifest, &dir, state))
+}
+
+fn row(manifest: Manifest, dir: &AttemptDir, state: State) -> Row {
+    Row {
+        attempt: manifest.attempt,
+        state,
+        worktree: manifest.place.map(|place| place.worktree.display().to_string()).unwrap_or_default(),
+        spawn: Some(manifest.spawn),
+        directory: dir.path().to_owned(),
+        stop: None,
+        complete: None,
+        uploaded: false,
+        created: manifest.created,
+        updated: manifest.created,
+    }
+}
+
+/// Output of attempts that have ended goes on where it was.
+async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
+    for row in ended.iter().filter(|row| !row.uploaded && row.state != State::Salvage) {
+        let path = row.directory.join("output.log");
+        let Ok(length) = path.metadata().map(|m| m.len()) else {
+            if let Err(error) = context.journal.uploaded(row.attempt).await {
+                tracing::warn!(error = chain(&error), "the journal cannot be written");
+            }
+            continue;
+        };
+        let secret = row.spawn.as_ref().map(|spawn| spawn.task_key.as_str()).unwrap_or_default();
+        context.bulk.open(row.attempt, path, &[secret]).finish(length);
+    }
+}
+
+/// Forgets what is over, uploaded, old, and of which a person has removed the worktree.
+async fn forget_old(context: &Arc<Context>, ended: Vec<Row>) {
+    let before = clock::now().before(REMEMBERED);
+    let old: Vec<Row> = ended.into_iter().filter(|row| is_old(row, before)).collect();
+    if old.is_empty() {
+        return;
+    }
+    let attempts: Vec<AttemptRef> = old.iter().map(|row| row.attempt).collect();
+    let removed = blocking(move || {
+        for row in old {
+            if let Ok(dir) = AttemptDir::open(&row.directory)
+                && let Err(error) = dir.remove()
+            {
+                tracing::warn!(error = chain(&error), "the directory of an old attempt cannot be removed");
+            }
+        }
+    });
+    removed.await;
+    if let Err(error) = context.journal.prune(attempts).await {
+        tracing::warn!(error = chain(&error), "the journal cannot be written");
+    }
+}
+
+fn is_old(row: &Row, before: Timestamp) -> bool {
+    row.state == State::Over
+        && row.uploaded
+        && row.updated < before
+        && (row.worktree.is_empty() || !Path::new(&row.worktree).exists())
+}

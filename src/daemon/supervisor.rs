@@ -1,0 +1,466 @@
+//! Who has the attempts: one loop that owns the map of those that live, starts a runner for each, passes on the wishes that
+//! they end, and executes the server's verdicts.
+//!
+//! ```text
+//!   intake ── accepted ──┐                       ┌─> runner ─┐
+//!   session ─ verdicts ──┼─> map of live ones ───┼─> runner ─┼─> ended: the slot is free
+//!           ─ cancel ────┘   (watch: Live)       └─> runner ─┘
+//! ```
+//!
+//! An accepted attempt waits for a slot here rather than being refused. Attempts found by their directories only, after a
+//! journal was lost, wait for the server's verdict: a finished one is not finished a second time on a guess.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tracing::Instrument as _;
+
+use super::{
+    Context,
+    journal::{Change, Row, State, Stop, Why},
+    runner::{self, Finished, chain, looks_intact},
+};
+use crate::{
+    domain::{
+        AttemptRef,
+        attempt::{Failure, FailureClass},
+        order::{Command, DEFAULT_GRACE, Order},
+        reconcile::Verdict,
+        report::{Complete, InventoryItem, Progress, Report},
+    },
+    runtime::clock,
+};
+
+/// What waits for the loop before callers wait too. Each is a batch.
+const QUEUE: usize = 256;
+/// How often a runner that broke is started again before its attempt is given up.
+const MAX_RESTARTS: u32 = 3;
+/// The wait before that.
+const RESTART_DELAY: Duration = Duration::from_secs(5);
+
+/// Where the supervisor is reached. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    asks: mpsc::Sender<Ask>,
+    live: watch::Receiver<Live>,
+}
+
+/// What lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Attempts that are not at their end.
+    pub attempts: Vec<AttemptRef>,
+    /// Slots without one.
+    pub free_slots: u32,
+}
+
+/// What can be asked of the supervisor.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// These are in the journal and new.
+    Accepted(Vec<Command>),
+    /// The server has judged what was listed.
+    Verdicts(Vec<(AttemptRef, Verdict)>, oneshot::Sender<()>),
+    /// The server wants these to end.
+    Cancel(Vec<AttemptRef>),
+    /// A newer attempt has the place of this one.
+    Fenced(AttemptRef),
+    /// What is there, for Hello.
+    Inventory(oneshot::Sender<Vec<InventoryItem>>),
+    /// Everything is to end; answered when nothing lives.
+    StopAll(String, oneshot::Sender<()>),
+}
+
+impl Handle {
+    /// Starts and ends what the journal has accepted.
+    pub async fn accepted(&self, commands: Vec<Command>) {
+        self.ask(Ask::Accepted(commands)).await;
+    }
+
+    /// Executes the server's verdicts: returns when each is on its way, not when everything has died.
+    pub async fn verdicts(&self, verdicts: Vec<(AttemptRef, Verdict)>) {
+        let (done, executed) = oneshot::channel();
+        self.ask(Ask::Verdicts(verdicts, done)).await;
+        let _ = executed.await;
+    }
+
+    /// Ends these, if they are not at their end already.
+    pub async fn cancel(&self, attempts: Vec<AttemptRef>) {
+        if !attempts.is_empty() {
+            self.ask(Ask::Cancel(attempts)).await;
+        }
+    }
+
+    /// Ends this one: a newer attempt has its place.
+    pub async fn fenced(&self, attempt: AttemptRef) {
+        self.ask(Ask::Fenced(attempt)).await;
+    }
+
+    /// Every attempt that concerns the server.
+    pub async fn inventory(&self) -> Vec<InventoryItem> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Inventory(answer)).await;
+        answered.await.unwrap_or_default()
+    }
+
+    /// Ends everything, and returns when nothing lives.
+    pub async fn stop_all(&self, reason: &str) {
+        let (done, stopped) = oneshot::channel();
+        self.ask(Ask::StopAll(reason.to_owned(), done)).await;
+        let _ = stopped.await;
+    }
+
+    /// What lives now.
+    pub fn live(&self) -> Live {
+        self.live.borrow().clone()
+    }
+
+    async fn ask(&self, ask: Ask) {
+        // The loop ends only with the daemon.
+        let _ = self.asks.send(ask).await;
+    }
+}
+
+/// The loop.
+pub struct Supervisor {
+    context: Arc<Context>,
+    asks: mpsc::Receiver<Ask>,
+    live: HashMap<AttemptRef, Entry>,
+    /// Found by their directories, not in the journal: they wait for a verdict.
+    found: HashMap<AttemptRef, Row>,
+    publish: watch::Sender<Live>,
+    /// Runners say here that they have ended, also by breaking. At most one for each live attempt.
+    ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
+    stopped: Vec<oneshot::Sender<()>>,
+}
+
+struct Entry {
+    stop: watch::Sender<Option<Stop>>,
+    restarts: u32,
+}
+
+struct Ended {
+    attempt: AttemptRef,
+    /// `None`: it broke.
+    how: Option<Finished>,
+}
+
+impl Supervisor {
+    /// The handle and the loop.
+    pub fn new(context: Arc<Context>) -> (Handle, Self) {
+        let (asks, inbox) = mpsc::channel(QUEUE);
+        let (publish, live) = watch::channel(Live { attempts: Vec::new(), free_slots: context.config.slots });
+        let supervisor = Self {
+            context,
+            asks: inbox,
+            live: HashMap::new(),
+            found: HashMap::new(),
+            publish,
+            ended: mpsc::unbounded_channel(),
+            stopped: Vec::new(),
+        };
+        (Handle { asks, live }, supervisor)
+    }
+
+    /// Takes over what recovery has found: `rows` are live in the journal, `found` are only on the disk.
+    pub fn resume(&mut self, rows: Vec<Row>, found: Vec<Row>) {
+        // Those that may be running have their slots before those that wait for one.
+        let (running, waiting): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.state != State::Accepted);
+        for row in running {
+            let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
+            self.start(row, slot, 0);
+        }
+        for row in waiting {
+            self.start(row, None, 0);
+        }
+        self.found = found.into_iter().map(|row| (row.attempt, row)).collect();
+    }
+
+    /// Runs until the daemon stops.
+    pub async fn run(mut self) {
+        let soft = self.context.shutdown.soft.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = soft.cancelled() => return,
+                Some(ended) = self.ended.1.recv() => self.runner_ended(ended).await,
+                ask = self.asks.recv() => match ask {
+                    Some(ask) => self.answer(ask).await,
+                    None => return,
+                },
+            }
+            self.publish();
+        }
+    }
+
+    async fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Accepted(commands) => {
+                for command in commands {
+                    self.command(command).await;
+                }
+            }
+            Ask::Verdicts(verdicts, done) => {
+                for (attempt, verdict) in verdicts {
+                    self.verdict(attempt, verdict).await;
+                }
+                let _ = done.send(());
+            }
+            Ask::Cancel(attempts) => {
+                for attempt in attempts {
+                    self.stop(attempt, stop(Why::Cancelled, "the server wants it to end")).await;
+                }
+            }
+            Ask::Fenced(attempt) => self.stop(attempt, stop(Why::Fenced, "a newer attempt has its place")).await,
+            Ask::Inventory(answer) => {
+                let _ = answer.send(self.inventory().await);
+            }
+            Ask::StopAll(reason, done) => {
+                for attempt in self.live.keys().copied().collect::<Vec<_>>() {
+                    self.stop(attempt, stop(Why::Cancelled, &reason)).await;
+                }
+                self.stopped.push(done);
+            }
+        }
+    }
+
+    // === starting ===
+
+    async fn command(&mut self, command: Command) {
+        match command.order {
+            Order::Spawn(_) => self.start_from_journal(command.attempt).await,
+            Order::Cancel { reason, grace } => {
+                self.stop(command.attempt, Stop { why: Why::Cancelled, reason, grace }).await;
+            }
+        }
+    }
+
+    async fn start_from_journal(&mut self, attempt: AttemptRef) {
+        self.found.remove(&attempt);
+        match self.context.journal.attempt(attempt).await {
+            Ok(Some(row)) if row.state.is_live() => self.start(row, None, 0),
+            Ok(_) => {}
+            // It is in the journal: the next start of the daemon finds it.
+            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
+        }
+    }
+
+    fn start(&mut self, row: Row, slot: Option<OwnedSemaphorePermit>, restarts: u32) {
+        let attempt = row.attempt;
+        if self.live.contains_key(&attempt) {
+            return;
+        }
+        let (stop, wishes) = watch::channel(row.stop.clone());
+        self.live.insert(attempt, Entry { stop, restarts });
+        let guard = Guard { attempt, ended: self.ended.0.clone(), how: None };
+        let context = Arc::clone(&self.context);
+        let span = tracing::info_span!("attempt", task = %attempt.task, number = attempt.number);
+        self.context.shutdown.spawn(
+            async move {
+                let mut guard = guard;
+                if restarts > 0 {
+                    tokio::time::sleep(RESTART_DELAY).await;
+                }
+                guard.how = Some(Box::pin(runner::run(context, row, wishes, slot)).await);
+            }
+            .instrument(span),
+        );
+    }
+
+    async fn runner_ended(&mut self, Ended { attempt, how }: Ended) {
+        let Some(entry) = self.live.remove(&attempt) else { return };
+        if how.is_some() || self.context.shutdown.soft.is_cancelled() {
+            return;
+        }
+        if entry.restarts >= MAX_RESTARTS {
+            tracing::error!(%attempt, "the runner of an attempt broke again and again; left until the daemon starts again");
+            return;
+        }
+        tracing::error!(%attempt, "the runner of an attempt broke; starting it again");
+        // From what the journal says: that is how it would go on after a restart of the daemon as well.
+        match self.context.journal.attempt(attempt).await {
+            Ok(Some(row)) if row.state.is_live() => {
+                let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
+                self.start(row, slot, entry.restarts + 1);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
+        }
+    }
+
+    // === ending ===
+
+    async fn verdict(&mut self, attempt: AttemptRef, verdict: Verdict) {
+        if self.found.contains_key(&attempt) {
+            return self.verdict_on_found(attempt, verdict).await;
+        }
+        match verdict {
+            Verdict::Keep => {}
+            Verdict::Cancel => self.stop(attempt, stop(Why::Cancelled, "the server wants it to end")).await,
+            Verdict::Fenced => self.stop(attempt, stop(Why::Fenced, "a newer attempt has its place")).await,
+            Verdict::Salvage => {
+                tracing::warn!(%attempt, "the server does not know this attempt; its work is kept for a person");
+                self.stop(attempt, stop(Why::Salvage, "the server does not know it")).await;
+            }
+            Verdict::Forget => self.stop(attempt, stop(Why::Forgotten, "the server needs nothing more of it")).await,
+            Verdict::ReportAgain => self.report_again(attempt).await,
+            Verdict::ResumeHere | Verdict::Restore => {
+                tracing::warn!(%attempt, ?verdict, "this version cannot go on with an attempt; it is taken for ended");
+                self.stop(attempt, stop(Why::Forgotten, "another attempt follows")).await;
+            }
+        }
+    }
+
+    /// The journal did not have it. Now that the server has spoken, it does.
+    async fn verdict_on_found(&mut self, attempt: AttemptRef, verdict: Verdict) {
+        let Some(row) = self.found.remove(&attempt) else { return };
+        let wish = match verdict {
+            Verdict::Keep | Verdict::ReportAgain => None,
+            Verdict::Cancel => Some(stop(Why::Cancelled, "the server wants it to end")),
+            Verdict::Fenced => Some(stop(Why::Fenced, "a newer attempt has its place")),
+            Verdict::Salvage => Some(stop(Why::Salvage, "the server does not know it")),
+            Verdict::Forget | Verdict::ResumeHere | Verdict::Restore => {
+                Some(stop(Why::Forgotten, "the server needs nothing more of it"))
+            }
+        };
+        tracing::info!(%attempt, ?verdict, "an attempt found by its directory is taken into the journal");
+        let row = Row { stop: wish, ..row };
+        if let Err(error) = self.context.journal.adopt(vec![row.clone()]).await {
+            tracing::error!(%attempt, error = chain(&error), "the journal cannot be written");
+            self.found.insert(attempt, row);
+            return;
+        }
+        let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
+        self.start(row, slot, 0);
+    }
+
+    /// Ends an attempt, or what is still said about it.
+    async fn stop(&mut self, attempt: AttemptRef, stop: Stop) {
+        if let Some(entry) = self.live.get(&attempt) {
+            let change = Change { stop: Some(stop.clone()), ..Change::default() };
+            self.record(attempt, change).await;
+            entry.stop.send_if_modified(|wish| {
+                // The first wish says why; a later one does not make it wait longer.
+                let first = wish.is_none();
+                if first {
+                    *wish = Some(stop);
+                }
+                first
+            });
+            return;
+        }
+        if self.found.contains_key(&attempt) {
+            return self.verdict_on_found(attempt, Verdict::Cancel).await;
+        }
+        let row = match self.context.journal.attempt(attempt).await {
+            Ok(Some(row)) => row,
+            Ok(None) => return,
+            Err(error) => return tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
+        };
+        let over = |state| Change { state: Some(state), ..Change::default() };
+        match (stop.why, row.state) {
+            (_, State::Accepted | State::Running | State::Ending) => {
+                self.start(Row { stop: Some(stop), ..row }, None, 0)
+            }
+            (Why::Salvage, _) => self.record(attempt, over(State::Salvage)).await,
+            (Why::Forgotten, _) => self.record(attempt, over(State::Over)).await,
+            // Its end is in the outbox.
+            (Why::Cancelled | Why::Fenced, State::Reported | State::Interrupted) => {}
+            // The server has not taken its end for one, and waits for it.
+            (Why::Cancelled, State::Over | State::Salvage) => self.report_again(attempt).await,
+            (Why::Fenced, State::Over | State::Salvage) => {}
+        }
+    }
+
+    async fn report_again(&mut self, attempt: AttemptRef) {
+        match self.context.journal.report_again(attempt, clock::now()).await {
+            Ok(true) => {}
+            Ok(false) if self.live.contains_key(&attempt) => {}
+            Ok(false) => {
+                // It ended without ever saying how.
+                let failure = Failure::new(FailureClass::Cancelled, "it ended here without a report");
+                let complete = Complete {
+                    outcome: Err(failure),
+                    progress: Progress::default(),
+                    output_bytes: 0,
+                    exit_code: None,
+                    signal: 0,
+                };
+                let reports = vec![Report::Complete(complete)];
+                self.record(attempt, Change { state: Some(State::Reported), reports, ..Change::default() }).await;
+            }
+            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be written"),
+        }
+    }
+
+    /// Writes once: what the server wants is said again with the next heartbeat or session.
+    async fn record(&self, attempt: AttemptRef, change: Change) {
+        if let Err(error) = self.context.journal.record(attempt, change, clock::now()).await {
+            tracing::error!(%attempt, error = chain(&error), "the journal cannot be written");
+        }
+    }
+
+    // === looking ===
+
+    /// From the journal and a look at the disk; nothing here waits for an agent or for git.
+    async fn inventory(&self) -> Vec<InventoryItem> {
+        let rows = match self.context.journal.attempts().await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the journal cannot be read");
+                Vec::new()
+            }
+        };
+        let known: HashSet<AttemptRef> = rows.iter().map(|row| row.attempt).collect();
+        rows.iter()
+            .chain(self.found.values().filter(|row| !known.contains(&row.attempt)))
+            .filter_map(|row| {
+                Some(InventoryItem {
+                    attempt: row.attempt,
+                    state: row.state.inventory()?,
+                    worktree: row.worktree.clone(),
+                    worktree_intact: looks_intact(&row.worktree),
+                })
+            })
+            .collect()
+    }
+
+    fn publish(&mut self) {
+        let mut attempts: Vec<AttemptRef> = self.live.keys().copied().collect();
+        attempts.sort_unstable();
+        let taken = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
+        let live = Live { attempts, free_slots: self.context.config.slots.saturating_sub(taken) };
+        self.publish.send_if_modified(|old| {
+            let changed = *old != live;
+            *old = live;
+            changed
+        });
+        if self.live.is_empty() {
+            for stopped in self.stopped.drain(..) {
+                let _ = stopped.send(());
+            }
+        }
+    }
+}
+
+fn stop(why: Why, reason: &str) -> Stop {
+    Stop { why, reason: reason.to_owned(), grace: DEFAULT_GRACE }
+}
+
+/// Says that a runner has ended, however it did.
+struct Guard {
+    attempt: AttemptRef,
+    ended: mpsc::UnboundedSender<Ended>,
+    how: Option<Finished>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // The supervisor may have gone, with the daemon.
+        let _ = self.ended.send(Ended { attempt: self.attempt, how: self.how });
+    }
+}

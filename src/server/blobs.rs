@@ -1,0 +1,207 @@
+//! The object store: what is too big for a table. A directory below the server's state by default.
+//!
+//! Promises: when [`Blobs::put`] has answered, the blob survives power loss (file and directory are synced; the default of
+//! `object_store` does not). A name is never shared by content, so deleting one blob never breaks another. The row that
+//! names a blob is written after it is durable and deleted before it, so what no row names is a stray, and goes after a day.
+
+use std::{ops::Range, path::Path as FilePath, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, local::LocalFileSystem, path::Path};
+use tokio_stream::StreamExt as _;
+
+use crate::{
+    domain::{AttemptId, OwnerId, Timestamp},
+    store::{self, BlobKind, Store},
+};
+
+/// How old a blob without a row must be to be a stray rather than on its way to its row.
+pub const STRAY_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Blobs looked up or forgotten in one transaction.
+const PORTION: usize = 500;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be made.
+    #[error("prepare the blob directory {path}")]
+    Directory {
+        /// Which.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The object store did not do it.
+    #[error("{operation} blob {name}")]
+    Operation {
+        /// What was asked.
+        operation: &'static str,
+        /// Of which blob.
+        name: String,
+        /// Its word.
+        source: object_store::Error,
+    },
+    /// The rows of blobs cannot be read or written.
+    #[error("keep the rows of blobs")]
+    Rows {
+        /// The store's word.
+        #[from]
+        source: store::Error,
+    },
+}
+
+impl Error {
+    /// There is no such blob.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Operation { source: object_store::Error::NotFound { .. }, .. })
+    }
+}
+
+/// A handle to the object store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Blobs(Arc<dyn ObjectStore>);
+
+impl Blobs {
+    /// The blobs in a directory, which is made if it is not there.
+    pub fn open(directory: &FilePath) -> Result<Self, Error> {
+        let path = || directory.display().to_string();
+        std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: path(), source })?;
+        let store = LocalFileSystem::new_with_prefix(directory)
+            .map_err(|source| Error::Operation { operation: "open", name: path(), source })?
+            .with_fsync(true)
+            // Attempts' directories go with their last blob.
+            .with_automatic_cleanup(true);
+        Ok(Self(Arc::new(store)))
+    }
+
+    /// The name of a blob: by owner, attempt and kind, then by what it holds.
+    pub fn name(owner: OwnerId, attempt: AttemptId, kind: BlobKind, start: i64, length: usize) -> String {
+        format!("{}/{}/{}/{start:016}-{length}", owner.0.simple(), attempt.0.simple(), kind.word())
+    }
+
+    /// Makes a blob durable; one of the same name is replaced whole.
+    pub async fn put(&self, name: &str, data: Bytes) -> Result<(), Error> {
+        let result = self.0.put(&Path::from(name), PutPayload::from_bytes(data)).await;
+        result.map(|_| ()).map_err(|source| Error::Operation { operation: "write", name: name.to_owned(), source })
+    }
+
+    /// Bytes of a blob.
+    pub async fn read(&self, name: &str, range: Range<u64>) -> Result<Bytes, Error> {
+        let result = self.0.get_range(&Path::from(name), range).await;
+        result.map_err(|source| Error::Operation { operation: "read", name: name.to_owned(), source })
+    }
+
+    /// Deletes a blob. That it is not there is what was wanted.
+    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+        match self.0.delete(&Path::from(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(Error::Operation { operation: "delete", name: name.to_owned(), source }),
+        }
+    }
+
+    /// Forgets and deletes blobs made before a time, a portion of them: rows first. Answers whether there are more.
+    pub async fn expire(&self, store: &Store, before: Timestamp) -> Result<bool, Error> {
+        let mut tx = store.read().await?;
+        let expired = tx.blobs_expired(before, PORTION as i64).await?;
+        tx.rollback().await?;
+        let names: Vec<String> = expired.into_iter().map(|blob| blob.name).collect();
+        if names.is_empty() {
+            return Ok(false);
+        }
+        let mut tx = store.begin().await?;
+        tx.blobs_delete(&names).await?;
+        tx.commit().await?;
+        for name in &names {
+            self.delete(name).await?;
+        }
+        Ok(names.len() == PORTION)
+    }
+
+    /// Deletes blobs that no row names and that are older than [`STRAY_AGE`]: their writer died in between. Answers how many.
+    pub async fn sweep_strays(&self, store: &Store, now: Timestamp) -> Result<usize, Error> {
+        let old = now.before(STRAY_AGE).0;
+        let mut listing = self.0.list(None);
+        let mut portion = Vec::new();
+        let mut swept = 0;
+        loop {
+            let item = listing.next().await;
+            let is_end = item.is_none();
+            match item {
+                Some(Ok(meta)) if meta.last_modified.timestamp_micros() < old => {
+                    portion.push(meta.location.to_string())
+                }
+                Some(Err(source)) => {
+                    return Err(Error::Operation { operation: "list", name: String::new(), source });
+                }
+                Some(Ok(_)) | None => {}
+            }
+            if portion.len() == PORTION || (is_end && !portion.is_empty()) {
+                let mut tx = store.read().await?;
+                let known = tx.blobs_known(&portion).await?;
+                tx.rollback().await?;
+                let known: std::collections::HashSet<_> = known.into_iter().collect();
+                for name in portion.drain(..).filter(|name| !known.contains(name)) {
+                    self.delete(&name).await?;
+                    swept += 1;
+                }
+            }
+            if is_end {
+                return Ok(swept);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_blob_comes_back_and_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&directory.path().join("blobs")).unwrap();
+        blobs.put("o/a/output/0-5", Bytes::from_static(b"hello")).await.unwrap();
+        assert_eq!(blobs.read("o/a/output/0-5", 1..4).await.unwrap(), "ell");
+        blobs.put("o/a/output/0-5", Bytes::from_static(b"HELLO")).await.unwrap();
+        assert_eq!(blobs.read("o/a/output/0-5", 0..5).await.unwrap(), "HELLO");
+        blobs.delete("o/a/output/0-5").await.unwrap();
+        blobs.delete("o/a/output/0-5").await.unwrap();
+        assert!(blobs.read("o/a/output/0-5", 0..1).await.unwrap_err().is_not_found());
+    }
+
+    #[tokio::test]
+    async fn strays_go_and_what_a_row_names_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&directory.path().join("blobs")).unwrap();
+        let (store, _claim) = Store::open(&store::Url::Sqlite(directory.path().join("db"))).await.unwrap();
+        let now = crate::runtime::clock::now();
+        let named = store::Blob {
+            name: "o/a/output/named".to_owned(),
+            owner: OwnerId(uuid::Uuid::now_v7()),
+            attempt: AttemptId(uuid::Uuid::new_v4()),
+            kind: BlobKind::Output,
+            start: 0,
+            length: 1,
+            gap: false,
+            is_final: false,
+            created: now,
+        };
+        for name in [named.name.as_str(), "o/a/output/stray"] {
+            blobs.put(name, Bytes::from_static(b"x")).await.unwrap();
+        }
+        let mut tx = store.begin().await.unwrap();
+        tx.blobs_put(std::slice::from_ref(&named)).await.unwrap();
+        tx.commit().await.unwrap();
+
+        assert_eq!(blobs.sweep_strays(&store, now).await.unwrap(), 0, "a young one may be on its way to its row");
+        let later = now.after(STRAY_AGE * 2);
+        assert_eq!(blobs.sweep_strays(&store, later).await.unwrap(), 1);
+        assert!(blobs.read(&named.name, 0..1).await.is_ok());
+        assert!(blobs.read("o/a/output/stray", 0..1).await.is_err());
+
+        assert!(!blobs.expire(&store, later).await.unwrap());
+        assert!(blobs.read(&named.name, 0..1).await.is_err());
+        let mut tx = store.read().await.unwrap();
+        assert_eq!(tx.blob_fetch(&named.name).await.unwrap(), None);
+    }
+}

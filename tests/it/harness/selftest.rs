@@ -1,0 +1,134 @@
+//! The harness keeps its own promises: nothing is left of a test, and a database is real and its own.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use sqlx::{Connection as _, Row as _};
+
+use super::{
+    eventually::{ensure, eventually},
+    postgres, process,
+    proxy::{Line, Proxy},
+    repo::Repo,
+};
+
+/// Each test has a database of its own, on a server whose commits are durable.
+#[tokio::test]
+async fn databases_are_fresh_and_durable() {
+    let (one, two) = tokio::join!(postgres::database(), postgres::database());
+    assert_ne!(one, two);
+    let mut one = sqlx::PgConnection::connect(&one).await.expect("connect");
+    let mut two = sqlx::PgConnection::connect(&two).await.expect("connect");
+    sqlx::query("CREATE TABLE only_here (id int)").execute(&mut one).await.expect("create a table");
+    sqlx::query("SELECT * FROM only_here").execute(&mut two).await.expect_err("a table of another test");
+    for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("SHOW {setting}"))).fetch_one(&mut one).await.expect("ask");
+        assert_eq!(row.get::<String, _>(0), "on", "{setting}");
+    }
+}
+
+/// The cluster goes when the process that asked for it is killed: its server is stopped, its directory removed.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the tests start their own processes")]
+async fn a_cluster_dies_with_whoever_asked_for_it() {
+    let temp = tempfile::tempdir().expect("make a temp dir");
+    // An unprivileged Postgres has to get through it.
+    fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open the temp dir");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/postgres.sh");
+    // A stand-in for a test process: it holds the pipe, in a process group of its own, and is killed.
+    let mut holder = Command::new("/bin/sh")
+        .args(["-c", "sleep 1000 | \"$0\"", script])
+        .env("TMPDIR", temp.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .expect("start a shell");
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().expect("a pipe")).read_line(&mut line).expect("read a line");
+    assert!(line.starts_with("ready postgres://"), "{line}");
+    let running = process::processes_of(temp.path());
+    assert!(running.iter().any(|found| found.arguments.contains("/postgres -D")), "{running:?}");
+    let sleeper = running.iter().find(|found| found.arguments == "sleep 1000").expect("the holder of the pipe");
+    sleeper.kill();
+    eventually("nothing is left of the cluster", || async {
+        let left: Vec<PathBuf> = fs::read_dir(temp.path()).expect("list").flatten().map(|entry| entry.path()).collect();
+        let processes = process::processes_of(temp.path());
+        ensure(left.is_empty() && processes.is_empty(), || format!("{left:?} {processes:?}"))
+    })
+    .await;
+    holder.wait().expect("the shell has ended");
+}
+
+/// A sweep finds what has left its parent, session and process group, and whatever it hides its place with.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the tests start their own processes")]
+async fn a_sweep_finds_what_ran_away() {
+    let temp = tempfile::tempdir().expect("make a temp dir");
+    let started = Command::new("/bin/sh")
+        .args(["-c", "setsid sh -c 'cd /; exec sleep 1000' & env -i setsid sleep 1000 & exit 0"])
+        .env("MARK", temp.path())
+        .current_dir(temp.path())
+        .status()
+        .expect("start a shell");
+    assert!(started.success());
+    eventually("both have started", || async {
+        let found = process::processes_of(temp.path());
+        ensure(found.iter().filter(|found| found.arguments == "sleep 1000").count() == 2, || format!("{found:?}"))
+    })
+    .await;
+    assert_eq!(process::sweep(temp.path()), []);
+    assert_eq!(process::processes_of(temp.path()), []);
+}
+
+/// A repository is a real one, whatever git configuration this machine has.
+#[test]
+fn repositories_are_real() {
+    let temp = tempfile::tempdir().expect("make a temp dir");
+    let repo = Repo::new(temp.path().join("repo"));
+    let commit = repo.commit(&[("src/types/user.ts", "export type User = {};\n")], "types");
+    assert_eq!(repo.files("main"), ["README.md", "src/types/user.ts"]);
+    assert_eq!(repo.file("main", "src/types/user.ts").as_deref(), Some("export type User = {};\n"));
+    assert_eq!(repo.file("main", "absent"), None);
+    assert_eq!(repo.branches(), ["main"]);
+    assert!(repo.is_ancestor("main~1", &commit) && !repo.is_ancestor(&commit, "main~1"));
+}
+
+/// A wire lets bytes through, holds them, and is cut, when told to.
+#[tokio::test]
+async fn a_wire_is_stalled_and_cut() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = echo.local_addr().expect("bound").to_string();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut socket, _)) = echo.accept().await {
+            let (mut read, mut write) = socket.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    let proxy = Proxy::to(&address).await;
+    let mut wire = tokio::net::TcpStream::connect(proxy.url.trim_start_matches("http://")).await.expect("connect");
+    let mut byte = [0];
+    wire.write_all(b"a").await.expect("write");
+    wire.read_exact(&mut byte).await.expect("read");
+    proxy.set(Line::Stalled);
+    wire.write_all(b"b").await.expect("write");
+    tokio::select! {
+        biased;
+        read = wire.read_exact(&mut byte) => panic!("read through a stalled wire: {read:?}"),
+        // As many turns as an open wire would need and more; nothing is waited for that could come late.
+        () = async { for _ in 0..1000 { tokio::task::yield_now().await } } => {}
+    }
+    proxy.set(Line::Open);
+    wire.read_exact(&mut byte).await.expect("read what had waited");
+    assert_eq!(&byte, b"b");
+    proxy.cut();
+    assert!(matches!(wire.read(&mut byte).await, Ok(0) | Err(_)), "a cut wire");
+    assert_eq!(proxy.connections(), 1);
+}

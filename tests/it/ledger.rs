@@ -1,0 +1,430 @@
+//! The ledger on both databases: what it decides, and that nothing is stranded or started early, whatever happens at once.
+
+use std::{sync::Arc, time::Duration};
+
+use makima::{
+    domain::{
+        DaemonId, TaskId,
+        attempt::FailureClass,
+        contract::{ContractLimits, ContractStatus},
+        order::{Answer, Order},
+        reconcile::Verdict,
+        report::{InventoryItem, InventoryState, MessageOutcome},
+        task::TaskStatus,
+    },
+    server::ledger::{Error, Op, Reply, Request, op::Repeat},
+};
+use tokio::task::JoinSet;
+
+use crate::{
+    bed::{Bed, Daemon, Kind, crew, task},
+    both,
+    harness::eventually,
+};
+
+both!(
+    a_diamond_runs_in_order,
+    refused_requests_name_every_reason,
+    the_same_request_twice_is_one_contract,
+    a_crash_is_retried_and_a_late_report_is_fenced,
+    cancelling_holds_the_slot_until_nothing_is_left,
+    a_rejected_spawn_goes_elsewhere_at_no_cost,
+    silence_reruns_and_return_revives,
+    a_blocked_contract_moves_when_its_parent_is_retried,
+    holds_stop_and_releases_start,
+    concurrency_is_kept,
+    a_bad_operation_fails_alone,
+    two_parents_end_at_once,
+    an_edge_is_added_while_its_parent_ends,
+    a_child_is_created_as_its_parents_end,
+    a_parent_is_retried,
+);
+
+/// Rounds of each race, and how many run at once.
+const ROUNDS: usize = 1_000;
+const AT_ONCE: usize = 50;
+
+async fn a_diamond_runs_in_order(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 4).await;
+    let (contract, tasks) =
+        bed.contract(vec![task("a", &[]), task("b", &["a"]), task("c", &["a"]), task("d", &["b", "c"])]).await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        let (command, spawn) = daemon.run_next(&bed).await;
+        assert!(spawn.dependencies.iter().all(|d| d.status == TaskStatus::Done && !d.commit.is_empty()));
+        order.push((spawn.name.clone(), spawn.dependencies.len()));
+        assert_eq!(daemon.done(&bed, command.attempt).await, MessageOutcome::Applied);
+        assert_eq!(daemon.done(&bed, command.attempt).await, MessageOutcome::AlreadyApplied);
+    }
+    order[1..3].sort();
+    let expected = [("a", 0), ("b", 1), ("c", 1), ("d", 2)].map(|(name, n)| (name.to_owned(), n));
+    assert_eq!(order, expected);
+    let contract = bed.contract_now(contract.id).await;
+    assert_eq!((contract.status(), contract.live), (ContractStatus::Done, 0));
+    assert!(contract.ended.is_some());
+    assert_eq!(bed.task(tasks[3].id).await.attempt, 1);
+}
+
+async fn refused_requests_name_every_reason(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let new = bed.new_contract(
+        ContractLimits::default(),
+        vec![task("a", &["c"]), task("b", &["a"]), task("c", &["b"]), task("d", &["d"]), task("e", &["nobody"])],
+    );
+    let Err(Error::Invalid(violations)) = bed.person(Op::CreateContract(new)).await else { panic!("accepted") };
+    let text: Vec<String> = violations.iter().map(|(field, what)| format!("{field}: {what}")).collect();
+    assert_eq!(text.len(), 3, "{text:#?}");
+    assert!(text.iter().any(|line| line.contains("cycle") && line.contains("a -> c -> b -> a")), "{text:#?}");
+    let mut tx = bed.store.read().await.unwrap();
+    assert!(tx.contracts_list(bed.owner, &[], true, None, 10).await.unwrap().is_empty(), "nothing is left of it");
+    drop(tx);
+
+    // An edge that would close a cycle is refused by name; the etag guards an update.
+    let (_, tasks) = bed.contract(vec![task("x", &[]), task("y", &["x"])]).await;
+    let add = |task: TaskId, word: &str| Op::ChangeDependencies {
+        owner: bed.owner,
+        task,
+        add: vec![word.to_owned()],
+        remove: Vec::new(),
+    };
+    let Err(Error::Invalid(violations)) = bed.person(add(tasks[0].id, "y")).await else { panic!("accepted") };
+    assert!(violations[0].1.contains("x -> y -> x"), "{violations:?}");
+}
+
+async fn the_same_request_twice_is_one_contract(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let ask = |hash: u8| {
+        let repeat = Repeat { owner: bed.owner, id: "once".to_owned(), hash: [hash; 32] };
+        let op = Op::CreateContract(bed.new_contract(ContractLimits::default(), vec![task("a", &[])]));
+        bed.ledger.submit(Request { actor: "key:test".to_owned(), repeat: Some(repeat), op })
+    };
+    // At once, so that both may be in one batch, and once more later.
+    let (first, second) = tokio::join!(ask(1), ask(1));
+    let third = ask(1).await;
+    let ids: Vec<_> = [first, second, third]
+        .into_iter()
+        .map(|reply| match reply {
+            Ok(Reply::Created { contract, tasks }) => (contract.id, tasks[0].id),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert!(matches!(ask(2).await, Err(Error::RequestIdReused(_))));
+}
+
+async fn a_crash_is_retried_and_a_late_report_is_fenced(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 2).await;
+    let (_, tasks) = bed.contract(vec![task("a", &[])]).await;
+    let (first, _) = daemon.run_next(&bed).await;
+    daemon.failed(&bed, first.attempt, FailureClass::AgentCrashed).await;
+    let waiting = bed.task(tasks[0].id).await;
+    assert!(waiting.wait().is_some(), "{:?}", waiting.state);
+    // A person does not wait for the backoff.
+    bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id }).await.unwrap();
+    let (second, _) = daemon.run_next(&bed).await;
+    assert_eq!(second.attempt.number, 2);
+    assert_eq!(daemon.done(&bed, first.attempt).await, MessageOutcome::Fenced);
+    assert_eq!(bed.task(tasks[0].id).await.status(), TaskStatus::Running);
+    assert_eq!(daemon.done(&bed, second.attempt).await, MessageOutcome::Applied);
+    bed.task_is(tasks[0].id, TaskStatus::Done).await;
+}
+
+async fn cancelling_holds_the_slot_until_nothing_is_left(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 1).await;
+    let (contract, tasks) = bed.contract(vec![task("a", &[]), task("b", &[])]).await;
+    let (running, _) = daemon.run_next(&bed).await;
+    let op = Op::CancelTask { owner: bed.owner, task: running.attempt.task, reason: "no".to_owned(), cascade: false };
+    bed.person(op).await.unwrap();
+    let cancel = daemon.command().await;
+    assert!(matches!(cancel.order, Order::Cancel { .. }));
+    daemon.answer(&bed, &cancel, Answer::Persisted).await;
+    assert_eq!(bed.contract_now(contract.id).await.live, 1, "it holds its slot");
+    assert!(daemon.pushes.try_recv().is_err(), "nothing else is started in its slot");
+    daemon.failed(&bed, running.attempt, FailureClass::Cancelled).await;
+    let (next, _) = daemon.run_next(&bed).await;
+    assert_ne!(next.attempt.task, running.attempt.task);
+    daemon.done(&bed, next.attempt).await;
+    let statuses: Vec<_> = [bed.task(tasks[0].id).await, bed.task(tasks[1].id).await].map(|t| t.status()).to_vec();
+    assert!(statuses.contains(&TaskStatus::Cancelled) && statuses.contains(&TaskStatus::Done), "{statuses:?}");
+    assert_eq!(bed.contract_now(contract.id).await.live, 0);
+}
+
+async fn a_rejected_spawn_goes_elsewhere_at_no_cost(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut full = bed.daemon("full", 1).await;
+    let (_, tasks) = bed.contract(vec![task("a", &[])]).await;
+    let (command, _) = full.spawned().await;
+    let mut other = bed.daemon("other", 1).await;
+    full.answer(&bed, &command, Answer::Rejected { reason: "disk full".to_owned(), retryable: true, counts: false })
+        .await;
+    let (again, _) = other.run_next(&bed).await;
+    assert_eq!((again.attempt.task, again.attempt.number), (tasks[0].id, 2));
+    other.done(&bed, again.attempt).await;
+    assert_eq!(bed.task_is(tasks[0].id, TaskStatus::Done).await.tries.counted, 0);
+}
+
+async fn silence_reruns_and_return_revives(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut lost = bed.daemon("lost", 1).await;
+    let at_once = ContractLimits { rerun_after: Duration::ZERO, ..ContractLimits::default() };
+    let op = Op::CreateContract(bed.new_contract(at_once, vec![task("a", &[])]));
+    let Ok(Reply::Created { tasks, .. }) = bed.person(op).await else { panic!("not created") };
+    let id = tasks[0].id;
+    let (first, _) = lost.run_next(&bed).await;
+    bed.ledger.server(Op::DaemonLost { daemon: lost.id, epoch: lost.epoch }).await.unwrap();
+    bed.ledger.detach(lost.id, lost.epoch);
+    bed.ledger.server(Op::Sweep).await.unwrap();
+    assert_eq!(bed.task(id).await.status(), TaskStatus::Pending, "given up, and nobody else is there");
+
+    // Back before anybody else had it: it goes on as the same attempt.
+    let running = InventoryItem {
+        attempt: first.attempt,
+        state: InventoryState::Running,
+        worktree: "/w".to_owned(),
+        worktree_intact: true,
+    };
+    let mut back = Daemon::attach(&bed, lost.id, "lost", 1, vec![running.clone()]).await;
+    assert_eq!(back.verdicts, [(first.attempt, Verdict::Keep)]);
+    assert_eq!(bed.task(id).await.status(), TaskStatus::Running);
+    back.ready(&bed).await;
+
+    // Lost again, and this time somebody else takes it: the one that comes back is fenced.
+    bed.ledger.server(Op::DaemonLost { daemon: back.id, epoch: back.epoch }).await.unwrap();
+    bed.ledger.detach(back.id, back.epoch);
+    let mut other = bed.daemon("other", 1).await;
+    bed.ledger.server(Op::Sweep).await.unwrap();
+    let (second, _) = other.run_next(&bed).await;
+    assert_eq!(second.attempt.number, 2);
+    let mut late = Daemon::attach(&bed, lost.id, "lost", 1, vec![running]).await;
+    assert_eq!(late.verdicts, [(first.attempt, Verdict::Fenced)]);
+    assert_eq!(late.done(&bed, first.attempt).await, MessageOutcome::Fenced);
+    assert_eq!(back.done(&bed, first.attempt).await, MessageOutcome::Fenced);
+    assert_eq!(other.done(&bed, second.attempt).await, MessageOutcome::Applied);
+    let done = bed.task_is(id, TaskStatus::Done).await;
+    assert_eq!(done.result().unwrap().commit, crate::bed::result(second.attempt).commit);
+}
+
+async fn a_blocked_contract_moves_when_its_parent_is_retried(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 2).await;
+    let (_, tasks) = bed.contract(vec![task("a", &[]), task("b", &["a"])]).await;
+    let (first, _) = daemon.run_next(&bed).await;
+    daemon.failed(&bed, first.attempt, FailureClass::AgentError).await;
+    bed.task_is(tasks[0].id, TaskStatus::Failed).await;
+    assert_eq!(bed.task(tasks[1].id).await.unmet, 1);
+    bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id }).await.unwrap();
+    let (second, _) = daemon.run_next(&bed).await;
+    daemon.done(&bed, second.attempt).await;
+    let (child, _) = daemon.run_next(&bed).await;
+    assert_eq!(child.attempt.task, tasks[1].id);
+    daemon.done(&bed, child.attempt).await;
+    bed.task_is(tasks[1].id, TaskStatus::Done).await;
+}
+
+async fn holds_stop_and_releases_start(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 2).await;
+    let mut new = bed.new_contract(ContractLimits::default(), vec![task("a", &[])]);
+    new.hold = true;
+    let Ok(Reply::Created { contract, .. }) = bed.person(Op::CreateContract(new)).await else { panic!("not created") };
+    // Something else passes, so that the dispatcher has looked.
+    let (_, _) = bed.contract(vec![task("other", &[])]).await;
+    let (other, _) = daemon.run_next(&bed).await;
+    daemon.done(&bed, other.attempt).await;
+    assert!(daemon.pushes.try_recv().is_err(), "held");
+    bed.person(Op::ReleaseContract { owner: bed.owner, contract: contract.id }).await.unwrap();
+    let (released, _) = daemon.run_next(&bed).await;
+    daemon.done(&bed, released.attempt).await;
+    assert_eq!(bed.contract_now(contract.id).await.status(), ContractStatus::Done);
+}
+
+async fn concurrency_is_kept(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 10).await;
+    let two = ContractLimits { concurrency: 2, ..ContractLimits::default() };
+    let tasks = (0..5).map(|i| task(&format!("t{i}"), &[])).collect();
+    let op = Op::CreateContract(bed.new_contract(two, tasks));
+    let Ok(Reply::Created { contract, .. }) = bed.person(op).await else { panic!("not created") };
+    let mut live = vec![daemon.run_next(&bed).await.0, daemon.run_next(&bed).await.0];
+    for _ in 0..3 {
+        assert!(daemon.pushes.try_recv().is_err());
+        assert_eq!(bed.contract_now(contract.id).await.live, 2);
+        let ended = live.remove(0);
+        daemon.done(&bed, ended.attempt).await;
+        live.push(daemon.run_next(&bed).await.0);
+    }
+    for attempt in live {
+        daemon.done(&bed, attempt.attempt).await;
+    }
+    assert_eq!(bed.contract_now(contract.id).await.status(), ContractStatus::Done);
+}
+
+/// What the database refuses (here: a name that is taken, behind the checks' back) fails alone; its neighbours go through.
+async fn a_bad_operation_fails_alone(kind: Kind) {
+    let bed = Arc::new(Bed::new(kind).await);
+    let mut asked = JoinSet::new();
+    for i in 0..40 {
+        let bed = Arc::clone(&bed);
+        asked.spawn(async move {
+            // Two keys with one hash violate a unique index.
+            let hash = if i % 10 == 0 { [99; 32] } else { [i + 100; 32] };
+            let op =
+                Op::CreateKey { kind: makima::domain::key::KeyKind::Admin, owner: None, label: String::new(), hash };
+            (i, bed.ledger.server(op).await)
+        });
+    }
+    let mut refused = 0;
+    while let Some(answer) = asked.join_next().await {
+        let (i, answer) = answer.unwrap();
+        match answer {
+            Ok(_) => {}
+            Err(Error::Unstorable(_)) if i % 10 == 0 => refused += 1,
+            Err(other) => panic!("{i}: {other}"),
+        }
+    }
+    assert_eq!(refused, 3, "one of the four that share a hash goes through");
+}
+
+// === races ===
+
+/// Runs rounds of a race, many at once.
+async fn rounds<F, R>(race: F)
+where
+    F: Fn(usize) -> R + Send + Sync + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let race = Arc::new(race);
+    let mut running = JoinSet::new();
+    for round in 0..ROUNDS {
+        if running.len() >= AT_ONCE {
+            running.join_next().await.unwrap().unwrap();
+        }
+        running.spawn(race(round));
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+}
+
+async fn all_done(bed: &Bed, tasks: &[TaskId]) {
+    for task in tasks {
+        bed.task_is(*task, TaskStatus::Done).await;
+    }
+}
+
+fn nobody_was_early(logs: &[Arc<std::sync::Mutex<crate::bed::Log>>]) {
+    for log in logs {
+        let log = log.lock().unwrap();
+        assert!(log.early.is_empty(), "{:?}", log.early);
+    }
+}
+
+/// Two daemons end the two parents of a child in the same instant.
+async fn two_parents_end_at_once(kind: Kind) {
+    let bed = Arc::new(Bed::new(kind).await);
+    let logs = [crew(Arc::clone(&bed), "d1", 100).await, crew(Arc::clone(&bed), "d2", 100).await];
+    let b = Arc::clone(&bed);
+    rounds(move |_| {
+        let bed = Arc::clone(&b);
+        async move {
+            let (_, tasks) = bed.contract(vec![task("p1", &[]), task("p2", &[]), task("c", &["p1", "p2"])]).await;
+            let ids: Vec<_> = tasks.iter().map(|task| task.id).collect();
+            all_done(&bed, &ids).await;
+        }
+    })
+    .await;
+    nobody_was_early(&logs);
+    for log in &logs {
+        assert!(log.lock().unwrap().starts.values().all(|starts| *starts == 1));
+    }
+}
+
+/// An edge is added while the parent ends. The child is held back by a gate that opens afterwards, so that it has not started.
+async fn an_edge_is_added_while_its_parent_ends(kind: Kind) {
+    let bed = Arc::new(Bed::new(kind).await);
+    let logs = [crew(Arc::clone(&bed), "d1", 100).await];
+    let b = Arc::clone(&bed);
+    rounds(move |_| {
+        let bed = Arc::clone(&b);
+        async move {
+            let (contract, first) = bed.contract(vec![task("gate", &[]), task("c", &["gate"])]).await;
+            let parent = bed.add(contract.id, vec![task("p", &[])]);
+            let added = Op::ChangeDependencies {
+                owner: bed.owner,
+                task: first[1].id,
+                add: vec!["p".to_owned()],
+                remove: Vec::new(),
+            };
+            let parent = parent.await;
+            // It may have started already, which is an answer too; never an edge that nobody counts.
+            match bed.person(added).await {
+                Ok(_) | Err(Error::Precondition(_)) => {}
+                Err(other) => panic!("{other}"),
+            }
+            all_done(&bed, &[first[0].id, first[1].id, parent[0].id]).await;
+        }
+    })
+    .await;
+    nobody_was_early(&logs);
+}
+
+/// A child is created just before, while, or just after its parents end.
+async fn a_child_is_created_as_its_parents_end(kind: Kind) {
+    let bed = Arc::new(Bed::new(kind).await);
+    let logs = [crew(Arc::clone(&bed), "d1", 100).await];
+    let b = Arc::clone(&bed);
+    rounds(move |round| {
+        let bed = Arc::clone(&b);
+        async move {
+            let (contract, parents) = bed.contract(vec![task("p1", &[]), task("p2", &[])]).await;
+            if round % 2 == 0 {
+                all_done(&bed, &[parents[0].id, parents[1].id]).await;
+            }
+            let child = bed.add(contract.id, vec![task("c", &["p1", "p2"])]).await;
+            all_done(&bed, &[parents[0].id, parents[1].id, child[0].id]).await;
+        }
+    })
+    .await;
+    nobody_was_early(&logs);
+}
+
+/// A parent that is done is opened again while its child may be starting: the child runs once, after a parent that is done.
+async fn a_parent_is_retried(kind: Kind) {
+    let bed = Arc::new(Bed::new(kind).await);
+    let logs = [crew(Arc::clone(&bed), "d1", 100).await];
+    let b = Arc::clone(&bed);
+    rounds(move |_| {
+        let bed = Arc::clone(&b);
+        async move {
+            let (_, tasks) = bed.contract(vec![task("p", &[]), task("q", &[]), task("c", &["p", "q"])]).await;
+            eventually("the parent can be retried", || async {
+                match bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id }).await {
+                    Ok(Reply::Task(task)) if task.attempt > 0 => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+            let ids: Vec<_> = tasks.iter().map(|task| task.id).collect();
+            all_done(&bed, &ids).await;
+        }
+    })
+    .await;
+    nobody_was_early(&logs);
+}
+
+/// Two processes with one identity: the newer wins, the older is told.
+#[tokio::test]
+async fn a_newer_session_supersedes() {
+    let bed = Bed::new(Kind::Sqlite).await;
+    let mut older = bed.daemon("d", 1).await;
+    let newer = Daemon::attach(&bed, older.id, "d", 1, Vec::new()).await;
+    assert!(newer.epoch > older.epoch);
+    assert!(matches!(older.pushes.recv().await, Some(makima::server::ledger::Push::Superseded)));
+    let stale = bed.ledger.server(Op::DaemonLost { daemon: older.id, epoch: older.epoch }).await;
+    assert!(matches!(stale, Err(Error::StaleSession(_))));
+    let taken = Daemon::try_attach(&bed, DaemonId(uuid::Uuid::now_v7()), "d", 1, Vec::new()).await;
+    assert!(matches!(taken, Err(Error::Exists(_))));
+}
