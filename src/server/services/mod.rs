@@ -233,3 +233,6 @@ async fn find_task_id(api: &Api, owner: OwnerId, text: &str) -> ApiResult<TaskId
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
