@@ -82,6 +82,7 @@ impl<'a> Screen<'a> {
                     | What::TriedAgain { .. }
                     | What::Asks { .. }
                     | What::Contract { .. }
+                    | What::Note { .. }
                     | What::Reopened => live.above(&line(happening)),
                     What::Started { .. } | What::Done { .. } | What::Cancelled { .. } | What::Paused => {}
                 }
@@ -182,6 +183,7 @@ pub fn line(happening: &Happening) -> String {
         What::Reopened => "opened again".to_owned(),
         What::Paused => "paused".to_owned(),
         What::Asks { question } => format!("asks{}", because(question)),
+        What::Note { text } => clean(text),
         What::Contract { text } => return format!("{time}{}", clean(text)),
     };
     format!("{time}{} {what}", clean(&happening.task))
