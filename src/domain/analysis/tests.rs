@@ -220,7 +220,8 @@ fn dependencies_decide_whether_a_task_can_start() {
     }
 }
 
-/// The largest plan, of the worst kinds of text, is read in one pass: a second would show a quadratic step at once.
+/// The largest plan, of the worst kinds of text, is read in one pass. A quadratic step would take hours, so the bound can be
+/// wide enough for a busy machine.
 #[test]
 fn the_largest_plans_are_read_at_once() {
     let largest = 512 * 1024;
@@ -228,7 +229,7 @@ fn the_largest_plans_are_read_at_once() {
         let plan: String = piece.repeat(largest / piece.len());
         let begun = std::time::Instant::now();
         categorize_plan(&plan[..piece.len()], &plan);
-        assert!(begun.elapsed().as_secs() < 5, "{piece:?} took {:?}", begun.elapsed());
+        assert!(begun.elapsed().as_secs() < 60, "{piece:?} took {:?}", begun.elapsed());
     }
 }
 

@@ -184,6 +184,19 @@ fn an_added_edge_must_not_close_a_cycle() {
     assert_eq!(added(0, &["c"]), Ok(vec![edge(0, 2, false)]));
 }
 
+/// A graph that is already bad, which the ledger never writes, is answered and not followed for ever.
+#[test]
+fn a_cycle_that_is_there_already_ends_nothing() {
+    let mut loaded = loaded();
+    for (n, name) in ["a", "b", "c"].into_iter().enumerate() {
+        loaded.insert(known(n, name, OWNER, CONTRACT, TaskStatus::Pending));
+    }
+    let edges = [(id(0), id(1)), (id(1), id(0)), (id(2), id(0))];
+    let added = Added { task: id(0), existing: &[id(1)], depends_on: &words(&["c"]) };
+    let problems = resolve_added(&added, &loaded, edges).unwrap_err();
+    assert_eq!(lines(&problems), ["0.0: dependencies form a cycle: a -> c -> a"]);
+}
+
 #[test]
 fn words_without_edges() {
     assert_eq!(resolve_words(&words(&["old", "ready"]), &loaded()), Ok(vec![id(100), id(101)]));
@@ -196,7 +209,7 @@ fn large_graphs() {
     const LONG: usize = 100_000;
     let chain: Vec<(usize, usize)> = (1..LONG).map(|n| (n, n - 1)).collect();
     assert!(order(LONG, &chain).unwrap().into_iter().eq(0..LONG));
-    let mut ring = chain.clone();
+    let mut ring = chain;
     ring.push((0, LONG - 1));
     let found = order(LONG, &ring).unwrap_err();
     assert_eq!(found.len(), 1);
