@@ -80,10 +80,9 @@ impl World {
 
     /// A world in which nothing runs yet.
     pub async fn new(database: Database) -> Self {
-        // Short, because sockets live in it.
-        let temp = tempfile::Builder::new().prefix("mk-").tempdir().expect("make a temp dir");
-        let dir = temp.path().canonicalize().expect("the temp dir is there");
-        let temp = if std::env::var_os("MAKIMA_TEST_KEEP").is_some() {
+        let temp = tempfile::Builder::new().prefix("").tempdir_in(process::base()).expect("make a temp dir");
+        let dir = temp.path().to_owned();
+        let temp = if process::keeps() {
             eprintln!("kept: {}", temp.keep().display());
             None
         } else {
