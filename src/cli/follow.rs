@@ -414,14 +414,6 @@ mod tests {
     /// Answers watches from a list, and nothing else.
     struct Server(Mutex<VecDeque<Watch>>);
 
-    macro_rules! unused {
-        ($($name:ident($request:ident) -> $response:ident;)+) => {$(
-            async fn $name(&self, _: Request<pb::$request>) -> Result<Response<pb::$response>, Status> {
-                Err(Status::unimplemented("not in this test"))
-            }
-        )+};
-    }
-
     #[tonic::async_trait]
     impl ContractService for Server {
         type WatchContractStream =
@@ -445,15 +437,58 @@ mod tests {
             Ok(Response::new(Box::pin(ReceiverStream::new(steps))))
         }
 
-        unused! {
-            create_contract(CreateContractRequest) -> CreateContractResponse;
-            get_contract(GetContractRequest) -> GetContractResponse;
-            list_contracts(ListContractsRequest) -> ListContractsResponse;
-            update_contract(UpdateContractRequest) -> UpdateContractResponse;
-            hold_contract(HoldContractRequest) -> HoldContractResponse;
-            release_contract(ReleaseContractRequest) -> ReleaseContractResponse;
-            cancel_contract(CancelContractRequest) -> CancelContractResponse;
+        async fn create_contract(
+            &self,
+            _: Request<pb::CreateContractRequest>,
+        ) -> Result<Response<pb::CreateContractResponse>, Status> {
+            Err(unused())
         }
+
+        async fn get_contract(
+            &self,
+            _: Request<pb::GetContractRequest>,
+        ) -> Result<Response<pb::GetContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn list_contracts(
+            &self,
+            _: Request<pb::ListContractsRequest>,
+        ) -> Result<Response<pb::ListContractsResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn update_contract(
+            &self,
+            _: Request<pb::UpdateContractRequest>,
+        ) -> Result<Response<pb::UpdateContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn hold_contract(
+            &self,
+            _: Request<pb::HoldContractRequest>,
+        ) -> Result<Response<pb::HoldContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn release_contract(
+            &self,
+            _: Request<pb::ReleaseContractRequest>,
+        ) -> Result<Response<pb::ReleaseContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn cancel_contract(
+            &self,
+            _: Request<pb::CancelContractRequest>,
+        ) -> Result<Response<pb::CancelContractResponse>, Status> {
+            Err(unused())
+        }
+    }
+
+    fn unused() -> Status {
+        Status::unimplemented("not in this test")
     }
 
     #[derive(Clone, Default)]
@@ -484,7 +519,8 @@ mod tests {
         let mut out = Out::to(buffer.clone(), json);
         let outcome = {
             let mut screen = Screen::plain(&mut out);
-            let follow = follow(&client, &Source::Contract("c".to_owned()), &mut screen);
+            let source = Source::Contract("c".to_owned());
+            let follow = follow(&client, &source, &mut screen);
             tokio::time::timeout(Duration::from_secs(20), follow).await.expect("waiting ends")
         };
         shutdown.hard.cancel();
@@ -526,7 +562,14 @@ mod tests {
         ];
         let (outcome, text) = followed(watches, false).await;
         assert_eq!(outcome.unwrap(), Outcome::Done);
-        insta::assert_snapshot!(text, @"");
+        let (lines, summary) = text.trim_end().rsplit_once('\n').unwrap();
+        assert!(summary.starts_with("2 tasks done"), "{summary}");
+        insta::assert_snapshot!(lines, @r"
+        00:00:01Z a started on d1 (attempt 1)
+        a done
+        b started (attempt 0)
+        00:00:09Z b done
+        ");
     }
 
     #[tokio::test]

@@ -404,7 +404,7 @@ mod tests {
         12:00:11Z types started on d1 (attempt 1)
         12:00:12Z types will be tried again: the agent died
         12:00:14Z types started on d1 (attempt 2)
-        12:00:15Z types failed: exit code 1 
+        12:00:15Z types failed: exit code 1
         12:00:16Z contract held: by key:1: lunch
         ");
     }
@@ -430,7 +430,7 @@ mod tests {
         let text = [vec![summary(&board, &outcome, Duration::from_secs(19))], advice(&board, &outcome)].concat();
         insta::assert_snapshot!(text.join("\n"), @r"
         1 of 3 tasks done, 1 failed, 1 blocked for ever
-        types failed: exit code 1 ; `makima task logs types` shows its output, `makima task retry types` tries it again
+        types failed: exit code 1; `makima task logs types` shows its output, `makima task retry types` tries it again
         ui waits for what did not get done: retry that, or drop the edge with `makima task deps rm ui ...`, or `makima task cancel ui`
         ");
         let end = serde_json::to_string(&Object::new("outcome", End::new(&board, &outcome))).unwrap();

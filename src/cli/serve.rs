@@ -359,10 +359,8 @@ async fn listen(settings: &Settings, flag: Option<&str>, insecure: bool) -> Resu
         .map_err(|error| Error::usage(format!("{text} is no address to listen on ({error}); write HOST:PORT")))?
         .collect();
     let insecure = insecure || settings.file.server_process.insecure.unwrap_or_default();
-    if !insecure && let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
-        return Err(Error::usage(format!(
-            "{open} is reachable from other machines and nothing is encrypted yet: listen on 127.0.0.1, or accept that with --insecure"
-        )));
+    for address in &addresses {
+        server::listen::check_address(*address, insecure).map_err(|error| Error::usage(error.to_string()))?;
     }
     let listener = TcpListener::bind(addresses.as_slice()).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {

@@ -576,8 +576,10 @@ mod tests {
               "setup_command": "",
               "hidden": false,
               "parent_task_id": "",
-              "wall_time": null,
-              "max_retries": null
+              "limits": {
+                "wall_time": null,
+                "max_retries": null
+              }
             },
             "depth": 0,
             "status": "FAILED",
