@@ -3,6 +3,7 @@
 //! ```text
 //!   contract, task, daemon_admin, key     who calls -> wire: form -> ledger (writes) or store (reads) -> wire -> answer
 //!   explain                               what stands around tasks, to say why they stand where they stand
+//!   analyze                               what plans and paths suggest
 //!   watch                                 snapshot, then changes, from the event log
 //!   output                                chunks in from daemons, bytes out to readers
 //! ```
@@ -11,6 +12,7 @@
 //! the transaction that acts on them. Reads come from one short transaction each. Streams run beside their handlers, in a
 //! bounded number, each with a bounded channel, and end when the server drains: a client goes on from its resume token.
 
+mod analyze;
 mod contract;
 mod daemon_admin;
 mod explain;
@@ -119,7 +121,7 @@ impl Api {
             .try_acquire_owned()
             .map_err(|_| ApiError::new(Reason::Overloaded, format!("{MAX_STREAMS} streams are open; try again")))?;
         let (out, answers) = mpsc::channel(STREAM_BUFFER);
-        let sink = Sink { out: out.clone(), shutdown: self.shutdown.clone(), _permit: permit };
+        let sink = Sink { out: out.clone(), _permit: permit };
         let soft = self.shutdown.soft.clone();
         let work = work(sink);
         self.shutdown.spawn(async move {
@@ -142,7 +144,6 @@ impl Api {
 /// Where a stream's answers go.
 struct Sink<T> {
     out: mpsc::Sender<Result<T, Status>>,
-    shutdown: Shutdown,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -150,10 +151,6 @@ impl<T> Sink<T> {
     /// Waits until the client has room for it.
     async fn send(&self, answer: T) -> Result<(), End> {
         self.out.send(Ok(answer)).await.map_err(|_| End::Gone)
-    }
-
-    fn shutdown(&self) -> &Shutdown {
-        &self.shutdown
     }
 }
 
