@@ -301,7 +301,12 @@ impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         if let Some(cause) = &error.cause {
             let cause = chain(cause.as_ref());
-            tracing::error!(reason = %error.reason, message = %error.message, cause, "a call failed");
+            // An outage fails every call; what is broken fails this one.
+            if error.reason == Reason::Internal {
+                tracing::error!(cause, "a call failed, and it is our fault");
+            } else {
+                tracing::warn!(reason = %error.reason, cause, "a call failed");
+            }
         }
         let mut details = ErrorDetails::new();
         let metadata: HashMap<String, String> =

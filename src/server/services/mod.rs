@@ -49,7 +49,8 @@ use crate::{
     },
 };
 
-/// Watches and followers at a time; each costs a channel and a task. More are told to come back.
+/// Watches and followers at a time, and as many uploads apart from them, so that readers cannot keep daemons out. Each costs
+/// a channel and a task. More are told to come back.
 const MAX_STREAMS: usize = 4_096;
 /// Answers of a stream that wait for its client. A client that does not read holds up its own stream only.
 const STREAM_BUFFER: usize = 16;
@@ -77,7 +78,8 @@ pub struct Shared {
     pub feed: Feed,
     /// The end of the server.
     pub shutdown: Shutdown,
-    streams: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
 }
 
 impl Deref for Api {
@@ -96,8 +98,8 @@ impl Api {
     pub fn new(store: Store, auth: Auth, output: OutputStore, blobs: Blobs, host: session::Host) -> Self {
         let (ledger, shutdown) = (host.ledger.clone(), host.shutdown.clone());
         let feed = Feed::new(store.clone(), &ledger);
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self(Arc::new(Shared { store, ledger, auth, output, blobs, host, feed, shutdown, streams }))
+        let (readers, uploads) = (Arc::new(Semaphore::new(MAX_STREAMS)), Arc::new(Semaphore::new(MAX_STREAMS)));
+        Self(Arc::new(Shared { store, ledger, auth, output, blobs, host, feed, shutdown, readers, uploads }))
     }
 
     /// A read transaction.
@@ -110,14 +112,24 @@ impl Api {
         self.ledger.submit(Request { actor: caller.actor(), repeat, op }).await.map_err(api_error)
     }
 
-    /// Opens a stream of answers: `work` runs until it returns, its client goes or the server drains.
+    /// Opens a stream of answers to a reader.
     fn stream<T, W, F>(&self, work: W) -> ApiResult<Answers<T>>
     where
         T: Send + 'static,
         W: FnOnce(Sink<T>) -> F,
         F: Future<Output = Result<(), End>> + Send + 'static,
     {
-        let permit = Arc::clone(&self.streams)
+        self.stream_among(&self.readers, work)
+    }
+
+    /// Opens a stream of answers: `work` runs until it returns, its client goes or the server drains.
+    fn stream_among<T, W, F>(&self, among: &Arc<Semaphore>, work: W) -> ApiResult<Answers<T>>
+    where
+        T: Send + 'static,
+        W: FnOnce(Sink<T>) -> F,
+        F: Future<Output = Result<(), End>> + Send + 'static,
+    {
+        let permit = Arc::clone(among)
             .try_acquire_owned()
             .map_err(|_| ApiError::new(Reason::Overloaded, format!("{MAX_STREAMS} streams are open; try again")))?;
         let (out, answers) = mpsc::channel(STREAM_BUFFER);
