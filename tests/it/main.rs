@@ -4,4 +4,5 @@ mod bed;
 mod harness;
 mod ledger;
 mod shim;
+mod standing;
 mod survive;
