@@ -95,6 +95,11 @@ pub enum What {
         /// What.
         question: String,
     },
+    /// Worth knowing, and no change of where it stands: its daemon has gone quiet, or is back, or warns.
+    Note {
+        /// What.
+        text: String,
+    },
     /// Something about the contract itself.
     Contract {
         /// The event's word, and its detail.
@@ -209,8 +214,9 @@ impl Board {
         };
         let read_again = change.fields.iter().any(|field| field.ends_with("depends_on"));
         let old = &self.rows[i];
+        let noted = note(change).map(|what| Happening { at, task: old.name.clone(), what });
         if change.version <= old.version {
-            return Applied { happening: None, read_again };
+            return Applied { happening: noted, read_again };
         }
         let status = if change.status() == TaskStatus::Unspecified { old.status } else { change.status() };
         let attempt = change.attempt.max(old.attempt);
@@ -243,7 +249,7 @@ impl Board {
             what,
         });
         self.replace(i, row);
-        Applied { happening, read_again }
+        Applied { happening: happening.or(noted), read_again }
     }
 
     /// Whether there is anything left to wait for. `None`: there is.
@@ -353,10 +359,21 @@ fn what(old: TaskStatus, old_attempt: u32, row: &Row, detail: &str) -> Option<Wh
     }
 }
 
+/// What is worth a line although the task stands where it stood.
+fn note(change: &pb::Change) -> Option<What> {
+    let text = match change.event.as_str() {
+        "task.disconnected" => format!("waits for its daemon: {}", change.detail),
+        "task.revived" => "goes on: its daemon is back".to_owned(),
+        "task.warning" => format!("warns: {}", change.detail),
+        _ => return None,
+    };
+    Some(What::Note { text })
+}
+
 /// Creation and counters are no news; holds, releases and cancellations are.
 fn contract_happening(change: &pb::Change, at: Option<Timestamp>) -> Option<Happening> {
     let word = change.event.strip_prefix("contract.").unwrap_or(&change.event);
-    if !matches!(word, "held" | "released" | "cancelled" | "updated") {
+    if !matches!(word, "held" | "released" | "cancelling" | "updated") {
         return None;
     }
     let text = if change.detail.is_empty() {
@@ -433,6 +450,19 @@ pub mod tests {
         assert_eq!(board.outcome(), None);
         let told = board.change(&change(12, "types", TaskStatus::Running, 4, 2)).happening.unwrap();
         assert_eq!(told.what, What::Started { daemon: "d1".to_owned(), attempt: 2 });
+    }
+
+    #[test]
+    fn a_quiet_daemon_is_told_and_changes_nothing() {
+        let mut board = board(&[task("types", &[], TaskStatus::Running, 3)]);
+        let quiet = pb::Change {
+            event: "task.disconnected".to_owned(),
+            detail: "daemon d1 has gone quiet".to_owned(),
+            ..change(10, "types", TaskStatus::Running, 3, 1)
+        };
+        let told = board.change(&quiet).happening.unwrap();
+        assert_eq!(told.what, What::Note { text: "waits for its daemon: daemon d1 has gone quiet".to_owned() });
+        assert_eq!(board.live(), 1);
     }
 
     #[test]

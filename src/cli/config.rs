@@ -18,6 +18,10 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::error::{Error, Result};
+use crate::daemon::{
+    agents::Profile,
+    config::{DependencyOrdering, DiskFloor},
+};
 
 /// Where a server is looked for when nothing says otherwise.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7420";
@@ -43,24 +47,27 @@ pub struct GlobalArgs {
 }
 
 /// The variables a command may look at.
-pub struct Environment(Box<dyn Fn(&str) -> Option<String> + Send + Sync>);
+#[derive(Clone, Debug, Default)]
+pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// Those of the process.
+    /// Those of the process, but for what is not UTF-8.
     pub fn of_process() -> Self {
-        Self(Box::new(|name| std::env::var(name).ok()))
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self(std::env::vars_os().filter_map(text).collect())
     }
 
     /// These and no others.
+    #[cfg(test)]
     pub fn fixed(variables: &[(&str, &str)]) -> Self {
-        let variables: BTreeMap<String, String> =
-            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self(Box::new(move |name| variables.get(name).cloned()))
+        Self(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
     }
 
     /// A variable; one that is empty counts as absent.
     pub fn get(&self, name: &str) -> Option<String> {
-        (self.0)(name).filter(|value| !value.is_empty())
+        self.0.get(name).filter(|value| !value.is_empty()).cloned()
     }
 
     /// The home directory.
@@ -106,8 +113,7 @@ pub struct ServerSection {
     pub insecure: Option<bool>,
 }
 
-/// `[daemon]` in `config.toml`. What agent profiles and dependency ordering mean is the daemon's to say; here they are
-/// handed on as they stand.
+/// `[daemon]` in `config.toml`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DaemonSection {
@@ -123,13 +129,15 @@ pub struct DaemonSection {
     /// Repositories to have at hand.
     #[serde(default)]
     pub repositories: Vec<String>,
-    /// Branches are called `<prefix>/...`.
-    pub branch_prefix: Option<String>,
-    /// Agent profiles beside the built-in ones, or instead of them.
+    /// Whether tasks may name any path of this machine.
+    pub any_path: Option<bool>,
+    /// Free space below which no new work is taken.
+    pub disk_floor: Option<DiskFloor>,
+    /// Agent profiles over the built-in ones.
     #[serde(default)]
-    pub profiles: BTreeMap<String, toml::Value>,
+    pub profiles: BTreeMap<String, Profile>,
     /// The sanity check of the order of tasks.
-    pub dependency_ordering: Option<toml::Value>,
+    pub dependency_ordering: Option<DependencyOrdering>,
 }
 
 /// What holds for this call of the program.

@@ -255,7 +255,7 @@ pub async fn create(client: &Client, file: ContractFile, place: Place, id: &str,
             let (mut tasks, request) = (client.tasks(), timed(request.clone()));
             async move { tasks.batch_create_tasks(request).await }
         };
-        client.patiently("add tasks to the contract", add).await.map_err(|error| unfinished(error, &contract_id))?;
+        client.patiently("add tasks to the contract", add).await.map_err(|error| unfinished(&error, &contract_id))?;
         suggestions = 0;
     }
     if in_parts && !held {
@@ -266,7 +266,7 @@ pub async fn create(client: &Client, file: ContractFile, place: Place, id: &str,
             async move { contracts.release_contract(request).await }
         };
         let released = client.patiently("release the contract", release).await;
-        contract = released.map_err(|error| unfinished(error, &contract_id))?.contract;
+        contract = released.map_err(|error| unfinished(&error, &contract_id))?.contract;
     }
     Ok(Created { contract, count, suggestions })
 }
@@ -276,7 +276,7 @@ fn derived(id: &str, part: &str) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{id}/{part}").as_bytes()).to_string()
 }
 
-fn unfinished(error: Error, contract_id: &str) -> Error {
+fn unfinished(error: &Error, contract_id: &str) -> Error {
     let short = view::short(contract_id);
     let what = error.to_string();
     Error::failed(format!(
@@ -310,7 +310,7 @@ fn suggest(out: &mut Out, found: &pb::AnalyzeDependenciesResponse) -> Result<()>
     }
     let mut table = Table::new(&["TASK", "DEPENDS ON", "BECAUSE"]);
     for suggestion in &found.suggestions {
-        table.row([suggestion.task.clone(), suggestion.depends_on.clone(), suggestion.reason.clone()]);
+        table.row(&[suggestion.task.clone(), suggestion.depends_on.clone(), suggestion.reason.clone()]);
     }
     out.table(&table, "no further dependencies are suggested")?;
     for violation in &found.violations {
@@ -368,7 +368,7 @@ async fn list(session: &mut Session, args: &ListArgs) -> Result<()> {
     let mut table = Table::new(&["ID", "NAME", "STATUS", "DONE", "RUNNING", "FAILED", "CREATED", "REPOSITORY"]);
     for contract in &contracts {
         let counts = contract.task_counts.unwrap_or_default();
-        table.row([
+        table.row(&[
             view::short(&contract.contract_id),
             contract.name.clone(),
             status_word(contract),
@@ -396,7 +396,7 @@ async fn get(session: &mut Session, text: &str) -> Result<()> {
 
 fn described(contract: &pb::Contract, now: crate::domain::Timestamp) -> String {
     let counts = contract.task_counts.unwrap_or_default();
-    let limits = contract.limits.clone().unwrap_or_default();
+    let limits = contract.limits.unwrap_or_default();
     let span = |duration: &prost_types::Duration| {
         let secs = u64::try_from(duration.seconds).unwrap_or_default();
         super::output::span(std::time::Duration::from_secs(secs))
@@ -487,8 +487,18 @@ mod tests {
             create_time: Some(prost_types::Timestamp { seconds: 1_000, nanos: 0 }),
             ..pb::Contract::default()
         };
-        insta::assert_snapshot!(described(&contract, crate::domain::Timestamp::from_secs(1_090)), @"");
-        insta::assert_snapshot!(serde_json::to_string(&view::Contract::from(&contract)).unwrap(), @"");
+        insta::assert_snapshot!(described(&contract, crate::domain::Timestamp::from_secs(1_090)), @r"
+        contract     01938f3e-0000-7000-8000-00c0ffee1234
+        name         shop
+        status       ACTIVE, held
+        held by      key:1: lunch
+        tasks        5 (2 done, 1 running, 2 pending)
+        repository   /srv/shop
+        base         main
+        limits       10 at once, 3 retries, rerun after 2m00s
+        created      1m30s ago
+        ");
+        insta::assert_snapshot!(serde_json::to_string(&view::Contract::from(&contract)).unwrap(), @r#"{"contract_id":"01938f3e-0000-7000-8000-00c0ffee1234","owner_id":"","name":"shop","description":"","repository":"/srv/shop","base_branch":"main","limits":{"concurrency":10,"max_retries":3,"wall_time":null,"rerun_after":120.0},"status":"ACTIVE","held_by":"key:1: lunch","task_counts":{"pending":2,"starting":0,"running":1,"finalizing":0,"done":2,"merged":0,"failed":0,"cancelled":0},"anonymous":false,"live_attempts":0,"create_time":"1970-01-01T00:16:40.000000Z","update_time":null,"end_time":null,"etag":""}"#);
     }
 
     #[test]

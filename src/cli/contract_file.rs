@@ -427,19 +427,19 @@ tasks:
 
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
-        insta::assert_snapshot!(refused("titel: x\ntasks: { a: { plan: x } }"), @"");
-        insta::assert_snapshot!(refused("tasks:\n  a: { plan: x, depend_on: [b] }"), @"");
-        insta::assert_snapshot!(refused("limits: { concurency: 3 }\ntasks: { a: { plan: x } }"), @"");
-        insta::assert_snapshot!(refused("tasks:\n  a: { plan: x }\n  a: { plan: y }"), @"");
-        insta::assert_snapshot!(refused("tasks: { a: { plan: x, plan_file: y.md } }"), @"");
-        insta::assert_snapshot!(refused("tasks: { a: { agent: shell } }"), @"");
-        insta::assert_snapshot!(refused("tasks: { a: }"), @"");
-        insta::assert_snapshot!(refused("tasks: { a: { plan_file: no.md } }"), @"");
-        insta::assert_snapshot!(refused("name: x"), @"");
-        insta::assert_snapshot!(refused("tasks: []"), @"");
-        insta::assert_snapshot!(refused("limits: { wall_time: soon }\ntasks: { a: { plan: x } }"), @"");
-        insta::assert_snapshot!(refused("tasks: {"), @"");
-        insta::assert_snapshot!(refused(&format!("tasks: {{ a: {{ plan: {} }} }}", "x".repeat(MAX_PLAN_BYTES + 1))), @"");
+        insta::assert_snapshot!(refused("titel: x\ntasks: { a: { plan: x } }"), @"shop.yaml: unknown field `titel`, expected one of `name`, `repository`, `base`, `agent`, `limits`, `tasks`");
+        insta::assert_snapshot!(refused("tasks:\n  a: { plan: x, depend_on: [b] }"), @"shop.yaml: tasks.a: unknown field `depend_on`, expected one of `plan`, `plan_file`, `depends_on`, `agent`, `model`, `priority`, `labels`, `setup`, `verify`, `copy_files` at line 2 column 17");
+        insta::assert_snapshot!(refused("limits: { concurency: 3 }\ntasks: { a: { plan: x } }"), @"shop.yaml: limits: unknown field `concurency`, expected one of `concurrency`, `max_retries`, `wall_time`, `rerun_after` at line 1 column 11");
+        insta::assert_snapshot!(refused("tasks:\n  a: { plan: x }\n  a: { plan: y }"), @"shop.yaml: tasks: the task a is there twice: rename one at line 2 column 3");
+        insta::assert_snapshot!(refused("tasks: { a: { plan: x, plan_file: y.md } }"), @"shop.yaml: tasks.a: has both `plan` and `plan_file`: keep one");
+        insta::assert_snapshot!(refused("tasks: { a: { agent: shell } }"), @"shop.yaml: tasks.a: has no plan: write `plan` or `plan_file`");
+        insta::assert_snapshot!(refused("tasks: { a: }"), @"shop.yaml: tasks.a: has no plan: write `plan` or `plan_file`");
+        insta::assert_snapshot!(refused("tasks: { a: { plan_file: no.md } }"), @"shop.yaml: tasks.a: cannot read plan_file /plans/no.md: No such file or directory (os error 2)");
+        insta::assert_snapshot!(refused("name: x"), @"shop.yaml: no tasks: write `tasks:` with at least one `NAME: { plan: ... }`");
+        insta::assert_snapshot!(refused("tasks: []"), @"shop.yaml: tasks: invalid type: sequence, expected tasks by name: `NAME: { plan: ... }` at line 1 column 8");
+        insta::assert_snapshot!(refused("limits: { wall_time: soon }\ntasks: { a: { plan: x } }"), @"shop.yaml: limits: soon is no time: write 90s, 30m or 2h at line 1 column 9");
+        insta::assert_snapshot!(refused("tasks: {"), @"shop.yaml: did not find expected node content at line 2 column 1, while parsing a flow node");
+        insta::assert_snapshot!(refused(&format!("tasks: {{ a: {{ plan: {} }} }}", "x".repeat(MAX_PLAN_BYTES + 1))), @"shop.yaml: tasks.a: its plan has 524289 bytes; at most 524288 are taken");
     }
 
     fn named(name: &str, depends_on: &[String]) -> pb::TaskSpec {
@@ -482,8 +482,8 @@ tasks:
         tasks.push(named("a", &["c".to_owned()]));
         tasks.push(named("b", &["a".to_owned()]));
         tasks.push(named("c", &["b".to_owned(), "t1".to_owned()]));
-        insta::assert_snapshot!(batches(tasks.clone()).unwrap_err(), @"");
+        insta::assert_snapshot!(batches(tasks.clone()).unwrap_err(), @"tasks wait for each other: a -> c -> b -> a");
         tasks.push(named("d", &["nowhere".to_owned()]));
-        insta::assert_snapshot!(batches(tasks).unwrap_err(), @"");
+        insta::assert_snapshot!(batches(tasks).unwrap_err(), @"tasks.d.depends_on: there is no task nowhere");
     }
 }

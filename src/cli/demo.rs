@@ -16,6 +16,7 @@
 use std::{
     collections::HashMap,
     fs,
+    future::Future,
     io::{BufRead as _, BufReader},
     os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
@@ -59,6 +60,8 @@ const RUN_DEADLINE: Duration = Duration::from_secs(180);
 const STOP_DEADLINE: Duration = Duration::from_secs(12);
 /// Lines of each log that are printed when it went wrong.
 const LOG_LINES: usize = 20;
+/// The daemons.
+const DAEMONS: [&str; 2] = ["d1", "d2"];
 /// Variables that would lead the demo's processes to somebody else's server.
 const CLEARED: [&str; 9] = [
     "MAKIMA_SERVER",
@@ -208,11 +211,14 @@ impl Demo {
         fs::write(self.dir.join("config.toml"), "").map_err(Error::io("write the demo's configuration"))?;
 
         let server = self.start_server().await?;
+        let key = self.dir.join("server/owner.key");
+        let client = self.wait_for("the server", || served(&server, &key)).await?;
         out.line(&format!("2. a server on {server}, with embedded SQLite"))?;
-        for name in ["d1", "d2"] {
+        for name in DAEMONS {
             self.start_daemon(name, &server)?;
         }
-        let client = self.connected(&server).await?;
+        self.wait_for("the daemons", || attached(&client)).await?;
+        self.client = Some(client.clone());
         out.line("3. two daemons, d1 and d2, as processes of their own")?;
 
         out.line("4. a contract of five tasks: schema -> types -> api, audit (side by side) -> ui\n")?;
@@ -302,39 +308,21 @@ impl Demo {
         self.dir.join(format!("{name}.log"))
     }
 
-    /// Waits until the server serves and both daemons are attached.
-    async fn connected(&mut self, server: &str) -> Result<Client> {
+    /// Looks until it is there.
+    async fn wait_for<T, F: Future<Output = Result<T>>>(&mut self, what: &str, look: impl Fn() -> F) -> Result<T> {
         let deadline = Instant::now() + START_DEADLINE;
-        let mut why = String::new();
-        while Instant::now() < deadline {
+        loop {
+            let why = match look().await {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
             self.all_alive()?;
-            match self.try_connected(server).await {
-                Ok(client) => {
-                    self.client = Some(client.clone());
-                    return Ok(client);
-                }
-                Err(error) => why = error.to_string(),
+            if Instant::now() > deadline {
+                let secs = START_DEADLINE.as_secs();
+                return Err(Error::failed(format!("{what} did not come up within {secs} s: {why}")));
             }
             tokio::time::sleep(LOOK).await;
         }
-        Err(Error::failed(format!("server and daemons did not come up within {} s: {why}", START_DEADLINE.as_secs())))
-    }
-
-    async fn try_connected(&self, server: &str) -> Result<Client> {
-        let path = self.dir.join("server/owner.key");
-        let key = config::read_key(&path)?.ok_or_else(|| Error::failed("there are no keys yet"))?;
-        let client = Client::open(server, Some(&key), None).await?;
-        let health = HealthClient::new(client.channel()).check(timed(HealthCheckRequest::default())).await;
-        let health = health.map_err(client.refused("ask for its health"))?.into_inner().status();
-        if health != ServingStatus::Serving {
-            return Err(Error::failed("the server does not serve yet"));
-        }
-        let daemons = fleet::all(&client).await?;
-        let attached = daemons.iter().filter(|daemon| daemon.status() == DaemonStatus::Attached).count();
-        if attached < 2 {
-            return Err(Error::failed(format!("{attached} of 2 daemons are attached")));
-        }
-        Ok(client)
     }
 
     fn all_alive(&mut self) -> Result<()> {
@@ -388,7 +376,7 @@ impl Demo {
     }
 
     fn print_logs(&self) {
-        for name in ["server", "d1", "d2"] {
+        for name in ["server"].iter().chain(&DAEMONS) {
             let Ok(log) = fs::read_to_string(self.log(name)) else { continue };
             let lines: Vec<&str> = log.lines().collect();
             note(&format!("--- the end of {name}'s log"));
@@ -443,6 +431,21 @@ impl Demo {
         }
         Ok(files)
     }
+}
+
+/// A client of a server that serves.
+async fn served(server: &str, key: &Path) -> Result<Client> {
+    let key = config::read_key(key)?.ok_or_else(|| Error::failed("there are no keys yet"))?;
+    let client = Client::open(server, Some(&key), None).await?;
+    let health = HealthClient::new(client.channel()).check(timed(HealthCheckRequest::default())).await;
+    let health = health.map_err(client.refused("ask for its health"))?.into_inner().status();
+    if health == ServingStatus::Serving { Ok(client) } else { Err(Error::failed("it does not serve yet")) }
+}
+
+async fn attached(client: &Client) -> Result<()> {
+    let daemons = fleet::all(client).await?;
+    let attached = daemons.iter().filter(|daemon| daemon.status() == DaemonStatus::Attached).count();
+    if attached == DAEMONS.len() { Ok(()) } else { Err(Error::failed(format!("{attached} are attached"))) }
 }
 
 fn make_repository(path: &Path) -> std::result::Result<(), git2::Error> {

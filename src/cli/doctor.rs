@@ -79,28 +79,26 @@ impl Finding {
 pub async fn run(session: &mut Session) -> Result<()> {
     let Session { settings, out } = session;
     let mut failed = false;
-    failed |= say(out, git(serve::program_says("git", "--version").await))?;
-    for finding in agents(settings).await {
-        failed |= say(out, finding)?;
-    }
-    failed |= say(out, disk(settings))?;
+    failed |= say(out, &git(serve::program_says("git", "--version").await))?;
+    failed |= say(out, &agents(settings).await)?;
+    failed |= say(out, &disk(settings))?;
     let (finding, client) = server(settings).await;
-    failed |= say(out, finding)?;
-    failed |= say(out, key(settings, client.as_ref()).await)?;
+    failed |= say(out, &finding)?;
+    failed |= say(out, &key(settings, client.as_ref()).await)?;
     let daemons = match &client {
         Some(client) => fleet::all(client).await.unwrap_or_default(),
         None => Vec::new(),
     };
     if client.is_some() {
-        failed |= say(out, fleet_finding(&daemons))?;
+        failed |= say(out, &fleet_finding(&daemons))?;
     }
-    failed |= say(out, clock_finding(clock::now(), &daemons))?;
+    failed |= say(out, &clock_finding(clock::now(), &daemons))?;
     if failed { Err(Error::Said) } else { Ok(()) }
 }
 
-fn say(out: &mut Out, finding: Finding) -> Result<bool> {
+fn say(out: &mut Out, finding: &Finding) -> Result<bool> {
     if out.json {
-        out.object(&finding)?;
+        out.object(finding)?;
     } else {
         out.line(&finding.line())?;
     }
@@ -127,20 +125,17 @@ fn version(said: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-async fn agents(settings: &Settings) -> Vec<Finding> {
-    let found = match serve::agents_here(settings).await {
-        Ok(found) => found,
-        Err(error) => return vec![Finding::fail("agents", error.to_string(), "correct the configuration file")],
-    };
+async fn agents(settings: &Settings) -> Finding {
+    let found = serve::agents_here(settings).await;
     let names: Vec<String> = found
         .iter()
         .map(|(name, version)| if version.is_empty() { name.clone() } else { format!("{name} {version}") })
         .collect();
     if found.iter().any(|(name, _)| name != "shell") {
-        return vec![Finding::ok("agents", names.join(", "))];
+        return Finding::ok("agents", names.join(", "));
     }
     let advice = "install a coding agent, such as Claude Code (npm install -g @anthropic-ai/claude-code)";
-    vec![Finding::warn("agents", format!("installed here: {}", names.join(", ")), advice)]
+    Finding::warn("agents", format!("installed here: {}", names.join(", ")), advice)
 }
 
 fn disk(settings: &Settings) -> Finding {
@@ -275,6 +270,17 @@ mod tests {
             clock_finding(now, &[seen(1_800_000_060)]),
             clock_finding(Timestamp::from_secs(0), &[]),
         ];
-        insta::assert_snapshot!(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"), @"");
+        insta::assert_snapshot!(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"), @r"
+        ok    git      git version 2.43.0
+        warn  git      git version 2.20.1: install git 2.31 or newer
+        fail  git      git is not found in PATH: install git
+        ok    disk     100.0 GiB (25 %) free for /state
+        fail  disk     1.5 GiB (0 %) free for /state: a daemon here takes no new work: free some space (`makima worktree rm`), or use another --state-dir
+        ok    daemons  attached: d1
+        warn  daemons  none is attached, so no task can run: `makima daemon run` starts one here
+        ok    clock    2027-01-15T08:00:00.000000Z
+        warn  clock    the server's clock is 1m00s ahead of this one: start a time service on both
+        fail  clock    the clock says 1970-01-01T00:00:00.000000Z: set it, or start a time service
+        ");
     }
 }

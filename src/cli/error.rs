@@ -98,19 +98,6 @@ impl Error {
             }
         }
     }
-
-    /// The code of the server's refusal, if it was one.
-    pub fn code(&self) -> Option<Code> {
-        match self {
-            Self::Call(refusal) => Some(refusal.status.code()),
-            Self::Usage(_)
-            | Self::Failed(_)
-            | Self::Io { .. }
-            | Self::Interrupted(_)
-            | Self::ReaderGone
-            | Self::Said => None,
-        }
-    }
 }
 
 /// The connection broke or the server is restarting: the same call may work in a moment.

@@ -24,7 +24,7 @@ pub async fn list(session: &mut Session) -> Result<()> {
     let now = clock::now();
     let mut table = Table::new(&["NAME", "STATUS", "SLOTS", "LABELS", "AGENTS", "VERSION", "SEEN", "HOST"]);
     for daemon in &daemons {
-        table.row([
+        table.row(&[
             daemon.name.clone(),
             status_word(daemon),
             format!("{}/{}", daemon.live_attempts, daemon.slots),
@@ -167,6 +167,23 @@ mod tests {
             ..pb::Attempt::default()
         };
         let details = pb::GetDaemonResponse { daemon: Some(daemon), attempts: vec![attempt] };
-        insta::assert_snapshot!(described(&details, Timestamp::from_secs(1_005)), @"");
+        insta::assert_snapshot!(described(&details, Timestamp::from_secs(1_005)), @r"
+        daemon        01938f3e-0000-7000-8000-00000000d001
+        name          d1
+        status        ATTACHED, draining
+        slots         1 of 4 taken
+        labels        gpu
+        agents        shell, claude 2.1.197
+        repositories  https://example.org/shop.git
+                      any path on its machine
+        session       3
+        last seen     5s ago
+
+        task 00c0ffee1234
+        attempt       2
+        status        RUNNING
+        time          15s
+        output        0 bytes
+        ");
     }
 }

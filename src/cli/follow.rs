@@ -378,3 +378,223 @@ impl Following<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use tokio_stream::{Stream, wrappers::ReceiverStream};
+    use tonic::{Request, Response};
+    use tonic_types::StatusExt as _;
+
+    use super::{
+        super::{board::tests::*, output::Out},
+        *,
+    };
+    use crate::{
+        runtime::lifecycle::Shutdown,
+        wire::pb::{
+            WatchContractRequest, WatchContractResponse,
+            contract_service_server::{ContractService, ContractServiceServer},
+            watch_contract_response::Kind,
+        },
+    };
+
+    /// One watch: the token it must be asked with, what it answers, and how it ends.
+    struct Watch {
+        token: &'static str,
+        steps: Vec<WatchContractResponse>,
+        end: Result<(), Status>,
+    }
+
+    /// Answers watches from a list, and nothing else.
+    struct Server(Mutex<VecDeque<Watch>>);
+
+    #[tonic::async_trait]
+    impl ContractService for Server {
+        type WatchContractStream =
+            std::pin::Pin<Box<dyn Stream<Item = Result<WatchContractResponse, Status>> + Send + 'static>>;
+
+        async fn watch_contract(
+            &self,
+            request: Request<WatchContractRequest>,
+        ) -> Result<Response<Self::WatchContractStream>, Status> {
+            let watch = self.0.lock().unwrap().pop_front().ok_or_else(|| Status::aborted("asked too often"))?;
+            if request.get_ref().resume_token != watch.token {
+                return Err(Status::aborted(format!("asked with {:?}", request.get_ref().resume_token)));
+            }
+            let (send, steps) = tokio::sync::mpsc::channel(100);
+            for step in watch.steps {
+                send.try_send(Ok(step)).unwrap();
+            }
+            if let Err(status) = watch.end {
+                send.try_send(Err(status)).unwrap();
+            }
+            Ok(Response::new(Box::pin(ReceiverStream::new(steps))))
+        }
+
+        async fn create_contract(
+            &self,
+            _: Request<pb::CreateContractRequest>,
+        ) -> Result<Response<pb::CreateContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn get_contract(
+            &self,
+            _: Request<pb::GetContractRequest>,
+        ) -> Result<Response<pb::GetContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn list_contracts(
+            &self,
+            _: Request<pb::ListContractsRequest>,
+        ) -> Result<Response<pb::ListContractsResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn update_contract(
+            &self,
+            _: Request<pb::UpdateContractRequest>,
+        ) -> Result<Response<pb::UpdateContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn hold_contract(
+            &self,
+            _: Request<pb::HoldContractRequest>,
+        ) -> Result<Response<pb::HoldContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn release_contract(
+            &self,
+            _: Request<pb::ReleaseContractRequest>,
+        ) -> Result<Response<pb::ReleaseContractResponse>, Status> {
+            Err(unused())
+        }
+
+        async fn cancel_contract(
+            &self,
+            _: Request<pb::CancelContractRequest>,
+        ) -> Result<Response<pb::CancelContractResponse>, Status> {
+            Err(unused())
+        }
+    }
+
+    fn unused() -> Status {
+        Status::unimplemented("not in this test")
+    }
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Follows a contract of a server that answers these watches.
+    async fn followed(watches: Vec<Watch>, json: bool) -> (super::super::error::Result<Outcome>, String) {
+        let shutdown = Shutdown::new();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let server = ContractServiceServer::new(Server(Mutex::new(watches.into())));
+        let serving = tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming);
+        shutdown.spawn(async move { serving.await.unwrap() });
+        let client = Client::open(&url, None, None).await.unwrap();
+        let buffer = Buffer::default();
+        let mut out = Out::to(buffer.clone(), json);
+        let outcome = {
+            let mut screen = Screen::plain(&mut out);
+            let source = Source::Contract("c".to_owned());
+            let follow = follow(&client, &source, &mut screen);
+            tokio::time::timeout(Duration::from_secs(20), follow).await.expect("waiting ends")
+        };
+        shutdown.hard.cancel();
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        (outcome, text)
+    }
+
+    fn step(kind: Kind, token: &str) -> WatchContractResponse {
+        WatchContractResponse { kind: Some(kind), resume_token: token.to_owned() }
+    }
+
+    fn snapshot(tasks: Vec<pb::Task>, token: &str) -> Vec<WatchContractResponse> {
+        let contract = pb::Contract { contract_id: "c".to_owned(), name: "shop".to_owned(), ..Default::default() };
+        vec![
+            step(Kind::Contract(contract), ""),
+            step(Kind::Tasks(pb::TaskList { tasks }), ""),
+            step(Kind::SnapshotComplete(pb::SnapshotComplete {}), token),
+        ]
+    }
+
+    fn changed(change: pb::Change, token: &str) -> WatchContractResponse {
+        step(Kind::Change(change), token)
+    }
+
+    /// The server goes away twice: once as it does when it drains, once with a token that is too old by then.
+    #[tokio::test]
+    async fn waiting_survives_the_server() {
+        let begin = [task("a", &[], TaskStatus::Pending, 1), task("b", &["a"], TaskStatus::Pending, 1)];
+        let later = [task("a", &[], TaskStatus::Done, 4), task("b", &["a"], TaskStatus::Running, 3)];
+        let mut first = snapshot(begin.to_vec(), "t0");
+        first.push(changed(change(1, "a", TaskStatus::Running, 2, 1), "t1"));
+        let mut last = snapshot(later.to_vec(), "t8");
+        last.push(changed(change(9, "b", TaskStatus::Done, 5, 1), "t9"));
+        let too_old = Status::with_error_details(Code::OutOfRange, "too old", tonic_types::ErrorDetails::new());
+        let watches = vec![
+            Watch { token: "", steps: first, end: Err(Status::unavailable("the server is stopping")) },
+            Watch { token: "t1", steps: Vec::new(), end: Err(too_old) },
+            Watch { token: "", steps: last, end: Ok(()) },
+        ];
+        let (outcome, text) = followed(watches, false).await;
+        assert_eq!(outcome.unwrap(), Outcome::Done);
+        let (lines, summary) = text.trim_end().rsplit_once('\n').unwrap();
+        assert!(summary.starts_with("2 tasks done"), "{summary}");
+        insta::assert_snapshot!(lines, @r"
+        00:00:01Z a started on d1 (attempt 1)
+        a done
+        b started (attempt 0)
+        00:00:09Z b done
+        ");
+    }
+
+    #[tokio::test]
+    async fn a_new_task_is_found_by_a_new_snapshot_where_it_cannot_be_read() {
+        let mut first = snapshot(vec![task("a", &[], TaskStatus::Running, 1)], "t0");
+        first.push(changed(change(1, "b", TaskStatus::Pending, 1, 0), "t1"));
+        let tasks = vec![task("a", &[], TaskStatus::Failed, 2), task("b", &["a"], TaskStatus::Pending, 1)];
+        let watches = vec![
+            Watch { token: "", steps: first, end: Ok(()) },
+            Watch { token: "", steps: snapshot(tasks, "t2"), end: Ok(()) },
+        ];
+        let (outcome, text) = followed(watches, true).await;
+        assert_eq!(outcome.unwrap(), Outcome::Stuck { failed: vec![0], cancelled: vec![], blocked: vec![1] });
+        let kinds: Vec<String> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(kinds, ["contract", "task", "change", "contract", "task", "task", "outcome"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_not_waited_for() {
+        let watches = vec![Watch { token: "", steps: Vec::new(), end: Err(Status::not_found("no such contract")) }];
+        let error = followed(watches, false).await.0.unwrap_err();
+        assert!(error.to_string().contains("no such contract"), "{error}");
+        assert_eq!(error.exit_code(), 1);
+    }
+}

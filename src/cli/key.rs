@@ -132,7 +132,7 @@ async fn list(session: &mut Session, client: &Client, with_revoked: bool) -> Res
     let now = clock::now();
     let mut table = Table::new(&["ID", "KIND", "OWNER", "LABEL", "CREATED", "REVOKED"]);
     for key in &keys {
-        table.row([
+        table.row(&[
             view::short(&key.key_id),
             view::key_kind(key.kind()).to_owned(),
             key.owner_name.clone(),

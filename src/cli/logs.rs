@@ -89,7 +89,7 @@ async fn stream(client: &Client, out: &mut Out, wanted: &Wanted, renderer: &mut 
                             backoff.reset();
                             // From here on it is this attempt, even when a newer one starts.
                             attempt = piece.attempt;
-                            offset = take(out, piece, offset, renderer)?;
+                            offset = take(out, &piece, offset, renderer)?;
                         }
                         Ok(None) => return Ok(()),
                         Err(status) => break status,
@@ -109,7 +109,7 @@ async fn stream(client: &Client, out: &mut Out, wanted: &Wanted, renderer: &mut 
 /// Shows a piece; answers where the next one begins. What was shown before a break is not shown again.
 fn take(
     out: &mut Out,
-    piece: pb::StreamTaskOutputResponse,
+    piece: &pb::StreamTaskOutputResponse,
     offset: i64,
     renderer: &mut Option<Renderer>,
 ) -> Result<i64> {
@@ -263,7 +263,17 @@ not json at all
             let mut shown: Vec<u8> = lines.as_bytes().chunks(size).flat_map(|chunk| renderer.push(chunk)).collect();
             shown.extend(renderer.rest());
             insta::allow_duplicates! {
-                insta::assert_snapshot!(String::from_utf8(shown).unwrap(), @"");
+                insta::assert_snapshot!(String::from_utf8(shown).unwrap(), @r"
+                [session s-1 with m-1]
+                not json at all
+                I will look.
+                Then write.
+                > Bash ls -l | cat a
+                  a | b
+                ! no such file
+                [done, 3 turns, $0.0123]
+                [failed]: API Error: 429
+                ");
             }
         }
     }
@@ -288,8 +298,8 @@ not json at all
             data: bytes::Bytes::from_static(data),
             gap: false,
         };
-        let offset = take(&mut out, piece(0, b"hello "), 0, &mut None).unwrap();
-        let offset = take(&mut out, piece(4, b"o world"), offset, &mut None).unwrap();
+        let offset = take(&mut out, &piece(0, b"hello "), 0, &mut None).unwrap();
+        let offset = take(&mut out, &piece(4, b"o world"), offset, &mut None).unwrap();
         assert_eq!((offset, buffer.lock().unwrap().as_slice()), (11, b"hello world".as_slice()));
     }
 

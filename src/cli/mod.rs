@@ -30,6 +30,7 @@ mod screen;
 mod serve;
 mod task;
 mod view;
+mod worktree;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
 
@@ -76,6 +77,9 @@ enum Command {
     #[command(subcommand)]
     Task(task::TaskCommand),
 
+    /// Worktrees that attempts on this machine worked in
+    #[command(subcommand)]
+    Worktree(worktree::WorktreeCommand),
     /// Keys: who may do what (needs an admin key)
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -139,8 +143,7 @@ pub fn main() -> ExitCode {
     };
     if let Command::Shim { dir } = &cli.command {
         // Small and single-threaded: no runtime, no configuration, no log.
-        let _ = dir;
-        return ExitCode::FAILURE;
+        return crate::daemon::shim::run(dir);
     }
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -187,6 +190,7 @@ async fn ask(session: &mut Session, command: Command) -> Result<()> {
         Command::Contract(command) => contract::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
 
+        Command::Worktree(command) => worktree::run(session, command).await,
         Command::Key(command) => key::run(session, command).await,
         Command::Doctor => doctor::run(session).await,
         Command::Up(_)
@@ -219,7 +223,38 @@ mod tests {
 
     #[test]
     fn the_help_lists_every_command_but_the_hidden() {
-        insta::assert_snapshot!(Cli::command().term_width(100).render_help().to_string(), @"");
+        insta::assert_snapshot!(Cli::command().term_width(100).render_help().to_string(), @r"
+        Runs fleets of AI coding agents: contracts of dependent tasks, on many machines, with nothing lost
+
+        Usage: makima [OPTIONS] <COMMAND>
+
+        Commands:
+          up        Server and one daemon in one process, with an embedded database: the quickest start
+          server    Run the server
+          daemon    Run a daemon on this machine, or look after daemons
+          run       Give one task to an agent
+          contract  Contracts: goals broken into tasks that depend on each other
+          task      Tasks: pieces of work, their attempts and output
+          worktree  Worktrees that attempts on this machine worked in
+          key       Keys: who may do what (needs an admin key)
+          doctor    Check this machine and its server, and say what to do
+          demo      Show it all on a small repository: a server, two daemons, five tasks; leaves nothing
+                    behind
+          help      Print this message or the help of the given subcommand(s)
+
+        Options:
+          -h, --help     Print help
+          -V, --version  Print version
+
+        Global options:
+              --server <URL>     Server to talk to [env: MAKIMA_SERVER] [default: http://127.0.0.1:7420]
+              --key-file <FILE>  File with the key [env: MAKIMA_KEY_FILE, or the key itself in MAKIMA_KEY]
+                                 [default: the key that a server on this machine wrote]
+              --owner <NAME>     Owner to act for, with an admin key [env: MAKIMA_OWNER]
+              --config <FILE>    Configuration file [env: MAKIMA_CONFIG] [default:
+                                 $XDG_CONFIG_HOME/makima/config.toml]
+              --json             Write one JSON object a line, for programs
+        ");
     }
 
     #[test]

@@ -30,6 +30,7 @@ impl Out {
     }
 
     /// Somewhere else, as tests want it.
+    #[cfg(test)]
     pub fn to(sink: impl Write + Send + 'static, json: bool) -> Self {
         Self { sink: Box::new(sink), json, terminal: false }
     }
@@ -86,7 +87,7 @@ impl Table {
     }
 
     /// Adds a row; its cells are cleaned, and an empty one shows as `-`.
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub fn row<const N: usize>(&mut self, cells: &[String; N]) {
         let cells = cells.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { clean(cell) });
         self.rows.push(cells.collect());
     }
@@ -194,9 +195,9 @@ mod tests {
     #[test]
     fn a_table_is_aligned_and_clean() {
         let mut table = Table::new(&["NAME", "STATUS", "DAEMON"]);
-        table.row(["types".to_owned(), "DONE".to_owned(), "d1".to_owned()]);
-        table.row(["a longer name".to_owned(), "PENDING".to_owned(), String::new()]);
-        table.row(["\u{1b}[2Jevil\n".to_owned(), "FAILED".to_owned(), "d2".to_owned()]);
+        table.row(&["types".to_owned(), "DONE".to_owned(), "d1".to_owned()]);
+        table.row(&["a longer name".to_owned(), "PENDING".to_owned(), String::new()]);
+        table.row(&["\u{1b}[2Jevil\n".to_owned(), "FAILED".to_owned(), "d2".to_owned()]);
         insta::assert_snapshot!(table.render(), @r"
         NAME           STATUS   DAEMON
         types          DONE     d1

@@ -172,7 +172,11 @@ mod tests {
 
     #[test]
     fn several_are_listed_and_none_is_said() {
-        insta::assert_snapshot!(choose("contract", "shop", candidates()).unwrap_err(), @"");
-        insta::assert_snapshot!(choose("contract", "678", candidates()).unwrap_err(), @"");
+        insta::assert_snapshot!(choose("contract", "shop", candidates()).unwrap_err(), @r"
+        shop could be any of 2 contracts; name one by its id:
+          00c0ffee1234  ACTIVE  shop
+          00c0ffee5678  ACTIVE  shop
+        ");
+        insta::assert_snapshot!(choose("contract", "678", candidates()).unwrap_err(), @"there is no contract 678; `makima contract list` shows those there are");
     }
 }

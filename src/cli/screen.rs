@@ -50,7 +50,7 @@ impl<'a> Screen<'a> {
         let first = self.title.is_empty();
         self.title = format!("{} {}", clean(&contract.name), view::short(&contract.contract_id));
         if self.out.json {
-            return self.out.object(&Line::Contract { contract: contract.into() });
+            return self.out.object(&Object::new("contract", view::Contract::from(contract)));
         }
         let held = &contract.held_by;
         if first && !held.is_empty() {
@@ -61,12 +61,12 @@ impl<'a> Screen<'a> {
 
     /// A task as read.
     pub fn task(&mut self, task: &pb::Task) -> Result<()> {
-        if self.out.json { self.out.object(&Line::Task { task: task.into() }) } else { Ok(()) }
+        if self.out.json { self.out.object(&Object::new("task", view::Task::from(task))) } else { Ok(()) }
     }
 
     /// A change as told.
     pub fn change(&mut self, change: &pb::Change) -> Result<()> {
-        if self.out.json { self.out.object(&Line::Change { change: change.into() }) } else { Ok(()) }
+        if self.out.json { self.out.object(&Object::new("change", view::Change::from(change))) } else { Ok(()) }
     }
 
     /// Something happened. On a repainted screen the list shows most of it.
@@ -82,6 +82,7 @@ impl<'a> Screen<'a> {
                     | What::TriedAgain { .. }
                     | What::Asks { .. }
                     | What::Contract { .. }
+                    | What::Note { .. }
                     | What::Reopened => live.above(&line(happening)),
                     What::Started { .. } | What::Done { .. } | What::Cancelled { .. } | What::Paused => {}
                 }
@@ -112,7 +113,7 @@ impl<'a> Screen<'a> {
             live.leave();
         }
         if self.out.json {
-            return self.out.object(&Line::Outcome { outcome: End::new(board, outcome) });
+            return self.out.object(&Object::new("outcome", End::new(board, outcome)));
         }
         self.out.line(&summary(board, outcome, elapsed))?;
         for line in advice(board, outcome) {
@@ -122,25 +123,18 @@ impl<'a> Screen<'a> {
     }
 }
 
+/// One JSON object of a watch: what it is, and that.
 #[derive(Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum Line<'a> {
-    Contract {
-        #[serde(flatten)]
-        contract: view::Contract<'a>,
-    },
-    Task {
-        #[serde(flatten)]
-        task: view::Task<'a>,
-    },
-    Change {
-        #[serde(flatten)]
-        change: view::Change<'a>,
-    },
-    Outcome {
-        #[serde(flatten)]
-        outcome: End<'a>,
-    },
+struct Object<T> {
+    kind: &'static str,
+    #[serde(flatten)]
+    value: T,
+}
+
+impl<T> Object<T> {
+    fn new(kind: &'static str, value: T) -> Self {
+        Self { kind, value }
+    }
 }
 
 /// How waiting ended, for programs.
@@ -177,7 +171,7 @@ impl<'a> End<'a> {
 /// `12:00:01Z types started on d1 (attempt 1)`.
 pub fn line(happening: &Happening) -> String {
     let time = happening.at.map(|at| format!("{} ", clock_time(at))).unwrap_or_default();
-    let because = |why: &str| if why.is_empty() { String::new() } else { format!(": {}", clean(why)) };
+    let because = |why: &str| if why.is_empty() { String::new() } else { format!(": {}", clean(why).trim()) };
     let what = match &happening.what {
         What::Started { daemon, attempt } if daemon.is_empty() => format!("started (attempt {attempt})"),
         What::Started { daemon, attempt } => format!("started on {} (attempt {attempt})", clean(daemon)),
@@ -189,6 +183,7 @@ pub fn line(happening: &Happening) -> String {
         What::Reopened => "opened again".to_owned(),
         What::Paused => "paused".to_owned(),
         What::Asks { question } => format!("asks{}", because(question)),
+        What::Note { text } => clean(text),
         What::Contract { text } => return format!("{time}{}", clean(text)),
     };
     format!("{time}{} {what}", clean(&happening.task))
@@ -216,7 +211,8 @@ fn advice(board: &Board, outcome: &Outcome) -> Vec<String> {
     let mut lines = Vec::new();
     for row in failed.iter().take(FAILURES_NAMED).map(|i| &board.rows()[*i]) {
         let id = view::short(&row.id);
-        let why = if row.reason.is_empty() { "no reason given".to_owned() } else { clean(&row.reason) };
+        let why =
+            if row.reason.is_empty() { "no reason given".to_owned() } else { clean(&row.reason).trim().to_owned() };
         lines.push(format!(
             "{} failed: {why}; `makima task logs {id}` shows its output, `makima task retry {id}` tries it again",
             clean(&row.name)
@@ -402,7 +398,15 @@ mod tests {
 
     #[test]
     fn on_a_pipe_each_happening_is_a_line() {
-        insta::assert_snapshot!(story().1.join("\n"), @"");
+        insta::assert_snapshot!(story().1.join("\n"), @r"
+        12:00:01Z schema started on d1 (attempt 1)
+        12:00:10Z schema done (9.0s)
+        12:00:11Z types started on d1 (attempt 1)
+        12:00:12Z types will be tried again: the agent died
+        12:00:14Z types started on d1 (attempt 2)
+        12:00:15Z types failed: exit code 1
+        12:00:16Z contract held: by key:1: lunch
+        ");
     }
 
     #[test]
@@ -411,7 +415,12 @@ mod tests {
         let now = Timestamp::from_secs(43_220);
         let rows: Vec<String> = board.rows().iter().map(|row| painted(row, 8, now, false)).collect();
         let head = headline("shop 00c0ffee1234", &board, Duration::from_secs(19));
-        insta::assert_snapshot!(format!("{head}\n{}", rows.join("\n")), @"");
+        insta::assert_snapshot!(format!("{head}\n{}", rows.join("\n")), @r"
+        shop 00c0ffee1234: 1 of 3 done, 1 pending, 1 failed  19s
+          schema    DONE          9.0s  d1
+          types     FAILED        1.0s  d1  attempt 2  exit code 1
+          ui        PENDING
+        ");
     }
 
     #[test]
@@ -419,9 +428,13 @@ mod tests {
         let (board, _) = story();
         let outcome = board.outcome().unwrap();
         let text = [vec![summary(&board, &outcome, Duration::from_secs(19))], advice(&board, &outcome)].concat();
-        insta::assert_snapshot!(text.join("\n"), @"");
-        let end = serde_json::to_string(&Line::Outcome { outcome: End::new(&board, &outcome) }).unwrap();
-        insta::assert_snapshot!(end, @"");
+        insta::assert_snapshot!(text.join("\n"), @r"
+        1 of 3 tasks done, 1 failed, 1 blocked for ever
+        types failed: exit code 1; `makima task logs types` shows its output, `makima task retry types` tries it again
+        ui waits for what did not get done: retry that, or drop the edge with `makima task deps rm ui ...`, or `makima task cancel ui`
+        ");
+        let end = serde_json::to_string(&Object::new("outcome", End::new(&board, &outcome))).unwrap();
+        insta::assert_snapshot!(end, @r#"{"kind":"outcome","status":"FAILED","tasks":3,"done":1,"failed":["types"],"cancelled":[],"blocked":["ui"]}"#);
     }
 
     #[test]

@@ -3,19 +3,36 @@
 //! Flags, environment and `config.toml` become the configuration of a component here, and nowhere else. A process says
 //! where it listens on standard output, logs on standard error, drains at the first signal and ends at the second.
 
-use std::{io::Read as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io::Read as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use tokio::net::TcpListener;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{
     Session,
+    client::{Client, chain, timed},
     config::{KeyText, KeyUse, Settings, read_key},
     error::{Error, Result},
     output::note,
+    repository,
 };
-use crate::runtime::lifecycle::Shutdown;
+use crate::{
+    daemon::{self, agents::Profiles},
+    runtime::lifecycle::Shutdown,
+    server,
+    store::Url,
+};
 
+/// The embedded database in a server's state directory.
+const DATABASE: &str = "makima.sqlite";
+/// Between two looks at our own server.
+const LOOK: Duration = Duration::from_millis(20);
 /// Where a server listens when nothing says otherwise.
 const DEFAULT_LISTEN: &str = "127.0.0.1:7420";
 /// What a server's first line begins with; the URL follows.
@@ -91,29 +108,235 @@ pub struct UpArgs {
 
 /// `makima server`.
 pub async fn server(session: &mut Session, args: ServerArgs) -> Result<()> {
-    let shutdown = Shutdown::new();
-    shutdown.on_signals().map_err(Error::io("listen for signals"))?;
-    if args.stop_on_eof {
-        stop_on_eof(&shutdown);
-    }
+    let shutdown = on_signals(args.stop_on_eof)?;
+    let config = server_config(&session.settings, &args)?;
+    let state_dir = config.state_dir.clone();
     let (listener, address) = listen(&session.settings, args.listen.as_deref(), args.insecure).await?;
-    session.out.line(&format!("{LISTENING}http://{address}"))?;
-    Err(Error::failed("the server is not part of this build yet"))
+    let url = format!("http://{address}");
+    let server = async {
+        let served = serve(config, listener, shutdown.clone()).await;
+        shutdown.soft.cancel();
+        served
+    };
+    // The line is the promise that keys are there and calls are answered: whoever starts a server waits for it.
+    let ready = async {
+        if serves(&url, &shutdown).await? {
+            session.out.line(&format!("{LISTENING}{url}"))?;
+            note(&format!("keys are in {}", state_dir.display()));
+        }
+        Ok(())
+    };
+    let (served, ready) = tokio::join!(server, ready);
+    finish(&shutdown, served.and(ready)).await
 }
 
 /// `makima daemon run`.
 pub async fn daemon(session: &mut Session, args: DaemonArgs) -> Result<()> {
-    Err(Error::failed("the daemon is not part of this build yet"))
+    let shutdown = on_signals(args.stop_on_eof)?;
+    let key = session.settings.key(KeyUse::Daemon)?;
+    let config = daemon_config(&session.settings, &args, &session.settings.server, &key)?;
+    session.out.line(&format!("daemon {} attaches to {}", config.name, config.server))?;
+    let attached = attach(config, shutdown.clone()).await;
+    finish(&shutdown, attached).await
 }
 
 /// `makima up`.
 pub async fn up(session: &mut Session, args: UpArgs) -> Result<()> {
-    Err(Error::failed("not part of this build yet"))
+    let shutdown = on_signals(false)?;
+    let settings = &session.settings;
+    let name = daemon_name(settings, args.name.as_deref());
+    let (server_dir, daemon_dir) = match &args.state_dir {
+        Some(dir) => (dir.join("server"), dir.join("daemon").join(&name)),
+        None => (settings.server_state_dir()?, settings.daemon_state_dir(&name)?),
+    };
+    let server_args = ServerArgs { state_dir: Some(server_dir.clone()), ..ServerArgs::default() };
+    let config = server_config(settings, &server_args)?;
+    let (listener, address) = listen(settings, args.listen.as_deref(), false).await?;
+    let url = format!("http://{address}");
+    session.out.line(&format!("{LISTENING}{url}"))?;
+
+    let daemon_args =
+        DaemonArgs { name: Some(name), slots: args.slots, state_dir: Some(daemon_dir), ..DaemonArgs::default() };
+    let server = async {
+        let served = serve(config, listener, shutdown.clone()).await;
+        // One without the other is not what was asked for.
+        shutdown.soft.cancel();
+        served
+    };
+    let daemon = async {
+        let attached = async {
+            let Some(key) = serving(&url, &server_dir, &shutdown).await? else { return Ok(()) };
+            hints(session, &url, &server_dir)?;
+            let config = daemon_config(&session.settings, &daemon_args, &url, &key)?;
+            attach(config, shutdown.clone()).await
+        };
+        let attached = attached.await;
+        shutdown.soft.cancel();
+        attached
+    };
+    let (served, attached) = tokio::join!(server, daemon);
+    finish(&shutdown, served.and(attached)).await
 }
 
 /// Agents installed here, with versions.
-pub async fn agents_here(settings: &Settings) -> Result<Vec<(String, String)>> {
-    Ok(Vec::new())
+pub async fn agents_here(settings: &Settings) -> Vec<(String, String)> {
+    let found = Profiles::load(settings.file.daemon.profiles.clone()).detect().await;
+    found.into_iter().map(|profile| (profile.name, profile.version)).collect()
+}
+
+// === the components ===
+
+async fn serve(config: server::Config, listener: TcpListener, shutdown: Shutdown) -> Result<()> {
+    server::run(config, listener, shutdown).await.map_err(|error| Error::failed(chain(&error)))
+}
+
+async fn attach(config: daemon::Config, shutdown: Shutdown) -> Result<()> {
+    daemon::run(config, shutdown).await.map_err(|error| Error::failed(chain(&error)))
+}
+
+fn server_config(settings: &Settings, args: &ServerArgs) -> Result<server::Config> {
+    let section = &settings.file.server_process;
+    let state_dir = match &args.state_dir {
+        Some(dir) => dir.clone(),
+        None => settings.server_state_dir()?,
+    };
+    let database = args
+        .database_url
+        .clone()
+        .or_else(|| settings.environment.get("MAKIMA_DATABASE_URL"))
+        .or_else(|| section.database_url.clone())
+        .unwrap_or_else(|| state_dir.join(DATABASE).display().to_string());
+    let database: Url = database.parse().map_err(|error: crate::store::Error| Error::usage(chain(&error)))?;
+    let mut config = server::Config::new(database, state_dir);
+    if let Some(interval) = args.heartbeat_interval {
+        config.times.heartbeat = interval;
+    }
+    if let Some(lost_after) = args.lost_after {
+        config.times.lost_after = lost_after;
+    }
+    Ok(config)
+}
+
+fn daemon_config(settings: &Settings, args: &DaemonArgs, server: &str, key: &KeyText) -> Result<daemon::Config> {
+    let section = &settings.file.daemon;
+    let name = daemon_name(settings, args.name.as_deref());
+    let state_dir = match &args.state_dir {
+        Some(dir) => dir.clone(),
+        None => settings.daemon_state_dir(&name)?,
+    };
+    let wrong = |error: daemon::config::Error| Error::usage(error.to_string());
+    let server = daemon::config::Server::parse(server).map_err(wrong)?;
+    let key = daemon::config::Key::parse(&key.secret).map_err(wrong)?;
+    let mut config = daemon::Config::new(server, key, state_dir);
+    config.name = name;
+    if let Some(slots) = args.slots.or(section.slots) {
+        config.slots = slots;
+    }
+    // Flags add to the file: a label given by hand does not take away those of the machine.
+    config.labels = [section.labels.clone(), args.label.clone()].concat();
+    config.labels.sort();
+    config.labels.dedup();
+    for repository in section.repositories.iter().chain(&args.repo) {
+        let repository = local_repository(repository)?;
+        if !config.repositories.contains(&repository) {
+            config.repositories.push(repository);
+        }
+    }
+    config.profiles.clone_from(&section.profiles);
+    config.any_path = section.any_path;
+    if let Some(floor) = section.disk_floor {
+        config.disk_floor = floor;
+    }
+    if let Some(ordering) = section.dependency_ordering {
+        config.dependency_ordering = ordering;
+    }
+    config.check().map_err(wrong)?;
+    Ok(config)
+}
+
+fn daemon_name(settings: &Settings, flag: Option<&str>) -> String {
+    flag.map(str::to_owned)
+        .or_else(|| settings.environment.get("MAKIMA_DAEMON_NAME"))
+        .or_else(|| settings.file.daemon.name.clone())
+        .unwrap_or_else(daemon::config::hostname)
+}
+
+/// A path as tasks name it: absolute, links resolved.
+fn local_repository(text: &str) -> Result<String> {
+    if repository::is_url(text) {
+        return Ok(text.to_owned());
+    }
+    let path = std::fs::canonicalize(text)
+        .map_err(|error| Error::usage(format!("the repository {text} cannot be offered to tasks: {error}")))?;
+    path.to_str().map(str::to_owned).ok_or_else(|| Error::usage(format!("the path {text} is not UTF-8")))
+}
+
+/// Waits until our own server serves, and answers the key for our daemon; `None` when it is over before.
+async fn serving(url: &str, server_dir: &Path, shutdown: &Shutdown) -> Result<Option<KeyText>> {
+    if !serves(url, shutdown).await? {
+        return Ok(None);
+    }
+    let path = server_dir.join("daemon.key");
+    let key = read_key(&path)?.ok_or_else(|| {
+        Error::failed(format!(
+            "{} is not there, and the database is not new: make a key with `makima key create --kind daemon` and run \
+             `makima server` and `makima daemon run --key-file` by themselves",
+            path.display()
+        ))
+    })?;
+    Ok(Some(key))
+}
+
+/// Waits until our own server serves; false when it is over before.
+async fn serves(url: &str, shutdown: &Shutdown) -> Result<bool> {
+    let wait = async {
+        loop {
+            if let Ok(client) = Client::open(url, None, None).await {
+                let health = HealthClient::new(client.channel()).check(timed(HealthCheckRequest::default())).await;
+                if health.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving) {
+                    return;
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = wait => {}
+        () = shutdown.soft.cancelled() => return Ok(false),
+        () = tokio::time::sleep(UP_DEADLINE) => {
+            return Err(Error::failed(format!("the server does not serve after {} s", UP_DEADLINE.as_secs())));
+        }
+    }
+    Ok(true)
+}
+
+fn hints(session: &Session, url: &str, server_dir: &Path) -> Result<()> {
+    let found =
+        session.settings.server == url && session.settings.server_state_dir().is_ok_and(|dir| dir == server_dir);
+    let mut flags = String::new();
+    if !found {
+        flags = format!(" --server {url} --key-file {}", server_dir.join("owner.key").display());
+    }
+    note(&format!("keys are in {}", server_dir.display()));
+    note(&format!("try, in a git repository:  makima run --wait --agent shell 'echo hello > hello.txt'{flags}"));
+    note("Ctrl-C stops it; agents that run go on, and are found again by the next start");
+    Ok(())
+}
+
+fn on_signals(eof: bool) -> Result<Shutdown> {
+    let shutdown = Shutdown::new();
+    shutdown.on_signals().map_err(Error::io("listen for signals"))?;
+    if eof {
+        stop_on_eof(&shutdown);
+    }
+    Ok(shutdown)
+}
+
+/// Waits for what still runs. A loop that died is a failure, so that a keeper starts the process again.
+async fn finish(shutdown: &Shutdown, ended: Result<()>) -> Result<()> {
+    let well = shutdown.finish().await;
+    ended?;
+    if well { Ok(()) } else { Err(Error::failed("a part of it ended that should not have; its log says why")) }
 }
 
 /// What a program says when asked with one argument; `None` where it is not there.
@@ -136,10 +359,8 @@ async fn listen(settings: &Settings, flag: Option<&str>, insecure: bool) -> Resu
         .map_err(|error| Error::usage(format!("{text} is no address to listen on ({error}); write HOST:PORT")))?
         .collect();
     let insecure = insecure || settings.file.server_process.insecure.unwrap_or_default();
-    if !insecure && let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
-        return Err(Error::usage(format!(
-            "{open} is reachable from other machines and nothing is encrypted yet: listen on 127.0.0.1, or accept that with --insecure"
-        )));
+    for address in &addresses {
+        server::listen::check_address(*address, insecure).map_err(|error| Error::usage(error.to_string()))?;
     }
     let listener = TcpListener::bind(addresses.as_slice()).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {

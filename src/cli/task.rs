@@ -233,7 +233,7 @@ fn table(tasks: &[pb::Task], now: Timestamp) -> Table {
     let mut table = Table::new(&["ID", "NAME", "STATUS", "ATTEMPT", "DAEMON", "TIME", "REASON"]);
     for task in tasks {
         let spec = task.spec.as_ref();
-        table.row([
+        table.row(&[
             view::short(&task.task_id),
             spec.map(|spec| spec.name.clone()).unwrap_or_default(),
             view::task_status(task.status()).to_owned(),
@@ -412,7 +412,7 @@ async fn deps(session: &mut Session, client: &Client, command: DepsCommand) -> R
             for (way, edges) in [("waits for", &details.dependencies), ("is waited for by", &details.dependents)] {
                 for edge in edges {
                     let status = view::task_status(edge.status()).to_owned();
-                    table.row([way.to_owned(), view::short(&edge.task_id), status, edge.name.clone()]);
+                    table.row(&[way.to_owned(), view::short(&edge.task_id), status, edge.name.clone()]);
                 }
             }
             session.out.table(&table, "it waits for nothing, and nothing waits for it")
@@ -522,13 +522,133 @@ mod tests {
 
     #[test]
     fn a_task_reads_as_a_list_of_fields() {
-        insta::assert_snapshot!(described(&details(), Timestamp::from_secs(1_160)), @"");
+        insta::assert_snapshot!(described(&details(), Timestamp::from_secs(1_160)), @r"
+        task         01938f3e-0000-7000-8000-00c0ffee1234
+        name         types
+        contract     01938f3e-0000-7000-8000-0000000c0de0
+        status       FAILED
+        failure      AGENT_ERROR
+        error        the agent gave up
+        agent        claude (m-1)
+        daemon       d1
+        repository   /srv/shop
+        time         1m30s
+        used         $1.0123, 3 turns, 1200 tokens in, 340 out
+        created      2m40s ago
+        depends on   schema DONE
+        plan         Write the types.
+                     Then stop.
+
+        attempt       1
+        status        ENDED
+        failure       AGENT_ERROR
+        error         the agent gave up
+        daemon        d1
+        branch        makima/00c0ffee1234-types/1
+        time          1m30s
+        output        2048 bytes
+        warnings      types before schema
+                      clock is off
+        ");
     }
 
     #[test]
     fn programs_get_the_protocols_names() {
         let details = details();
-        insta::assert_snapshot!(serde_json::to_string_pretty(&view::TaskDetails::from(&details)).unwrap(), @"");
+        insta::assert_snapshot!(serde_json::to_string_pretty(&view::TaskDetails::from(&details)).unwrap(), @r#"
+        {
+          "task": {
+            "task_id": "01938f3e-0000-7000-8000-00c0ffee1234",
+            "contract_id": "01938f3e-0000-7000-8000-0000000c0de0",
+            "owner_id": "",
+            "spec": {
+              "name": "types",
+              "description": "",
+              "plan": "Write the types.\nThen stop.\n",
+              "priority": 0,
+              "agent": "claude",
+              "model": "m-1",
+              "labels": [],
+              "repository": "/srv/shop",
+              "base_branch": "",
+              "depends_on": [],
+              "copy_files": [],
+              "setup_command": "",
+              "hidden": false,
+              "parent_task_id": "",
+              "limits": {
+                "wall_time": null,
+                "max_retries": null
+              }
+            },
+            "depth": 0,
+            "status": "FAILED",
+            "pending_reason": null,
+            "reason": "",
+            "not_before": null,
+            "unmet_dependencies": 0,
+            "attempt": 1,
+            "daemon_id": "",
+            "daemon_name": "d1",
+            "retry_count": 0,
+            "failure_class": "AGENT_ERROR",
+            "error_message": "the agent gave up",
+            "result_commit": "",
+            "branch": "",
+            "interrupt_time": null,
+            "create_time": "1970-01-01T00:16:40.000000Z",
+            "update_time": null,
+            "start_time": "1970-01-01T00:16:50.000000Z",
+            "end_time": "1970-01-01T00:18:20.000000Z",
+            "version": 0,
+            "etag": "",
+            "usage": {
+              "input_tokens": 1200,
+              "output_tokens": 340,
+              "cache_read_tokens": 0,
+              "cache_write_tokens": 0,
+              "cost_micro_usd": 1012345,
+              "turns": 3
+            }
+          },
+          "dependencies": [
+            {
+              "task_id": "x",
+              "name": "schema",
+              "status": "DONE",
+              "satisfied": true
+            }
+          ],
+          "dependents": [],
+          "attempts": [
+            {
+              "task_id": "",
+              "number": 1,
+              "attempt_id": "",
+              "daemon_id": "",
+              "daemon_name": "d1",
+              "status": "ENDED",
+              "failure_class": "AGENT_ERROR",
+              "error_message": "the agent gave up",
+              "branch": "makima/00c0ffee1234-types/1",
+              "worktree_path": "",
+              "agent_session_id": "",
+              "agent_version": "",
+              "usage": null,
+              "result_commit": "",
+              "assign_time": null,
+              "start_time": "1970-01-01T00:16:50.000000Z",
+              "end_time": "1970-01-01T00:18:20.000000Z",
+              "output_bytes": 2048,
+              "warnings": [
+                "types before schema",
+                "clock is off"
+              ],
+              "last_message": ""
+            }
+          ]
+        }
+        "#);
     }
 
     #[test]
@@ -543,7 +663,19 @@ mod tests {
                 pb::DaemonFit { name: "d2".to_owned(), fits: true, ..Default::default() },
             ],
         };
-        insta::assert_snapshot!(explained(&answer), @"");
+        insta::assert_snapshot!(explained(&answer), @r"
+        types waits: no daemon has the label gpu
+
+        waits for
+          x  DONE  schema
+
+        daemons
+          d1: label gpu
+          d2: could take it now
+
+        what you can do
+          start a daemon with --label gpu
+        ");
     }
 
     #[test]

@@ -109,7 +109,7 @@ struct Counts {
 
 impl<'a> From<&'a pb::Contract> for Contract<'a> {
     fn from(contract: &'a pb::Contract) -> Self {
-        let limits = contract.limits.clone().unwrap_or_default();
+        let limits = contract.limits.unwrap_or_default();
         let counts = contract.task_counts.unwrap_or_default();
         Self {
             contract_id: &contract.contract_id,
@@ -193,6 +193,11 @@ struct Spec<'a> {
     setup_command: &'a str,
     hidden: bool,
     parent_task_id: &'a str,
+    limits: TaskLimits,
+}
+
+#[derive(Serialize)]
+struct TaskLimits {
     wall_time: Option<f64>,
     max_retries: Option<u32>,
 }
@@ -214,8 +219,10 @@ impl<'a> From<&'a pb::TaskSpec> for Spec<'a> {
             setup_command: &spec.setup_command,
             hidden: spec.hidden,
             parent_task_id: &spec.parent_task_id,
-            wall_time: spec.limits.as_ref().and_then(|limits| seconds(limits.wall_time.as_ref())),
-            max_retries: spec.limits.as_ref().and_then(|limits| limits.max_retries),
+            limits: TaskLimits {
+                wall_time: spec.limits.as_ref().and_then(|limits| seconds(limits.wall_time.as_ref())),
+                max_retries: spec.limits.as_ref().and_then(|limits| limits.max_retries),
+            },
         }
     }
 }

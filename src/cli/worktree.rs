@@ -60,7 +60,7 @@ async fn list(session: &mut Session, args: &PlaceArgs) -> Result<()> {
     }
     let mut table = Table::new(&["TASK", "ATTEMPT", "NAME", "STATE", "BRANCH", "PATH"]);
     for (_, listed) in &found {
-        table.row([
+        table.row(&[
             listed.attempt.task.short(),
             listed.attempt.number.to_string(),
             listed.name.clone(),
@@ -144,8 +144,7 @@ fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io(format!("read {}", dir.display()))(error)),
     };
-    let mut found: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     found.sort();
     Ok(found)
 }

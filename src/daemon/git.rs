@@ -71,7 +71,6 @@ pub(super) fn git(dir: &Path) -> Process {
         .env("GCM_INTERACTIVE", "never")
         .env("LC_ALL", "C")
         .env_remove("LANGUAGE")
-        .env_remove("GIT_ASKPASS_GUI")
         .without_makima()
         .dir(dir)
 }

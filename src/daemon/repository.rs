@@ -380,7 +380,7 @@ mod tests {
         for (name, commit) in [("main", &second), ("", &second), ("v1", &first), (&first[..10], &first)] {
             assert_eq!(base(&repositories, &url, name).await.unwrap(), *commit, "{name}");
         }
-        assert_eq!(repositories.at_hand(), [url.clone()]);
+        assert_eq!(repositories.at_hand(), std::slice::from_ref(&url));
         // A clone that was broken is made again.
         let repo = repositories.ensure(&url, "", &[]).await.unwrap();
         fs::remove_file(repo.git_dir.join("HEAD")).unwrap();

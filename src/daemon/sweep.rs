@@ -52,7 +52,7 @@ pub struct Leader {
     pub session: i32,
     /// Start time in clock ticks after boot.
     pub started: u64,
-    /// The boot.
+    /// The boot, and the process namespace: a container that is started again counts its processes from 1 again.
     pub boot: String,
 }
 
@@ -135,12 +135,15 @@ pub fn kill_all_blocking(target: &Target, grace: Duration) -> Result<usize, Erro
 pub fn survivors(target: &Target) -> Result<Vec<Found>, Error> {
     let all = processes().map_err(Error::Proc)?;
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let marker = format!("{MARKER}={}", target.attempt);
-    let leader = target.leader.as_ref().filter(|leader| boot_id().is_ok_and(|boot| boot == leader.boot));
+    let ours = target.attempt.to_string();
+    let leader = target.leader.as_ref().filter(|leader| leader.is_known(&all));
     let mut belong: BTreeSet<i32> = all
         .iter()
         .filter(|process| process.pid != own && Some(process.pid) != target.ancestor)
-        .filter(|process| leader.is_some_and(|leader| leader.leads(process)) || has_marker(process.pid, &marker))
+        .filter(|process| match marker(process.pid) {
+            Some(marker) => marker == ours.as_bytes(),
+            None => leader.is_some_and(|leader| leader.leads(process)),
+        })
         .map(|process| process.pid)
         .collect();
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
@@ -182,9 +185,11 @@ pub fn find(pid: i32) -> Option<Found> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// This boot of the machine.
+/// This boot of the machine, and this namespace of process numbers.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    Ok(format!("{} {}", boot.trim(), namespace.display()))
 }
 
 // === impl Leader ===
@@ -193,6 +198,12 @@ impl Leader {
     /// The leader of a group that was just made.
     pub fn of(process: &Found) -> io::Result<Self> {
         Ok(Self { pid: process.pid, session: process.session, started: process.started, boot: boot_id()? })
+    }
+
+    /// Its number has not gone to somebody else, as far as one can tell.
+    fn is_known(&self, all: &[Found]) -> bool {
+        boot_id().is_ok_and(|boot| boot == self.boot)
+            && all.iter().find(|process| process.pid == self.pid).is_none_or(|it| it.started == self.started)
     }
 
     fn leads(&self, process: &Found) -> bool {
@@ -228,13 +239,15 @@ fn parse_stat(stat: &str) -> Option<Found> {
     })
 }
 
-fn has_marker(pid: i32, marker: &str) -> bool {
+/// The attempt a process says it belongs to. One whose environment may not be read belongs to another user.
+fn marker(pid: i32) -> Option<Vec<u8>> {
     let mut environment = Vec::new();
-    let Ok(file) = fs::File::open(format!("/proc/{pid}/environ")) else { return false };
-    if file.take(MAX_ENVIRONMENT).read_to_end(&mut environment).is_err() {
-        return false;
-    }
-    environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
+    let file = fs::File::open(format!("/proc/{pid}/environ")).ok()?;
+    file.take(MAX_ENVIRONMENT).read_to_end(&mut environment).ok()?;
+    environment.split(|byte| *byte == 0).find_map(|variable| {
+        let value = variable.strip_prefix(MARKER.as_bytes())?.strip_prefix(b"=")?;
+        Some(value.to_owned())
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -297,7 +310,7 @@ mod tests {
     fn a_group_is_known_by_more_than_its_number() {
         use std::os::unix::process::CommandExt as _;
         let attempt = AttemptId(Uuid::new_v4());
-        let mut command = Process::new("sleep").arg("1000").into_std().unwrap();
+        let mut command = Process::new("sleep").arg("1000").env_remove(MARKER).into_std().unwrap();
         let mut child = command.process_group(0).spawn().unwrap();
         let leader = Leader::of(&find(i32::try_from(child.id()).unwrap()).unwrap()).unwrap();
         let with = |leader: Leader| Target { leader: Some(leader), ..target(attempt) };

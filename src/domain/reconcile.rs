@@ -348,7 +348,7 @@ mod tests {
         let line = |matrix: &mut String, name: &str, cells: &[String]| {
             let mut text = format!("{name:24}");
             for cell in cells {
-                write!(text, "{cell:28}").unwrap();
+                write!(text, "{cell:31}").unwrap();
             }
             writeln!(matrix, "{}", text.trim_end()).unwrap();
         };

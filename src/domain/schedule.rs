@@ -401,3 +401,6 @@ impl<'a> Fleet<'a> {
         Some(places.into_iter().filter(fits).map(entry).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

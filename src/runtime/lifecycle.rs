@@ -64,11 +64,12 @@ impl Shutdown {
     }
 
     /// Asks for the end at the first SIGINT or SIGTERM, and insists at the second.
+    #[expect(clippy::disallowed_methods, reason = "not to be waited for: it waits for a second signal itself")]
     pub fn on_signals(&self) -> std::io::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let shutdown = self.clone();
-        self.spawn(async move {
+        tokio::spawn(async move {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}

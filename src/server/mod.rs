@@ -1,11 +1,26 @@
 //! Who decides when.
+//!
+//! ```text
+//!   client ──> services: check ──> ledger: fold, dispatch, commit ──> answer, sessions, watchers
+//!   daemon ──> session: hello, reports, heartbeats ──> ledger         <── commands
+//!   time ────> reaper: silence, due times, forgetting ──> ledger
+//! ```
+//!
+//! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output` and `blobs` keep
+//! what is too big for a table, `listen` puts it all on a socket, `run` starts and ends it.
+
 pub mod auth;
 pub mod blobs;
 pub mod ledger;
-pub mod reaper;
-pub mod session;
+pub mod listen;
 pub mod output;
+pub mod reaper;
+mod run;
+pub mod services;
+pub mod session;
 pub mod task_keys;
+
+pub use run::{Config, Error, run};
 
 use crate::wire::status::{ApiError, Reason};
 

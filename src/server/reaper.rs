@@ -14,6 +14,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
+    blobs::Blobs,
     ledger::{Ledger, Op, Reply},
     session::{Heard, Last, Times},
 };
@@ -141,8 +142,11 @@ pub async fn sweep(ledger: Ledger, shutdown: Shutdown) {
 }
 
 /// Forgets what is old enough.
-pub async fn forget(store: Store, shutdown: Shutdown) {
+pub async fn forget(store: Store, blobs: Blobs, shutdown: Shutdown) {
     loop {
+        if let Err(error) = forget_blobs(&store, &blobs, clock::now()).await {
+            tracing::warn!(error = super::ledger::chain(&error), "cannot forget old output; trying again later");
+        }
         if let Err(error) = forget_once(&store, clock::now()).await {
             tracing::warn!(error = super::ledger::chain(&error), "cannot forget what is old; trying again later");
         }
@@ -151,6 +155,12 @@ pub async fn forget(store: Store, shutdown: Shutdown) {
             () = tokio::time::sleep(FORGET_EVERY) => {}
         }
     }
+}
+
+async fn forget_blobs(store: &Store, blobs: &Blobs, now: Timestamp) -> Result<(), super::blobs::Error> {
+    while blobs.expire(store, now.before(KEEP_EVENTS)).await? {}
+    blobs.sweep_strays(store, now).await?;
+    Ok(())
 }
 
 /// One round of forgetting, in portions.

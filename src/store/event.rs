@@ -85,6 +85,20 @@ impl Tx {
         Ok(changes(self.fetch_some(&SQL, &[After { id: task.0, after }], limit).await?))
     }
 
+    /// Where changes after a sequence happened, in commit order: sequence and contract.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn events_places(&mut self, after: i64, limit: i64) -> Result<Vec<(i64, ContractId)>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT e.sequence, e.contract FROM {rows} JOIN events e ON e.sequence > rows.after
+                 ORDER BY e.sequence LIMIT $2",
+                AFTER,
+            )
+        });
+        let rows: Vec<(i64, Uuid)> = self.fetch_some(&SQL, &[After { id: Uuid::nil(), after }], limit).await?;
+        Ok(rows.into_iter().map(|(sequence, contract)| (sequence, ContractId(contract))).collect())
+    }
+
     /// The last sequence of the log; 0 when it is empty.
     pub async fn events_last(&mut self) -> Result<i64> {
         static SQL: LazySql = LazySql::new(|| Sql::new("SELECT coalesce(max(sequence), 0) FROM events", &[]));

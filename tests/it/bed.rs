@@ -56,6 +56,24 @@ macro_rules! both {
     )+};
 }
 
+/// The same for tests of the whole program, `async fn name(database: Database)`.
+#[macro_export]
+macro_rules! both_databases {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                super::$name($crate::harness::Database::Sqlite).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                super::$name($crate::harness::Database::Postgres).await;
+            }
+        }
+    )+};
+}
+
 /// Where a test's database is; it goes with the test.
 pub struct Place {
     pub url: Url,
@@ -89,7 +107,12 @@ impl Bed {
         let (store, claim) = Store::open(&place.url).await.expect("open the store");
         let (ledger, writer) = Ledger::start(store.clone(), TaskKeys::new([7; 32])).await.expect("start the ledger");
         spawn(writer);
-        let op = Op::CreateKey { kind: KeyKind::Owner, owner: Some("alice".to_owned()), label: String::new(), hash: [1; 32] };
+        let op = Op::CreateKey {
+            kind: KeyKind::Owner,
+            owner: Some("alice".to_owned()),
+            label: String::new(),
+            hash: [1; 32],
+        };
         let Ok(Reply::Key(key)) = ledger.server(op).await else { panic!("no key") };
         Self { store, ledger, owner: key.owner.expect("an owner"), key: key.id, _claim: claim, _place: place }
     }
@@ -158,7 +181,12 @@ impl Bed {
 /// A task that any daemon can run.
 pub fn task(name: &str, depends_on: &[&str]) -> NewTask {
     NewTask {
-        spec: TaskSpec { name: name.to_owned(), plan: "true".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() },
+        spec: TaskSpec {
+            name: name.to_owned(),
+            plan: "true".to_owned(),
+            agent: "shell".to_owned(),
+            ..TaskSpec::default()
+        },
         depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
     }
 }

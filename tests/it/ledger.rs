@@ -158,7 +158,8 @@ async fn a_rejected_spawn_goes_elsewhere_at_no_cost(kind: Kind) {
     let (_, tasks) = bed.contract(vec![task("a", &[])]).await;
     let (command, _) = full.spawned().await;
     let mut other = bed.daemon("other", 1).await;
-    full.answer(&bed, &command, Answer::Rejected { reason: "disk full".to_owned(), retryable: true, counts: false }).await;
+    full.answer(&bed, &command, Answer::Rejected { reason: "disk full".to_owned(), retryable: true, counts: false })
+        .await;
     let (again, _) = other.run_next(&bed).await;
     assert_eq!((again.attempt.task, again.attempt.number), (tasks[0].id, 2));
     other.done(&bed, again.attempt).await;
@@ -270,7 +271,8 @@ async fn a_bad_operation_fails_alone(kind: Kind) {
         asked.spawn(async move {
             // Two keys with one hash violate a unique index.
             let hash = if i % 10 == 0 { [99; 32] } else { [i + 100; 32] };
-            let op = Op::CreateKey { kind: makima::domain::key::KeyKind::Admin, owner: None, label: String::new(), hash };
+            let op =
+                Op::CreateKey { kind: makima::domain::key::KeyKind::Admin, owner: None, label: String::new(), hash };
             (i, bed.ledger.server(op).await)
         });
     }

@@ -5,3 +5,4 @@ mod daemon;
 mod harness;
 mod ledger;
 mod shim;
+mod survive;

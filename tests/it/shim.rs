@@ -134,7 +134,9 @@ fn kill_9(pid: i32) {
 #[tokio::test]
 async fn a_script_ends_with_all_it_started() {
     let bench = Bench::new(
-        "echo attempt $MAKIMA_ATTEMPT; pwd; setsid sleep 1000 & env -i setsid sh -c 'sleep 1000; :' & echo oops >&2; exit 7",
+        "echo attempt $MAKIMA_ATTEMPT; pwd; setsid sleep 1000 &
+         env -i setsid sh -c 'echo $$ > pid.new; mv pid.new pid; sleep 1000; :' &
+         until [ -e pid ]; do sleep 0.01; done; echo oops >&2; exit 7",
     );
     let mut handle = bench.start().await;
     let record = ended(&mut handle).await;
@@ -145,6 +147,8 @@ async fn a_script_ends_with_all_it_started() {
     assert_eq!(record.output_bytes, bench.output().len() as u64);
     assert_eq!(bench.dir.exit().unwrap().unwrap().attempt, attempt);
     bench.nothing_is_left().await;
+    let hidden = fs::read_to_string(worktree.join("pid")).unwrap().trim().parse().unwrap();
+    assert_eq!(sweep::find(hidden), None, "a process without the marker is alive");
     assert!(matches!(Handle::adopt(&bench.dir).await.unwrap(), Adopted::Ended(_)));
 }
 

@@ -138,6 +138,10 @@ pub enum BadProfile {
 impl Profiles {
     /// The built-in profiles with those of the configuration over them. One that cannot be used is logged and left out; a
     /// configuration should have been through [`Profiles::check`] before.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a configuration is given away, as to whatever else is loaded from it"
+    )]
     pub fn load(overrides: BTreeMap<String, Profile>) -> Self {
         let built_in = built_in();
         let mut all = built_in.clone();

@@ -202,12 +202,13 @@ impl Handle {
             }
             match self.look() {
                 Ok(Some(end)) => return end,
-                Ok(None) => {}
+                Ok(None) => sleep(LOOK_AGAIN).await,
                 Err(error) => {
-                    tracing::warn!(dir = %self.dir.path().display(), error = %super::chain(&error), "cannot look after a shim")
+                    let dir = self.dir.path().display();
+                    tracing::error!(%dir, error = %super::chain(&error), "cannot see what became of a shim; trying again");
+                    sleep(ANSWER_TIMEOUT).await;
                 }
             }
-            sleep(LOOK_AGAIN).await;
             self.connection = self.connect().await;
         }
     }
@@ -277,13 +278,21 @@ impl Handle {
         }
     }
 
-    /// What the files say: the end, or nothing while the lock is held.
+    /// What the files say: the end, or nothing while the lock is held. A record that cannot be understood is none, and where
+    /// the directory is gone so is the shim.
     fn look(&self) -> Result<Option<ShimEnd>, Error> {
-        if let Some(record) = self.dir.exit()? {
+        if let Ok(Some(record)) = self.dir.exit() {
             return Ok(Some(ShimEnd::Ended(record)));
         }
+        if !self.dir.path().exists() {
+            return Ok(Some(ShimEnd::ShimDied));
+        }
         let Some(_lock) = try_lock(&self.dir)? else { return Ok(None) };
-        Ok(Some(self.dir.exit()?.map_or(ShimEnd::ShimDied, ShimEnd::Ended)))
+        match self.dir.exit() {
+            Ok(Some(record)) => Ok(Some(ShimEnd::Ended(record))),
+            Ok(None) | Err(attempt_dir::Error::Corrupt { .. }) => Ok(Some(ShimEnd::ShimDied)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Kills the shim's process, if it still is the shim: it holds the lock, and leads the agent's session.

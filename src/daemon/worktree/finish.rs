@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
+    ffi::OsStr,
     fs::{self, File},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -110,11 +112,17 @@ async fn detach_from_foreign_branch(place: &Place) -> Result<bool, Error> {
 
 // === the commit ===
 
-/// One line of `git status --porcelain=v1 -z`.
+/// One line of `git status --porcelain=v1 -z`. Names are bytes: git takes any, and so do agents.
 struct Change {
     index: u8,
     tree: u8,
-    path: String,
+    path: Vec<u8>,
+}
+
+impl Change {
+    fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.path).into_owned()
+    }
 }
 
 async fn changes(worktree: &Path) -> Result<Vec<Change>, Error> {
@@ -127,7 +135,7 @@ async fn changes(worktree: &Path) -> Result<Vec<Change>, Error> {
     }
     let parse = |entry: &[u8]| {
         let (status, path) = (entry.get(..2)?, entry.get(3..)?);
-        Some(Change { index: status[0], tree: status[1], path: String::from_utf8_lossy(path).into_owned() })
+        Some(Change { index: status[0], tree: status[1], path: path.to_owned() })
     };
     Ok(output.stdout.split(|byte| *byte == 0).filter_map(parse).collect())
 }
@@ -138,15 +146,16 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
     let (mut add, mut unstage, mut secrets, mut nested) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for change in changes(dir).await? {
         let is_new = change.index == b'A' || change.index == b'?';
-        if is_new && (looks_secret(&change.path) || copied.contains(Path::new(&change.path))) {
+        let is_copy = copied.contains(Path::new(OsStr::from_bytes(&change.path)));
+        if is_new && (is_copy || looks_secret(&change.shown())) {
+            if !is_copy {
+                secrets.push(change.shown());
+            }
             if change.index == b'A' {
-                unstage.push(change.path.clone());
+                unstage.push(change.path);
             }
-            if !copied.contains(Path::new(&change.path)) {
-                secrets.push(change.path);
-            }
-        } else if change.index == b'?' && change.path.ends_with('/') {
-            nested.push(change.path);
+        } else if change.index == b'?' && change.path.ends_with(b"/") {
+            nested.push(change.shown());
         } else if change.tree != b' ' {
             add.push(change.path);
         }
@@ -158,7 +167,7 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
         warnings.push(format!("left out of the commit, since they are repositories of their own: {}", named(&nested)));
     }
     if !unstage.is_empty() {
-        let input = unstage.join("\0");
+        let input = unstage.join(&0);
         succeed("leave files out", LOCAL_TIMEOUT, || {
             let reset = ["reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul"];
             git(dir).env("GIT_LITERAL_PATHSPECS", "1").args(reset).stdin(input.clone())
@@ -166,15 +175,7 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
         .await?;
     }
     if !add.is_empty() {
-        let input = add.join("\0");
-        succeed("add the agent's changes", LONG_TIMEOUT, || {
-            git(dir)
-                .env("GIT_LITERAL_PATHSPECS", "1")
-                .args(["-c", "core.fsync=all", "-c", "core.safecrlf=false", "-c", "advice.addEmbeddedRepo=false"])
-                .args(["add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul"])
-                .stdin(input.clone())
-        })
-        .await?;
+        stage(dir, &add.join(&0), warnings).await?;
     }
     let staged =
         attempt("look at the index", LOCAL_TIMEOUT, || git(dir).args(["diff", "--cached", "--quiet"])).await?.code;
@@ -194,6 +195,28 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
             .stdin(message.clone())
     })
     .await?;
+    Ok(())
+}
+
+/// Stages these; what cannot be read is left out and named.
+async fn stage(dir: &Path, names: &[u8], warnings: &mut Vec<String>) -> Result<(), Error> {
+    let add = |rest: &'static [&'static str]| {
+        git(dir)
+            .env("GIT_LITERAL_PATHSPECS", "1")
+            .args(["-c", "core.fsync=all", "-c", "core.safecrlf=false", "-c", "advice.addEmbeddedRepo=false"])
+            .args(["add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul"])
+            .args(rest.iter().copied())
+            .stdin(names)
+    };
+    let output = attempt("add the agent's changes", LONG_TIMEOUT, || add(&[])).await?;
+    if !output.success() {
+        let output = attempt("add the agent's changes", LONG_TIMEOUT, || add(&["--ignore-errors"])).await?;
+        if output.code != Some(0) && output.code != Some(1) {
+            let message = format!("cannot add the agent's changes: {}", output.complaint());
+            return Err(Error::new(FailureClass::AgentError, message));
+        }
+        warnings.push(format!("not everything could be added to the commit: {}", output.complaint()));
+    }
     Ok(())
 }
 

@@ -147,7 +147,7 @@ async fn merge(path: &Path, tips: &[Tip], env: &[(String, String)], name: &str, 
         let output = attempt("merge results", LONG_TIMEOUT, || {
             git(path)
                 .envs(env.iter().cloned())
-                .args(["-c", "rerere.enabled=false", "-c", "merge.verifySignatures=false"])
+                .args(["-c", "rerere.enabled=false", "-c", "merge.verifySignatures=false", "-c", "core.fsync=all"])
                 .args(["merge", "--quiet", "--no-ff", "--no-edit", "--no-log", "-m", &message])
                 .arg(tip.commit.to_string())
         })
@@ -248,8 +248,7 @@ async fn choose_branch(repo: &RepoRef, asked: &str, start: Oid, warnings: &mut V
         }
         let (mut branch, mut why) = (asked.clone(), None);
         if let Some(prefix) = prefixes(&asked).find(|prefix| has_branch(&opened, prefix)) {
-            branch = asked.replacen(prefix, &prefix.replace('/', "-"), 1);
-            branch = format!("{}-{}", &branch[..prefix.len()], &branch[prefix.len() + 1..]);
+            branch = format!("{}-{}", prefix.replace('/', "-"), &asked[prefix.len() + 1..]);
             why = Some(format!("a branch named `{prefix}` exists, beside which git takes no `{prefix}/…`"));
         }
         let is_free = |name: &str| {

@@ -121,6 +121,8 @@ async fn work_becomes_a_result() {
         assert_eq!(nothing.result.commit, start);
         write(worktree(&manifest), &[("src/a b.rs", "a"), ("*", "glob"), ("ignored.log", "x"), (":x", "y")]);
         fs::remove_file(worktree(&manifest).join("README.md")).unwrap();
+        let odd: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"\xffodd\n");
+        fs::write(worktree(&manifest).join(odd), "odd").unwrap();
         let finished = finish(&manifest).await.unwrap();
         assert_eq!(finished.warnings, Vec::<String>::new());
         assert!(finished.result.published);
@@ -128,7 +130,7 @@ async fn work_becomes_a_result() {
         let commit = finished.result.commit.as_str();
         let held = testing::run(&bench.origin, &["rev-parse", &manifest.spawn.result_ref]).await;
         assert_eq!(held, commit);
-        assert_eq!(tree(&bench.origin, commit).await, ["*", ".gitignore", ":x", "src/a b.rs"]);
+        assert_eq!(tree(&bench.origin, commit).await, ["*", ".gitignore", ":x", "src/a b.rs", "\"\u{fffd}odd\\n\""]);
         let message = testing::run(&bench.origin, &["log", "-1", "--format=%B", commit]).await;
         let task = manifest.attempt.task;
         assert_eq!(message, format!("types\n\nMakima-Task: {task}\nMakima-Attempt: 1"));
@@ -144,8 +146,8 @@ async fn results_are_merged() {
     for url in [false, true] {
         let mut bench = Bench::new(url).await;
         let schema = bench.done("schema", &[], &[("schema.sql", "s")]).await;
-        let users = bench.done("users", &[schema.clone()], &[("users.rs", "u")]).await;
-        let orders = bench.done("orders", &[schema.clone()], &[("orders.rs", "o")]).await;
+        let users = bench.done("users", std::slice::from_ref(&schema), &[("users.rs", "u")]).await;
+        let orders = bench.done("orders", std::slice::from_ref(&schema), &[("orders.rs", "o")]).await;
         let mut one = bench.order("one", &[schema.clone(), users.clone()]);
         bench.prepare(&mut one).await.unwrap();
         assert_eq!(one.place.as_ref().unwrap().base_commit, users.commit);
@@ -190,7 +192,7 @@ async fn another_machine_has_published_results() {
     let mut bench = Bench::new(true).await;
     let schema = bench.done("schema", &[], &[("schema.sql", "s")]).await;
     fs::rename(bench.dir.path().join("cache"), bench.dir.path().join("cache-of-another")).unwrap();
-    let mut manifest = bench.order("types", &[schema.clone()]);
+    let mut manifest = bench.order("types", std::slice::from_ref(&schema));
     bench.prepare(&mut manifest).await.unwrap();
     assert_eq!(manifest.place.unwrap().base_commit, schema.commit);
 }

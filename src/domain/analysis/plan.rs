@@ -129,11 +129,12 @@ fn chunk_tokens(chunk: &str, is_name: bool, tokens: &mut Vec<Token>) {
 fn word_tokens(word: &str, is_name: bool, tokens: &mut Vec<Token>) {
     let whole = Word::new(word);
     let mut parts: Vec<&str> = humps(word).collect();
-    if parts.len() < 2 || noun(whole.text()).is_some() {
+    let last = parts.pop().unwrap_or_default();
+    // `TypeScript` is one word, and `GraphQL` one that we know.
+    if !is_name && (noun(whole.text()).is_some() || noun(Word::new(last).text()).is_none()) {
         return tokens.push(Token::Word(whole));
     }
-    let last = parts.pop().unwrap_or_default();
-    tokens.extend(parts.into_iter().map(|part| Token::Word(Word { context: !is_name, ..Word::new(part) })));
+    tokens.extend(parts.iter().map(|part| Token::Word(Word { context: !is_name, ..Word::new(part) })));
     tokens.push(Token::Word(Word::new(last)));
 }
 
@@ -299,14 +300,14 @@ fn is_sql(tokens: &[Token], at: usize) -> bool {
         return false;
     }
     if verb.text() == "create" {
-        // create table [if not exists] users (
+        // create table [if not exists] user_names (
         let guard = ["if", "not", "exists"];
-        let named = at
-            + 2
-            + guard.iter().enumerate().take_while(|(i, g)| word(at + 2 + i).is_some_and(|w| w.text() == **g)).count();
-        let parts = (named..named + 4).take_while(|&i| word(i).is_some()).count();
-        // A snake-case name is several words.
-        return parts > 0 && matches!(tokens.get(named + parts), Some(Token::Open)) && parts < 4;
+        let guarded = guard.iter().enumerate().take_while(|(i, g)| word(at + 2 + i).is_some_and(|w| w.text() == **g));
+        let from = at + 2 + guarded.count();
+        // A snake-case name is several words; none of them is `component`.
+        let plain = |w: &Word| !matches!(noun(w.text()), Some((Category::Ui, _)));
+        let parts = (from..from + 4).take_while(|&i| word(i).is_some_and(plain)).count();
+        return parts > 0 && matches!(tokens.get(from + parts), Some(Token::Open));
     }
     // alter table users add column, drop table users
     verb.text() == "alter" || word(at + 2).is_some_and(|w| !matches!(w.text(), "component" | "view" | "row" | "rows"))

@@ -19,7 +19,7 @@ use crate::{
         AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
         analysis::{self, Category},
         attempt::{Attempt, AttemptState, Usage},
-        daemon::{Card, Requirements},
+        daemon::{Card, Requirements, is_path},
         order::{ContractTask, DEFAULT_GRACE, DEFAULT_SETUP_TIMEOUT, DependencyResult, Order, Spawn},
         schedule::{self, Head, Host, Input, Load},
         task::Task,
@@ -81,8 +81,12 @@ impl Work {
         let more_lanes = i64::try_from(lanes.len()).unwrap_or(i64::MAX) >= MAX_LANES;
         let served: HashSet<ClassId> = served.into_iter().collect();
         // The rows of contracts that this batch opens still say that they are closed.
-        let opened: Vec<ContractId> =
-            self.contracts.changed_rows().filter(|(was, now)| !was.is_open() && now.is_open()).map(|(_, now)| now.id).collect();
+        let opened: Vec<ContractId> = self
+            .contracts
+            .changed_rows()
+            .filter(|(was, now)| !was.is_open() && now.is_open())
+            .map(|(_, now)| now.id)
+            .collect();
         lanes.extend(tx.lanes_of(&opened).await?.into_iter().filter(|lane| served.contains(&lane.class)));
         self.load_heads(tx, &lanes, room).await?;
 
@@ -164,7 +168,10 @@ impl Work {
         self.load_task_rows(tx, dependencies.into_iter()).await?;
         let mut near = HashMap::new();
         for id in of {
+            // A repository in place is the same for every daemon that has it: nothing is nearer to one than to another.
+            let in_place = self.tasks.get(id).is_none_or(|task| is_path(&task.spec.repository));
             let daemons: Vec<DaemonId> = (self.dependencies.get(&id).into_iter().flatten())
+                .filter(|_| !in_place)
                 .take(schedule::MAX_NEAR)
                 .filter_map(|dependency| self.tasks.get(*dependency)?.daemon)
                 .collect();

@@ -7,8 +7,9 @@
 # the cluster is stopped at once and its directory removed. Settings are Postgres's own, so a commit is as durable here
 # as anywhere. It listens on loopback only and runs as an unprivileged user, which Postgres insists on.
 set -eu
-# A ^C at the terminal is for the tests; this ends when they have.
-trap '' INT TERM HUP
+# A ^C at the terminal is for the tests; this ends when they have. Saying `ready` to somebody who has gone already must end
+# it the tidy way too, and death by SIGPIPE runs no trap.
+trap '' INT TERM HUP PIPE
 
 fail() {
     echo "postgres.sh: $*" >&2

@@ -8,8 +8,8 @@ use std::{
     net::TcpListener,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::Mutex,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::{Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -248,6 +248,65 @@ pub fn sweep(folder: &Path) -> Vec<Found> {
         left.iter().for_each(Found::kill);
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The folder in which all worlds of this test process live. A guardian, which holds nothing but the other end of a pipe,
+/// kills what carries it and removes it when this process is gone, should that be by kill -9.
+pub fn base() -> &'static Path {
+    static BASE: OnceLock<(PathBuf, ChildStdin)> = OnceLock::new();
+    let (path, _) = BASE.get_or_init(|| {
+        // Short, because sockets live in it.
+        let temp = tempfile::Builder::new().prefix("mk-").tempdir().expect("make a temp dir");
+        let path = temp.path().canonicalize().expect("the temp dir is there");
+        let lifeline = guard(&path);
+        // From here on it is the guardian's.
+        let _ = temp.keep();
+        (path, lifeline)
+    });
+    path
+}
+
+/// What the guardian does: waits for the end of its input, then kills until a look finds none, and removes the folder unless
+/// a world in it was to be kept. It reads what to look for instead of having it as an argument, where it would find itself.
+const GUARD: &str = r#"
+trap '' INT TERM HUP PIPE
+cd /
+read -r folder
+read -r keep
+cat >/dev/null
+try=0
+while [ $try -lt 100 ]; do
+    try=$((try + 1))
+    found=
+    for proc in /proc/[0-9]*; do
+        grep -qsF "$folder" "$proc/cmdline" "$proc/environ" && found="$found ${proc#/proc/}"
+    done
+    [ -n "$found" ] || break
+    kill -KILL $found 2>/dev/null
+    sleep 0.1
+done
+[ "$keep" = yes ] || rm -rf "$folder"
+"#;
+
+#[expect(clippy::disallowed_methods, reason = "the tests start their own processes")]
+pub(super) fn guard(folder: &Path) -> ChildStdin {
+    let mut guardian = Command::new("/bin/sh")
+        .args(["-c", GUARD])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("start the guardian");
+    let mut lifeline = guardian.stdin.take().expect("a pipe");
+    let keep = if keeps() { "yes" } else { "no" };
+    writeln!(lifeline, "{}\n{keep}", folder.display()).expect("tell the guardian what to do");
+    lifeline
+}
+
+/// `MAKIMA_TEST_KEEP` is set: the folders of worlds stay.
+pub fn keeps() -> bool {
+    std::env::var_os("MAKIMA_TEST_KEEP").is_some()
 }
 
 /// It is there and not a zombie.

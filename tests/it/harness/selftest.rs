@@ -40,12 +40,13 @@ async fn a_cluster_dies_with_whoever_asked_for_it() {
     // An unprivileged Postgres has to get through it.
     fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open the temp dir");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/postgres.sh");
-    // A stand-in for a test process: it holds the pipe, in a process group of its own, and is killed.
+    // A stand-in for a test process: it holds the pipe, and is killed. Should this process be killed itself, it ends.
     let mut holder = Command::new("/bin/sh")
-        .args(["-c", "sleep 1000 | \"$0\"", script])
+        .args(["-c", "cat | \"$0\"", script])
         .env("TMPDIR", temp.path())
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .process_group(0)
         .spawn()
         .expect("start a shell");
@@ -54,8 +55,12 @@ async fn a_cluster_dies_with_whoever_asked_for_it() {
     assert!(line.starts_with("ready postgres://"), "{line}");
     let running = process::processes_of(temp.path());
     assert!(running.iter().any(|found| found.arguments.contains("/postgres -D")), "{running:?}");
-    let sleeper = running.iter().find(|found| found.arguments == "sleep 1000").expect("the holder of the pipe");
-    sleeper.kill();
+    // The guardian has a `cat` of its own, in the cluster's directory.
+    let ours = |found: &&process::Found| {
+        found.arguments == "cat"
+            && !fs::read_link(format!("/proc/{}/cwd", found.pid)).is_ok_and(|cwd| cwd.starts_with(temp.path()))
+    };
+    running.iter().find(ours).expect("the holder of the pipe").kill();
     eventually("nothing is left of the cluster", || async {
         let left: Vec<PathBuf> = fs::read_dir(temp.path()).expect("list").flatten().map(|entry| entry.path()).collect();
         let processes = process::processes_of(temp.path());
@@ -84,6 +89,28 @@ async fn a_sweep_finds_what_ran_away() {
     .await;
     assert_eq!(process::sweep(temp.path()), []);
     assert_eq!(process::processes_of(temp.path()), []);
+}
+
+/// When the test process is gone, whatever its worlds have started is killed and their folder removed.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the tests start their own processes")]
+async fn a_guardian_ends_what_the_tests_leave() {
+    let folder = tempfile::tempdir().expect("make a temp dir").keep();
+    let lifeline = process::guard(&folder);
+    let mut left = Command::new("sleep").arg("1000").env("MARK", &folder).spawn().expect("start a process");
+    eventually("it has started", || async {
+        let found = process::processes_of(&folder);
+        ensure(found.len() == 1, || format!("{found:?}"))
+    })
+    .await;
+    // As the end of this process would.
+    drop(lifeline);
+    eventually("nothing is left", || async {
+        let processes = process::processes_of(&folder);
+        ensure(!folder.exists() && processes.is_empty(), || format!("{processes:?}"))
+    })
+    .await;
+    assert!(!left.wait().expect("wait for a child").success());
 }
 
 /// A repository is a real one, whatever git configuration this machine has.

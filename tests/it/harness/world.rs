@@ -80,10 +80,9 @@ impl World {
 
     /// A world in which nothing runs yet.
     pub async fn new(database: Database) -> Self {
-        // Short, because sockets live in it.
-        let temp = tempfile::Builder::new().prefix("mk-").tempdir().expect("make a temp dir");
-        let dir = temp.path().canonicalize().expect("the temp dir is there");
-        let temp = if std::env::var_os("MAKIMA_TEST_KEEP").is_some() {
+        let temp = tempfile::Builder::new().prefix("").tempdir_in(process::base()).expect("make a temp dir");
+        let dir = temp.path().to_owned();
+        let temp = if process::keeps() {
             eprintln!("kept: {}", temp.keep().display());
             None
         } else {
@@ -312,7 +311,8 @@ impl World {
         let output = self.cli(&with_json).await;
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "makima {args:?}: {}\n{stdout}{stderr}", output.status);
-        let object = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("makima {args:?}: {error}: {line}"));
+        let object =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("makima {args:?}: {error}: {line}"));
         stdout.lines().map(object).collect()
     }
 
