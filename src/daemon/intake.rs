@@ -60,6 +60,8 @@ pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, m
             taken = inbox.recv_many(&mut batch, BATCH) => taken,
         };
         if taken == 0 {
+            // There will be no further session; the daemon is about to stop.
+            soft.cancelled().await;
             return;
         }
         take(&context, &supervisor, std::mem::take(&mut batch)).await;

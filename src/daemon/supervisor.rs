@@ -190,7 +190,8 @@ impl Supervisor {
                 Some(ended) = self.ended.1.recv() => self.runner_ended(ended).await,
                 ask = self.asks.recv() => match ask {
                     Some(ask) => self.answer(ask).await,
-                    None => return,
+                    // Nobody is left to ask: the daemon is about to stop.
+                    None => return soft.cancelled().await,
                 },
             }
             self.publish();

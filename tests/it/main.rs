@@ -1,6 +1,7 @@
 //! The one integration-test binary: each module below is a theme, `harness` and `bed` are what they stand on.
 
 mod bed;
+mod daemon;
 mod harness;
 mod ledger;
 mod shim;

@@ -205,8 +205,7 @@ impl Upload {
 
     /// When the next chunk may go: at once for a full one or the end, a moment after the last one otherwise. `None` while
     /// there is nothing to send, or an answer must come first.
-    fn due(&self, collect: Duration) -> Option<Instant> {
-        let now = Instant::now();
+    fn due(&self, collect: Duration, now: Instant) -> Option<Instant> {
         if !self.asked {
             return Some(now);
         }
@@ -373,7 +372,7 @@ impl Uploader {
         loop {
             self.take_announced();
             let now = Instant::now();
-            let next = self.next_turn(collect);
+            let next = self.next_turn(collect, now);
             let waiting = self.uploads.values().any(Upload::is_waiting);
             // One that is due already waits for room in the queue, not for a time.
             let due = next.map(|(_, due)| due).filter(|due| *due > now);
@@ -410,13 +409,12 @@ impl Uploader {
     }
 
     /// Whose turn it is, and when: of those that are due, the one after the last one; else the one that is due first.
-    fn next_turn(&self, collect: Duration) -> Option<(AttemptRef, Instant)> {
+    fn next_turn(&self, collect: Duration, now: Instant) -> Option<(AttemptRef, Instant)> {
         let on_the_way: u64 = self.uploads.values().map(Upload::on_the_way).sum();
         if on_the_way >= WINDOW {
             return None;
         }
-        let now = Instant::now();
-        let due = || self.uploads.values().filter_map(|u| u.due(collect).map(|due| (u.attempt, due)));
+        let due = || self.uploads.values().filter_map(|u| u.due(collect, now).map(|due| (u.attempt, due)));
         let after = |last: AttemptRef| due().find(|(attempt, due)| *due <= now && *attempt > last);
         self.turn
             .and_then(after)

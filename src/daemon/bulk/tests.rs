@@ -39,7 +39,7 @@ impl Bench {
     }
 
     fn is_due(&self) -> bool {
-        self.upload.due(COLLECT).is_some_and(|due| due <= Instant::now())
+        self.upload.due(COLLECT, Instant::now()).is_some_and(|due| due <= Instant::now())
     }
 }
 
@@ -49,7 +49,7 @@ async fn an_upload_asks_first_goes_on_from_there_and_ends_with_the_end() {
     bench.write(b"0123456789");
     let question = bench.next().await.unwrap();
     assert_eq!((question.offset, question.data.len(), question.last), (0, 0, false));
-    assert_eq!(bench.upload.due(COLLECT), None, "nothing is sent before the answer");
+    assert_eq!(bench.upload.due(COLLECT, Instant::now()), None, "nothing is sent before the answer");
     bench.receive(4, false);
 
     tokio::time::advance(COLLECT).await;

@@ -321,13 +321,14 @@ impl Session {
     /// Takes messages from the outbox while there is room for them on the way.
     async fn refill(&mut self, newest: &mut watch::Receiver<i64>) -> Result<(), Error> {
         let room = OUTBOX_WINDOW.saturating_sub(self.in_flight.len());
-        if room == 0 || *newest.borrow_and_update() <= self.cursor {
+        let written = *newest.borrow_and_update();
+        if room == 0 || written <= self.cursor {
             return Ok(());
         }
         let messages = self.context.journal.outbox(self.cursor, room).await?;
         if messages.len() < room {
-            // Those in between have been answered already.
-            self.cursor = self.cursor.max(*newest.borrow());
+            // What is missing up to here has been answered already. What was written since is not in that.
+            self.cursor = self.cursor.max(written);
         }
         for message in messages {
             self.cursor = self.cursor.max(message.sequence);
