@@ -5,3 +5,4 @@ mod harness;
 mod ledger;
 mod shim;
 mod survive;
+mod tidy;
