@@ -7,3 +7,4 @@ mod ledger;
 mod shim;
 mod standing;
 mod survive;
+mod tidy;
