@@ -365,7 +365,7 @@ impl Supervisor {
         let over = |state| Change { state: Some(state), ..Change::default() };
         match (stop.why, row.state) {
             (_, State::Accepted | State::Running | State::Ending) => {
-                self.start(Row { stop: Some(stop), ..row }, None, 0)
+                self.start(Row { stop: Some(stop), ..row }, None, 0);
             }
             (Why::Salvage, _) => self.record(attempt, over(State::Salvage)).await,
             (Why::Forgotten, _) => self.record(attempt, over(State::Over)).await,
