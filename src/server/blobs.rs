@@ -128,7 +128,7 @@ impl Blobs {
             let is_end = item.is_none();
             match item {
                 Some(Ok(meta)) if meta.last_modified.timestamp_micros() < old => {
-                    portion.push(meta.location.to_string())
+                    portion.push(meta.location.to_string());
                 }
                 Some(Err(source)) => {
                     return Err(Error::Operation { operation: "list", name: String::new(), source });

@@ -47,10 +47,11 @@ pub fn api_error(error: ledger::Error) -> ApiError {
         Error::Etag { .. } => ApiError::new(Reason::EtagMismatch, text),
         Error::RequestIdReused(_) => ApiError::new(Reason::RequestIdReused, text),
         Error::Exists(_) => ApiError::new(Reason::NameTaken, text),
-        Error::Forbidden(_) => ApiError::new(Reason::OwnerKeyNeeded, text),
+        Error::Forbidden(_) => ApiError::new(Reason::ForeignDaemon, text),
         Error::StaleSession(_) => ApiError::new(Reason::WrongState, text),
-        Error::Unstorable(_) => ApiError::new(Reason::Internal, text),
-        Error::Unavailable(_) => ApiError::new(Reason::Unavailable, text),
+        // What the database says of itself is for the log.
+        error @ Error::Unstorable(_) => ApiError::internal(error),
+        error @ Error::Unavailable(_) => ApiError::unavailable(error),
         Error::Stopping => ApiError::shutting_down(),
     }
 }

@@ -152,7 +152,7 @@ pub async fn open(
             hello.protocol_max,
             if hello.protocol_min > PROTOCOL { "server" } else { "daemon" }
         );
-        return Err(ApiError::new(Reason::WrongState, text).into());
+        return Err(ApiError::new(Reason::ProtocolUnsupported, text).into());
     }
     let hello = Hello::try_from(&hello).map_err(ApiError::from)?;
     let daemon = hello.daemon;

@@ -90,6 +90,8 @@ reasons! {
     OwnerNotNamed = "OWNER_NOT_NAMED" => PermissionDenied,
     /// A task key reads its own task and contract, and nothing else.
     OutsideTaskKey = "OUTSIDE_TASK_KEY" => PermissionDenied,
+    /// The identity that a daemon comes with belongs to another owner.
+    ForeignDaemon = "FOREIGN_DAEMON" => PermissionDenied,
 
     /// There is no such contract, or it is somebody else's.
     ContractNotFound = "CONTRACT_NOT_FOUND" => NotFound,
@@ -114,8 +116,8 @@ reasons! {
     EtagMismatch = "ETAG_MISMATCH" => Aborted,
     /// The thing is not in a state that allows this.
     WrongState = "WRONG_STATE" => FailedPrecondition,
-    /// The contract has as many tasks as it may have.
-    ContractFull = "CONTRACT_FULL" => ResourceExhausted,
+    /// Daemon and server have no version of the protocol in common.
+    ProtocolUnsupported = "PROTOCOL_UNSUPPORTED" => FailedPrecondition,
     /// The server has more to do than it takes on; come back.
     Overloaded = "OVERLOADED" => ResourceExhausted,
     /// The changes behind the resume token are no longer kept: watch again from a snapshot.
@@ -299,7 +301,12 @@ impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         if let Some(cause) = &error.cause {
             let cause = chain(cause.as_ref());
-            tracing::error!(reason = %error.reason, message = %error.message, cause, "a call failed");
+            // An outage fails every call; what is broken fails this one.
+            if error.reason == Reason::Internal {
+                tracing::error!(cause, "a call failed, and it is our fault");
+            } else {
+                tracing::warn!(reason = %error.reason, cause, "a call failed");
+            }
         }
         let mut details = ErrorDetails::new();
         let metadata: HashMap<String, String> =

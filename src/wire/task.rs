@@ -9,7 +9,6 @@ use super::{
 };
 use crate::domain::{
     ContractId, OwnerId, TaskId,
-    analysis::Category,
     attempt::{Attempt, AttemptState, AttemptStatus},
     contract::Hold,
     draft::{NewTask, NewTasks, TaskUpdate},
@@ -202,7 +201,7 @@ pub fn update(owner: OwnerId, request: pb::UpdateTaskRequest) -> ApiResult<TaskU
             "labels" => update.labels = Some(labels(&mut check, &field, new.labels.clone())),
             "copy_files" => update.copy_files = Some(copy_files(&mut check, &field, new.copy_files.clone())),
             "setup_command" => {
-                update.setup_command = Some(check.text(&field, new.setup_command.clone(), MAX_TEXT_BYTES))
+                update.setup_command = Some(check.text(&field, new.setup_command.clone(), MAX_TEXT_BYTES));
             }
             "limits" => update.limits = Some(limits(&mut check, "spec.", new.limits.as_ref())),
             "base_branch" => update.base_branch = Some(check.revision(&field, new.base_branch.clone())),
@@ -472,16 +471,6 @@ pub fn fit_answer(tasks: &mut [pb::Task]) {
 /// Who holds something, and why.
 pub fn hold(hold: &Hold) -> String {
     if hold.reason.is_empty() { hold.by.clone() } else { format!("{}: {}", hold.by, hold.reason) }
-}
-
-/// The word for a category.
-pub fn category(category: Category) -> &'static str {
-    match category {
-        Category::Schema => "schema",
-        Category::Types => "types",
-        Category::Backend => "backend",
-        Category::Ui => "ui",
-    }
 }
 
 impl From<AttemptStatus> for pb::AttemptStatus {

@@ -5,4 +5,6 @@ mod daemon;
 mod harness;
 mod ledger;
 mod shim;
+mod standing;
 mod survive;
+mod tidy;

@@ -6,7 +6,12 @@ use makima::wire::pb::{self, AttemptStatus, FailureClass, TaskStatus};
 
 use crate::{
     both_databases,
-    harness::{DaemonOptions, Database, World, client::shell, ensure, eventually, eventually::eventually_within},
+    harness::{
+        DaemonOptions, Database, World,
+        client::shell,
+        eventually,
+        eventually::{ensure, eventually_within},
+    },
 };
 
 both_databases!(a_killed_server_loses_and_repeats_nothing);

@@ -8,13 +8,10 @@
 use std::{
     collections::VecDeque,
     fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::{
-            net::{UnixListener, UnixStream},
-            process::CommandExt as _,
-        },
+        unix::{net::UnixListener, process::CommandExt as _},
     },
     path::Path,
     process::{ChildStdin, Stdio},
@@ -30,13 +27,16 @@ use rustix::{
 };
 
 use super::{
-    NONCE, STAGE, launch,
-    protocol::{MAX_LINE, Ready, Reply, Request, Start, VERSION},
+    NONCE, STAGE,
+    client::Client,
+    launch,
+    protocol::{Ready, Reply, Request, Start, VERSION},
+    record::Room,
     socket,
 };
 use crate::{
     daemon::{
-        attempt_dir::{self, AttemptDir, EndReason, ExitRecord, Manifest, Started, Stdin, open_private, sync_dir},
+        attempt_dir::{self, AttemptDir, EndReason, ExitRecord, Manifest, Started, Stdin, open_private},
         process::{self, Process},
         sweep::{self, Leader, Target},
     },
@@ -51,12 +51,8 @@ const MAX_PENDING_INPUT: usize = 4 * 1024 * 1024;
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// How often the dying are looked at: short at first, for most die at once.
 const ENDING_TICKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-/// How long the exit record is tried to be written, on a disk that does not take it.
-const RECORD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long somebody else may hold the lock; longer than a look takes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// Room for the exit record, kept from the beginning, so that a disk that has filled up cannot swallow it.
-const RECORD_RESERVE: usize = 8 * 1024;
 
 /// Why a shim does not start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -101,9 +97,10 @@ pub fn run(dir: &Path) -> Result<(), Error> {
     let listener = socket::bind(dir.path()).map_err(Error::Socket)?;
     listener.set_nonblocking(true).map_err(Error::Socket)?;
     let manifest = dir.manifest()?;
+    let room = Room::keep(&dir)?;
     let mut keeper = Keeper::start(dir, &manifest, nonce, listener)?;
     say(&Ready::Started);
-    let record = keeper.keep()?;
+    let record = keeper.keep(room)?;
     keeper.farewell(&record);
     drop(lock);
     Ok(())
@@ -144,7 +141,6 @@ struct Keeper {
     deadline: Option<Instant>,
     grace: Duration,
     output: File,
-    reserve: File,
     start: Started,
     manifest: Manifest,
 }
@@ -164,19 +160,10 @@ enum Phase {
     Ending { reason: EndReason, kill_at: Instant, tick: Duration, told: Vec<(i32, u64)> },
 }
 
-struct Client {
-    stream: UnixStream,
-    known: bool,
-    line: Vec<u8>,
-    out: VecDeque<u8>,
-    closed: bool,
-}
-
 impl Keeper {
     fn start(dir: AttemptDir, manifest: &Manifest, nonce: String, listener: UnixListener) -> Result<Self, Error> {
         let output = dir.append_output()?;
         let output_start = output.metadata().map_or(0, |file| file.len());
-        let reserve = reserve(&dir)?;
         let shim_pid = getpid().as_raw_pid();
         dir.write("start.json", &Start { nonce: nonce.clone(), launched: true })?;
         let process = Process::new("/proc/self/exe")
@@ -229,14 +216,13 @@ impl Keeper {
             deadline,
             grace: manifest.spawn.grace,
             output,
-            reserve,
             start,
             manifest: manifest.clone(),
         })
     }
 
     /// Until nothing of the agent is left and that is on the disk.
-    fn keep(&mut self) -> Result<ExitRecord, Error> {
+    fn keep(&mut self, room: Room) -> Result<ExitRecord, Error> {
         loop {
             self.wait_for_events()?;
             self.accept();
@@ -244,7 +230,7 @@ impl Keeper {
             self.feed_agent();
             self.reap();
             if self.advance() {
-                return self.conclude();
+                return self.conclude(room);
             }
         }
     }
@@ -285,7 +271,7 @@ impl Keeper {
             if self.clients.len() == MAX_CLIENTS {
                 self.clients.remove(0);
             }
-            self.clients.push(Client { stream, known: false, line: Vec::new(), out: VecDeque::new(), closed: false });
+            self.clients.push(Client::new(stream));
         }
     }
 
@@ -420,7 +406,7 @@ impl Keeper {
     }
 
     /// Output, then record, then directory.
-    fn conclude(&mut self) -> Result<ExitRecord, Error> {
+    fn conclude(&mut self, room: Room) -> Result<ExitRecord, Error> {
         let reason = match &self.phase {
             Phase::Ending { reason, .. } => reason.clone(),
             Phase::Running => EndReason::Exited,
@@ -440,33 +426,8 @@ impl Keeper {
             started: self.start.at,
             ended: clock::now(),
         };
-        let begun = Instant::now();
-        loop {
-            match self.write_record(&record) {
-                Ok(()) => return Ok(record),
-                Err(error) if begun.elapsed() > RECORD_PATIENCE => return Err(error.into()),
-                Err(_) => std::thread::sleep(Duration::from_millis(500)),
-            }
-        }
-    }
-
-    fn write_record(&mut self, record: &ExitRecord) -> Result<(), attempt_dir::Error> {
-        let path = self.dir.path().join("exit.json");
-        let temporary = self.dir.path().join(RESERVE_NAME);
-        let mut bytes = serde_json::to_vec_pretty(record)
-            .map_err(|source| attempt_dir::Error::Corrupt { path: path.clone(), source })?;
-        bytes.push(b'\n');
-        let write = |file: &mut File| {
-            file.rewind()?;
-            file.write_all(&bytes)?;
-            if bytes.len() > RECORD_RESERVE {
-                file.set_len(bytes.len() as u64)?;
-            }
-            file.sync_all()
-        };
-        write(&mut self.reserve).map_err(|source| attempt_dir::io_error("write", &temporary, source))?;
-        std::fs::rename(&temporary, &path).map_err(|source| attempt_dir::io_error("rename", &temporary, source))?;
-        sync_dir(self.dir.path())
+        room.fill(&record)?;
+        Ok(record)
     }
 
     /// Tells everybody who is connected; the end of the connection says the same.
@@ -478,73 +439,5 @@ impl Keeper {
             }
         }
         let _ = std::fs::remove_file(self.dir.path().join(socket::NAME));
-    }
-}
-
-const RESERVE_NAME: &str = ".exit.json.reserve";
-
-/// A file full of spaces, which the exit record is written over: JSON may end in spaces.
-fn reserve(dir: &AttemptDir) -> Result<File, Error> {
-    let path = dir.path().join(RESERVE_NAME);
-    let mut file = open_private(OpenOptions::new().write(true).create(true).truncate(true), &path)?;
-    file.write_all(&[b' '; RECORD_RESERVE])
-        .and_then(|()| file.sync_all())
-        .map_err(|source| attempt_dir::io_error("write", &path, source))?;
-    Ok(file)
-}
-
-// === impl Client ===
-
-impl Client {
-    /// Whole lines that have arrived.
-    fn read_lines(&mut self) -> Vec<Vec<u8>> {
-        let mut buffer = [0; 16 * 1024];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => {
-                    self.closed = true;
-                    break;
-                }
-                Ok(read) => self.line.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => {
-                    self.closed = true;
-                    break;
-                }
-            }
-            if self.line.len() > 4 * MAX_LINE {
-                break;
-            }
-        }
-        let mut lines = Vec::new();
-        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
-            let rest = self.line.split_off(end + 1);
-            lines.push(std::mem::replace(&mut self.line, rest));
-        }
-        // Nobody who speaks this language says so much at once.
-        self.closed |= self.line.len() > MAX_LINE;
-        lines
-    }
-
-    fn send(&mut self, reply: &Reply) {
-        let mut line = serde_json::to_vec(reply).unwrap_or_default();
-        line.push(b'\n');
-        self.closed |= self.out.len() > MAX_LINE;
-        self.out.extend(line);
-    }
-
-    fn flush(&mut self) {
-        while !self.out.is_empty() {
-            match self.stream.write(self.out.as_slices().0) {
-                Ok(written) => drop(self.out.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.closed = true;
-                    return;
-                }
-            }
-        }
     }
 }

@@ -22,10 +22,12 @@
 //! takes over the process. The code behind this line is Linux only in three places: `keeper` (subreaper), `launch`
 //! (death signal, oom score) and `socket` (`/proc/self/fd`).
 
+mod client;
 mod handle;
 mod keeper;
 mod launch;
 mod protocol;
+mod record;
 mod socket;
 
 use std::{path::Path, process::ExitCode};

@@ -1,3 +1,5 @@
+//! Which reason is shown when several hold, and what a fit names.
+
 use std::sync::Arc;
 
 use super::*;

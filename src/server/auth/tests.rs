@@ -1,3 +1,5 @@
+//! What each kind of key opens, and what is refused.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Segments: offsets, gaps, and what follows a restart.
+
 use uuid::Uuid;
 
 use super::*;

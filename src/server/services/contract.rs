@@ -11,7 +11,6 @@ use crate::{
     domain::{
         ContractId, OwnerId,
         contract::{Contract, ContractStatus},
-        task::Task,
     },
     server::{
         auth::{Caller, Reader},
@@ -45,9 +44,7 @@ impl ContractService for Api {
         let repeat = repeat(owner, &request.request_id, "CreateContract", &request);
         let draft = wire::contract::create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateContract(draft)).await?;
-        let (contract, mut tasks) = self.created(owner, reply).await?;
-        wire::task::fit_answer(&mut tasks);
-        Ok(Response::new(pb::CreateContractResponse { contract: Some(contract), tasks, suggestions: Vec::new() }))
+        Ok(Response::new(self.created(owner, reply, true).await?))
     }
 
     async fn get_contract(
@@ -133,13 +130,25 @@ impl ContractService for Api {
 }
 
 impl Api {
-    /// What was made, as a caller sees it.
-    pub(super) async fn created(&self, owner: OwnerId, reply: Reply) -> ApiResult<(pb::Contract, Vec<pb::Task>)> {
+    /// What was made, as a caller sees it; with what the analysis suggests, if that is wanted.
+    pub(super) async fn created(
+        &self,
+        owner: OwnerId,
+        reply: Reply,
+        suggest: bool,
+    ) -> ApiResult<pb::CreateContractResponse> {
         let Reply::Created { contract, tasks } = reply else { return Err(unexpected(&reply)) };
         let mut tx = self.read().await?;
         let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
         let contract = explain::contract_view(&mut tx, &contract).await?;
-        Ok((contract, tasks.iter().map(|task: &Task| around.view(task)).collect()))
+        drop(tx);
+        let suggestions = match suggest {
+            true => self.suggestions(&tasks, |task| around.depends_on(task).to_vec()).await?,
+            false => Vec::new(),
+        };
+        let mut tasks: Vec<pb::Task> = tasks.iter().map(|task| around.view(task)).collect();
+        wire::task::fit_answer(&mut tasks);
+        Ok(pb::CreateContractResponse { contract: Some(contract), tasks, suggestions })
     }
 
     /// A contract that was changed, as a caller sees it.

@@ -215,10 +215,15 @@ impl Surroundings {
     pub fn view(&self, task: &Task) -> pb::Task {
         wire::task::task(wire::task::View {
             task,
-            depends_on: self.depends_on.get(&task.id).map_or(&[], Vec::as_slice),
+            depends_on: self.depends_on(task.id),
             explained: &self.explain(task),
             daemon_name: task.daemon.map_or("", |id| self.daemon_name(id)),
         })
+    }
+
+    /// What a task waits for, by id.
+    pub fn depends_on(&self, task: TaskId) -> &[TaskId] {
+        self.depends_on.get(&task).map_or(&[], Vec::as_slice)
     }
 
     /// The name of a daemon of these tasks.

@@ -3,6 +3,7 @@
 //! ```text
 //!   contract, task, daemon_admin, key     who calls -> wire: form -> ledger (writes) or store (reads) -> wire -> answer
 //!   explain                               what stands around tasks, to say why they stand where they stand
+//!   analyze                               what plans and paths suggest
 //!   watch                                 snapshot, then changes, from the event log
 //!   output                                chunks in from daemons, bytes out to readers
 //! ```
@@ -11,6 +12,7 @@
 //! the transaction that acts on them. Reads come from one short transaction each. Streams run beside their handlers, in a
 //! bounded number, each with a bounded channel, and end when the server drains: a client goes on from its resume token.
 
+mod analyze;
 mod contract;
 mod daemon_admin;
 mod explain;
@@ -47,7 +49,8 @@ use crate::{
     },
 };
 
-/// Watches and followers at a time; each costs a channel and a task. More are told to come back.
+/// Watches and followers at a time, and as many uploads apart from them, so that readers cannot keep daemons out. Each costs
+/// a channel and a task. More are told to come back.
 const MAX_STREAMS: usize = 4_096;
 /// Answers of a stream that wait for its client. A client that does not read holds up its own stream only.
 const STREAM_BUFFER: usize = 16;
@@ -75,7 +78,8 @@ pub struct Shared {
     pub feed: Feed,
     /// The end of the server.
     pub shutdown: Shutdown,
-    streams: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
 }
 
 impl Deref for Api {
@@ -94,8 +98,8 @@ impl Api {
     pub fn new(store: Store, auth: Auth, output: OutputStore, blobs: Blobs, host: session::Host) -> Self {
         let (ledger, shutdown) = (host.ledger.clone(), host.shutdown.clone());
         let feed = Feed::new(store.clone(), &ledger);
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self(Arc::new(Shared { store, ledger, auth, output, blobs, host, feed, shutdown, streams }))
+        let (readers, uploads) = (Arc::new(Semaphore::new(MAX_STREAMS)), Arc::new(Semaphore::new(MAX_STREAMS)));
+        Self(Arc::new(Shared { store, ledger, auth, output, blobs, host, feed, shutdown, readers, uploads }))
     }
 
     /// A read transaction.
@@ -108,18 +112,28 @@ impl Api {
         self.ledger.submit(Request { actor: caller.actor(), repeat, op }).await.map_err(api_error)
     }
 
-    /// Opens a stream of answers: `work` runs until it returns, its client goes or the server drains.
+    /// Opens a stream of answers to a reader.
     fn stream<T, W, F>(&self, work: W) -> ApiResult<Answers<T>>
     where
         T: Send + 'static,
         W: FnOnce(Sink<T>) -> F,
         F: Future<Output = Result<(), End>> + Send + 'static,
     {
-        let permit = Arc::clone(&self.streams)
+        self.stream_among(&self.readers, work)
+    }
+
+    /// Opens a stream of answers: `work` runs until it returns, its client goes or the server drains.
+    fn stream_among<T, W, F>(&self, among: &Arc<Semaphore>, work: W) -> ApiResult<Answers<T>>
+    where
+        T: Send + 'static,
+        W: FnOnce(Sink<T>) -> F,
+        F: Future<Output = Result<(), End>> + Send + 'static,
+    {
+        let permit = Arc::clone(among)
             .try_acquire_owned()
             .map_err(|_| ApiError::new(Reason::Overloaded, format!("{MAX_STREAMS} streams are open; try again")))?;
         let (out, answers) = mpsc::channel(STREAM_BUFFER);
-        let sink = Sink { out: out.clone(), shutdown: self.shutdown.clone(), _permit: permit };
+        let sink = Sink { out: out.clone(), _permit: permit };
         let soft = self.shutdown.soft.clone();
         let work = work(sink);
         self.shutdown.spawn(async move {
@@ -142,7 +156,6 @@ impl Api {
 /// Where a stream's answers go.
 struct Sink<T> {
     out: mpsc::Sender<Result<T, Status>>,
-    shutdown: Shutdown,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -150,10 +163,6 @@ impl<T> Sink<T> {
     /// Waits until the client has room for it.
     async fn send(&self, answer: T) -> Result<(), End> {
         self.out.send(Ok(answer)).await.map_err(|_| End::Gone)
-    }
-
-    fn shutdown(&self) -> &Shutdown {
-        &self.shutdown
     }
 }
 

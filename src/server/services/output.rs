@@ -35,7 +35,7 @@ impl Api {
         mut chunks: Streaming<pb::UploadChunksRequest>,
     ) -> ApiResult<Answers<pb::UploadChunksResponse>> {
         let api = self.clone();
-        self.stream(move |sink| async move {
+        self.stream_among(&self.uploads, move |sink| async move {
             let mut known = HashMap::new();
             // A stream that breaks off is a daemon that will come again.
             while let Ok(Some(request)) = chunks.message().await {

@@ -23,7 +23,7 @@ use crate::{
         check::Check,
         page::{self, List},
         pb::{self, task_service_server::TaskService},
-        status::{ApiError, ApiResult, Reason},
+        status::{ApiError, ApiResult},
         task::MAX_ANSWER_BYTES,
     },
 };
@@ -45,8 +45,8 @@ impl TaskService for Api {
         let repeat = repeat(owner, &request.request_id, "CreateTask", &request);
         let draft = wire::task::create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateTasks(draft)).await?;
-        let (_, tasks) = self.created(owner, reply).await?;
-        Ok(Response::new(pb::CreateTaskResponse { task: tasks.into_iter().next() }))
+        let made = self.created(owner, reply, false).await?;
+        Ok(Response::new(pb::CreateTaskResponse { task: made.tasks.into_iter().next() }))
     }
 
     async fn batch_create_tasks(
@@ -59,9 +59,8 @@ impl TaskService for Api {
         let repeat = repeat(owner, &request.request_id, "BatchCreateTasks", &request);
         let draft = wire::task::batch_create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateTasks(draft)).await?;
-        let (_, mut tasks) = self.created(owner, reply).await?;
-        wire::task::fit_answer(&mut tasks);
-        Ok(Response::new(pb::BatchCreateTasksResponse { tasks }))
+        let made = self.created(owner, reply, false).await?;
+        Ok(Response::new(pb::BatchCreateTasksResponse { tasks: made.tasks }))
     }
 
     async fn get_task(&self, request: Request<pb::GetTaskRequest>) -> Result<Response<pb::GetTaskResponse>, Status> {
@@ -212,8 +211,8 @@ impl TaskService for Api {
         &self,
         request: Request<pb::AnalyzeDependenciesRequest>,
     ) -> Result<Response<pb::AnalyzeDependenciesResponse>, Status> {
-        let _reader = Caller::of(&request)?.reader()?;
-        Err(ApiError::new(Reason::NotServedYet, "dependency analysis is not served yet").into())
+        let reader = Caller::of(&request)?.reader()?;
+        Ok(Response::new(self.analyze(reader, request.into_inner()).await?))
     }
 }
 

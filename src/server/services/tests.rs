@@ -323,12 +323,31 @@ async fn output_is_followed_while_it_comes() {
     let mut daemon = bed.daemon().await;
     let (attempt, spawn) = daemon.accept().await;
     daemon.start(&attempt).await;
-    let mut own = TaskServiceClient::new(InterceptedService::new(bed.channel.clone(), WithKey(spawn.task_key, None)));
+    let mut own =
+        TaskServiceClient::new(InterceptedService::new(bed.channel.clone(), WithKey(spawn.task_key.clone(), None)));
     let got = own.get_task(pb::GetTaskRequest { task_id: task.task_id.clone() }).await.unwrap().into_inner();
     assert_eq!(got.task.unwrap().status(), pb::TaskStatus::Running);
     assert_eq!(got.attempts[0].daemon_name, "box");
     let error = own.retry_task(pb::RetryTaskRequest { task_id: task.task_id.clone(), ..Default::default() }).await;
     assert_eq!(reason(&error.unwrap_err()), "OWNER_KEY_NEEDED");
+
+    // A task key ends at its contract.
+    let held = pb::CreateContractRequest { hold: true, ..contract(vec![spec("elsewhere", &[])]) };
+    let held = bed.contracts().create_contract(held).await.unwrap().into_inner();
+    let (other, other_contract) = (held.tasks[0].task_id.clone(), held.contract.unwrap().contract_id);
+    let get = pb::GetTaskRequest { task_id: other.clone() };
+    assert_eq!(reason(&own.get_task(get).await.unwrap_err()), "OUTSIDE_TASK_KEY");
+    let read = pb::StreamTaskOutputRequest { task_id: other, ..Default::default() };
+    assert_eq!(reason(&own.stream_task_output(read).await.unwrap_err()), "OUTSIDE_TASK_KEY");
+    let list = pb::ListTasksRequest { contract_id: other_contract.clone(), ..Default::default() };
+    assert_eq!(reason(&own.list_tasks(list).await.unwrap_err()), "OUTSIDE_TASK_KEY");
+    let list = own.list_tasks(pb::ListTasksRequest::default()).await.unwrap().into_inner();
+    assert_eq!(list.tasks.iter().map(|it| it.task_id.as_str()).collect::<Vec<_>>(), [task.task_id.as_str()]);
+    let mut own_contracts =
+        ContractServiceClient::new(InterceptedService::new(bed.channel.clone(), WithKey(spawn.task_key.clone(), None)));
+    let watch = pb::WatchContractRequest { contract_id: other_contract, ..Default::default() };
+    assert_eq!(reason(&own_contracts.watch_contract(watch).await.unwrap_err()), "OUTSIDE_TASK_KEY");
+    drop(own_contracts);
 
     let mut bulk = DaemonServiceClient::new(bed.keyed("daemon.key"));
     let (chunks, requests) = mpsc::channel(16);
@@ -359,6 +378,23 @@ async fn output_is_followed_while_it_comes() {
     let rest: Vec<_> = tasks.stream_task_output(rest).await.unwrap().into_inner().collect().await;
     assert_eq!(&*rest[0].as_ref().unwrap().data, b"ld");
     assert_eq!(rest.len(), 1);
+
+    // Another owner's daemon adds nothing to it, and its people see nothing of it.
+    let mut keys = KeyServiceClient::new(bed.keyed("admin.key"));
+    let mut secret = async |kind: pb::KeyKind| {
+        let request = pb::CreateKeyRequest { kind: kind.into(), owner: "other".into(), label: String::new() };
+        keys.create_key(request).await.unwrap().into_inner().secret
+    };
+    let key = WithKey(secret(pb::KeyKind::Daemon).await, None);
+    let mut foreign = DaemonServiceClient::new(InterceptedService::new(bed.channel.clone(), key));
+    let foreign = foreign.upload_chunks(tokio_stream::once(chunk(0, b"evil", false))).await.unwrap().into_inner();
+    let foreign: Vec<_> = foreign.collect().await;
+    assert!(foreign[0].as_ref().unwrap().refused);
+    let key = WithKey(secret(pb::KeyKind::Owner).await, None);
+    let mut foreign = TaskServiceClient::new(InterceptedService::new(bed.channel.clone(), key));
+    let read = pb::StreamTaskOutputRequest { task_id: task.task_id.clone(), ..Default::default() };
+    assert_eq!(reason(&foreign.stream_task_output(read).await.unwrap_err()), "TASK_NOT_FOUND");
+    drop((foreign, keys));
 
     // Unknown attempts are refused, damaged chunks end the stream.
     let mut stranger = chunk(0, b"x", false);

@@ -17,7 +17,7 @@ use std::{
 };
 
 use prost::Message as _;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::{
@@ -37,7 +37,7 @@ use crate::{
     store::{self, Store, TaskFilter, Tx},
     wire::{
         self, page,
-        pb::{self, watch_contract_response, watch_task_response},
+        pb::{self, watch_contract_response::Kind, watch_task_response},
         status::{ApiError, ApiResult, Reason},
     },
 };
@@ -48,10 +48,9 @@ const PORTION: i64 = 500;
 const SNAPSHOT_PORTION: i64 = 100;
 /// Bytes of tasks in one piece of a snapshot.
 const PIECE_BYTES: usize = 1024 * 1024;
-/// How long a snapshot may keep its transaction: longer would hold up what the database has to clean. A client so slow, or
-/// a contract so large, that it does not suffice gets the rest as of later instants, and hears again of what changed
-/// meanwhile; versions tell.
-const SNAPSHOT_WITHIN: Duration = Duration::from_secs(5);
+/// Bytes of a snapshot that are read before any of it is sent: some 20,000 tasks. No transaction is kept open while a
+/// client reads, so what is beyond comes as of later instants, and is heard of again if it changed meanwhile; versions tell.
+const SNAPSHOT_BYTES: usize = 8 * 1024 * 1024;
 /// Events that the feed reads at a time.
 const FEED_PORTION: i64 = 1_000;
 /// How long the feed waits after an error, and its watchers at most for a wake-up.
@@ -225,6 +224,45 @@ impl Api {
         })
     }
 
+    /// Reads tasks of a snapshot in pieces, until there are enough of them to send. Answers whether those were the last.
+    async fn snapshot_part(
+        &self,
+        tx: &mut Tx,
+        reader: Reader,
+        filter: &mut TaskFilter,
+        pieces: &mut Vec<Kind>,
+    ) -> Result<bool, End> {
+        let (mut tasks, mut bytes, mut total) = (Vec::new(), 0, 0);
+        loop {
+            let found = tx.tasks_list(filter, SNAPSHOT_PORTION).await?;
+            let around = Surroundings::load(self, tx, reader.owner, &found, Detail::Brief).await?;
+            for task in &found {
+                let mut view = around.view(task);
+                if let Some(spec) = &mut view.spec {
+                    spec.plan.clear();
+                    spec.description.clear();
+                    spec.setup_command.clear();
+                }
+                bytes += view.encoded_len();
+                tasks.push(view);
+                if bytes > PIECE_BYTES {
+                    total += std::mem::take(&mut bytes);
+                    pieces.push(Kind::Tasks(pb::TaskList { tasks: std::mem::take(&mut tasks) }));
+                }
+            }
+            if let Some(last) = found.last() {
+                filter.after = Some(last.id);
+            }
+            let is_last = (found.len() as i64) < SNAPSHOT_PORTION;
+            if is_last || total > SNAPSHOT_BYTES {
+                if !tasks.is_empty() {
+                    pieces.push(Kind::Tasks(pb::TaskList { tasks }));
+                }
+                return Ok(is_last);
+            }
+        }
+    }
+
     /// Sends a contract and its tasks as they are. Answers the last change that is in it.
     ///
     /// Plans, descriptions and setup commands are left out: a watch is about what changes, and GetTask has them.
@@ -234,49 +272,23 @@ impl Api {
         reader: Reader,
         contract: ContractId,
     ) -> Result<i64, End> {
-        use watch_contract_response::Kind;
-
-        let piece_of = |kind| pb::WatchContractResponse { kind: Some(kind), resume_token: String::new() };
         let mut tx = self.read().await?;
-        let mut since = Instant::now();
         let position = tx.events_last().await?;
         let shown = find_contract(&mut tx, reader, &contract.to_string()).await?;
         let shown = explain::contract_view(&mut tx, &shown).await?;
-        sink.send(piece_of(Kind::Contract(shown))).await?;
+        let mut pieces = vec![Kind::Contract(shown)];
         let mut filter =
             TaskFilter { owner: reader.owner, contract: Some(contract), statuses: None, after: None, hidden: true };
-        let (mut piece, mut bytes) = (Vec::new(), 0);
         loop {
-            if since.elapsed() > SNAPSHOT_WITHIN {
-                drop(tx);
-                tx = self.read().await?;
-                since = Instant::now();
+            let is_last = self.snapshot_part(&mut tx, reader, &mut filter, &mut pieces).await?;
+            drop(tx);
+            for kind in pieces.drain(..) {
+                sink.send(pb::WatchContractResponse { kind: Some(kind), resume_token: String::new() }).await?;
             }
-            let found = tx.tasks_list(&filter, SNAPSHOT_PORTION).await?;
-            let around = Surroundings::load(self, &mut tx, reader.owner, &found, Detail::Brief).await?;
-            for task in &found {
-                let mut view = around.view(task);
-                if let Some(spec) = &mut view.spec {
-                    spec.plan.clear();
-                    spec.description.clear();
-                    spec.setup_command.clear();
-                }
-                bytes += view.encoded_len();
-                piece.push(view);
-                if bytes > PIECE_BYTES {
-                    let tasks = std::mem::take(&mut piece);
-                    bytes = 0;
-                    sink.send(piece_of(Kind::Tasks(pb::TaskList { tasks }))).await?;
-                }
-            }
-            filter.after = found.last().map(|task| task.id);
-            if (found.len() as i64) < SNAPSHOT_PORTION {
+            if is_last {
                 break;
             }
-        }
-        drop(tx);
-        if !piece.is_empty() {
-            sink.send(piece_of(Kind::Tasks(pb::TaskList { tasks: piece }))).await?;
+            tx = self.read().await?;
         }
         let kind = Some(Kind::SnapshotComplete(pb::SnapshotComplete {}));
         let resume_token = page::resume_token(contract.0, position);
@@ -292,7 +304,7 @@ trait FromChange: Send + 'static {
 
 impl FromChange for pb::WatchContractResponse {
     fn from_change(change: pb::Change, resume_token: String) -> Self {
-        Self { kind: Some(watch_contract_response::Kind::Change(change)), resume_token }
+        Self { kind: Some(Kind::Change(change)), resume_token }
     }
 }
 
