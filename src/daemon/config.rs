@@ -152,7 +152,7 @@ impl Server {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.uri.fmt(f)
+        f.write_str(self.uri.to_string().trim_end_matches('/'))
     }
 }
 
@@ -268,7 +268,9 @@ mod tests {
             ("http://10.0.0.1:7420", false),
             ("server.example:7420", false),
         ] {
-            assert_eq!(Server::parse(address).unwrap().is_loopback(), loopback, "{address}");
+            let server = Server::parse(address).unwrap();
+            assert_eq!(server.is_loopback(), loopback, "{address}");
+            assert!(server.to_string().ends_with(address), "{server}");
         }
         assert!(Server::parse("https://server.example").unwrap_err().to_string().contains("TLS is not served yet"));
         assert!(Server::parse("ftp://server.example").is_err());

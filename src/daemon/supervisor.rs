@@ -342,16 +342,11 @@ impl Supervisor {
     /// Ends an attempt, or what is still said about it.
     async fn stop(&mut self, attempt: AttemptRef, stop: Stop) {
         if let Some(entry) = self.live.get(&attempt) {
-            let change = Change { stop: Some(stop.clone()), ..Change::default() };
-            self.record(attempt, change).await;
-            entry.stop.send_if_modified(|wish| {
-                // The first wish says why; a later one does not make it wait longer.
-                let first = wish.is_none();
-                if first {
-                    *wish = Some(stop);
-                }
-                first
-            });
+            // The first wish says why. It is said again with every heartbeat until the end.
+            if entry.stop.borrow().is_none() {
+                entry.stop.send_replace(Some(stop.clone()));
+                self.record(attempt, Change { stop: Some(stop), ..Change::default() }).await;
+            }
             return;
         }
         if self.found.contains_key(&attempt) {

@@ -4,7 +4,7 @@ use std::{fs, io::Write as _};
 
 use super::*;
 use crate::domain::{
-    AttemptId, CommandId, ContractId, Epoch,
+    CommandId, ContractId, Epoch,
     attempt::{Failure, FailureClass, Usage},
     order::Order,
 };
@@ -298,5 +298,4 @@ async fn attempts_found_by_their_directories_do_not_replace_what_is_known() {
     journal.record(attempt(2), over, NOW).await.unwrap();
     journal.prune(vec![attempt(1), attempt(2)]).await.unwrap();
     assert_eq!(journal.attempts().await.unwrap().len(), 1);
-    // A spawn sent again for a forgotten attempt whose command is still known starts nothing.
 }

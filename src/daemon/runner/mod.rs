@@ -140,14 +140,14 @@ impl Runner {
                 Ok(handle) => self.watch(handle).await,
                 Err(halt) => Err(halt),
             },
-            Found::Alive(handle) => match self.adopt(&handle).await {
+            Found::Alive(handle) => match self.adopt(&spawn, &handle).await {
                 Ok(()) => self.watch(handle).await,
                 Err(halt) => Err(halt),
             },
-            Found::Ended(record) => {
-                self.open_tail(&spawn, Some(record.output_start));
-                Ok(ShimEnd::Ended(record))
-            }
+            Found::Ended(record) => match self.catch_up(&spawn, record.output_start).await {
+                Ok(()) => Ok(ShimEnd::Ended(record)),
+                Err(halt) => Err(halt),
+            },
             Found::Gone => return self.interrupted(&spawn).await,
         };
         match end {
@@ -166,7 +166,18 @@ impl Runner {
         } else {
             AttemptDir::open(&self.row.directory).ok()
         };
-        let Some(dir) = dir else { return Ok(Found::Nothing) };
+        let Some(dir) = dir else {
+            return Ok(match self.row.state {
+                State::Accepted => Found::Nothing,
+                // Somebody has removed it; what it had started may be alive all the same.
+                State::Running
+                | State::Ending
+                | State::Reported
+                | State::Interrupted
+                | State::Over
+                | State::Salvage => Found::Gone,
+            });
+        };
         self.dir = Some(dir.clone());
         let mut backoff = Backoff::new(PERSIST_FIRST, PERSIST_LIMIT);
         let mut tries = 0;
@@ -176,7 +187,11 @@ impl Runner {
                 Ok(Adopted::Alive(handle)) => return Ok(Found::Alive(handle)),
                 Ok(Adopted::Ended(record)) => return Ok(Found::Ended(record)),
                 Ok(Adopted::Gone { started: true }) => return Ok(Found::Gone),
-                Ok(Adopted::Gone { started: false }) => return Ok(Found::Nothing),
+                Ok(Adopted::Gone { started: false }) => {
+                    // An earlier process may have died over a setup command.
+                    self.sweep(LEFTOVER_GRACE).await.map_err(|Left| Halt::Shutdown)?;
+                    return Ok(Found::Nothing);
+                }
                 Err(error @ shim::Error::Unresponsive { .. }) => {
                     tracing::warn!(%error, tries, "a shim does not answer");
                     if tries >= MAX_UNRESPONSIVE {
@@ -261,7 +276,7 @@ impl Runner {
             .await
             // It is this machine that cannot: another one may do better.
             .map_err(|error| Failure::new(FailureClass::Refused, chain(&error)))?;
-        self.started(&manifest, &handle, warnings).await?;
+        self.started(&manifest, handle.started().output_start, warnings).await?;
         Ok(handle)
     }
 
@@ -282,7 +297,7 @@ impl Runner {
     }
 
     /// The agent runs: that is written down, and said.
-    async fn started(&mut self, manifest: &Manifest, handle: &Handle, warnings: Vec<String>) -> Result<(), Halt> {
+    async fn started(&mut self, manifest: &Manifest, output_start: u64, warnings: Vec<String>) -> Result<(), Halt> {
         let place = manifest.place.as_ref();
         let worktree = place.map(|p| p.worktree.display().to_string()).unwrap_or_default();
         let started = Report::Started {
@@ -295,7 +310,7 @@ impl Runner {
             std::iter::once(started).chain(warnings.into_iter().map(|message| Report::Warning { message })).collect();
         let change = Change {
             state: Some(State::Running),
-            directory: Some(handle.dir().path().to_owned()),
+            directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
             stop: None,
             reports,
@@ -303,19 +318,26 @@ impl Runner {
         self.record(change).await.map_err(|Left| Halt::Shutdown)?;
         self.row.state = State::Running;
         if let Some(tail) = &mut self.tail {
-            tail.understand_from(handle.started().output_start);
+            tail.understand_from(output_start);
         }
         Ok(())
     }
 
     /// Takes over an agent that an earlier process of this daemon started.
-    async fn adopt(&mut self, handle: &Handle) -> Result<(), Halt> {
+    async fn adopt(&mut self, spawn: &Spawn, handle: &Handle) -> Result<(), Halt> {
         tracing::info!(agent = handle.started().agent_pid, "took over a running agent");
-        let manifest = self.manifest()?;
-        self.open_tail(&manifest.spawn, Some(handle.started().output_start));
+        self.catch_up(spawn, handle.started().output_start).await
+    }
+
+    /// Understands from its beginning what an agent has written so far, and says that it was started if nobody has: the
+    /// process may have died between starting it and writing so.
+    async fn catch_up(&mut self, spawn: &Spawn, output_start: u64) -> Result<(), Halt> {
+        self.open_tail(spawn, Some(output_start));
         match self.row.state {
-            // The process died between starting the agent and writing so.
-            State::Accepted => self.started(&manifest, handle, Vec::new()).await,
+            State::Accepted => {
+                let manifest = self.manifest()?;
+                self.started(&manifest, output_start, Vec::new()).await
+            }
             State::Running | State::Ending | State::Reported | State::Interrupted | State::Over | State::Salvage => {
                 Ok(())
             }
@@ -551,10 +573,11 @@ impl Runner {
     /// Ends everything that is left of the attempt. Answers when nothing of it is alive, and how much there was.
     async fn sweep(&mut self, grace: Duration) -> Result<usize, Left> {
         let target = match self.dir.as_ref().map(AttemptDir::target) {
-            None => return Ok(0),
+            // Without a directory nothing has been started, unless somebody removed it.
+            None if self.row.state == State::Accepted => return Ok(0),
             Some(Ok(target)) => target,
             // The marker alone finds them.
-            Some(Err(_)) => sweep::Target { attempt: self.attempt.id, leader: None, ancestor: None },
+            None | Some(Err(_)) => sweep::Target { attempt: self.attempt.id, leader: None, ancestor: None },
         };
         let mut backoff = Backoff::new(PERSIST_FIRST, PERSIST_LIMIT);
         loop {

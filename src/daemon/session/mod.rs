@@ -50,6 +50,8 @@ const OUTBOX_WINDOW: usize = 128;
 const QUEUE: usize = 16;
 /// Answers to commands that wait to be sent: as many as the intake may have in hand.
 const ANSWERS: usize = intake::QUEUE;
+/// A session that lasted this long was a good one: what ended it is new, and the next try comes at once.
+const GOOD: Duration = Duration::from_secs(1);
 /// The shortest interval of heartbeats that is taken from a server.
 const MIN_HEARTBEAT: Duration = Duration::from_millis(10);
 
@@ -135,7 +137,7 @@ pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, i
                 times.unauthenticated
             }
             // It lasted: the first try comes at once. A fleet whose server stops does not come back in one instant.
-            error if session.lasted => {
+            error if session.lasted && session.begun.elapsed() >= GOOD => {
                 backoff.reset();
                 tracing::info!(reason = chain(error), "the session has ended; attaching again");
                 if matches!(error, Error::ShuttingDown(_)) { backoff.next_delay() } else { Duration::ZERO }
@@ -172,6 +174,7 @@ struct Session {
     owed: i64,
     /// A heartbeat of this session has been answered.
     lasted: bool,
+    begun: Instant,
     heard: Instant,
 }
 
@@ -192,6 +195,7 @@ impl Session {
             in_flight: HashMap::new(),
             owed: 0,
             lasted: false,
+            begun: Instant::now(),
             heard: Instant::now(),
         }
     }
