@@ -214,7 +214,9 @@ fn subject(categories: &[Category], depends_on: &[usize]) -> Subject {
     Subject { categories: categories.to_vec(), depends_on: depends_on.to_vec(), status: TaskStatus::Pending }
 }
 
-fn pairs(analysis: &Analysis) -> (Vec<(usize, usize)>, Vec<(usize, usize)>) {
+type Pairs = Vec<(usize, usize)>;
+
+fn pairs(analysis: &Analysis) -> (Pairs, Pairs) {
     let suggestions = analysis.suggestions.iter().map(|s| (s.task, s.on)).collect();
     (suggestions, analysis.violations.iter().map(|v| (v.task, v.on)).collect())
 }
