@@ -56,7 +56,10 @@ pub fn command(program: &str, home: &Path) -> Command {
         .env("HOME", home)
         .env("LANG", "C.UTF-8")
         .env("RUST_BACKTRACE", "1")
-        .env("MAKIMA_LOG", std::env::var("MAKIMA_LOG").unwrap_or_else(|_| "info,makima=debug,makima::daemon::process=info".to_owned()));
+        .env(
+            "MAKIMA_LOG",
+            std::env::var("MAKIMA_LOG").unwrap_or_else(|_| "info,makima=debug,makima::daemon::process=info".to_owned()),
+        );
     // Where coverage or a loader needs them.
     for kept in ["LLVM_PROFILE_FILE", "LD_LIBRARY_PATH", "TMPDIR"] {
         if let Some(value) = std::env::var_os(kept) {
