@@ -14,6 +14,8 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -22,6 +24,11 @@ use uuid::Uuid;
 
 use crate::domain::{AttemptRef, DaemonId};
 
+/// How long the process before this one may take to be gone: one that dies while it starts another shares its lock with that
+/// until the other one's program begins.
+const LEAVING: Duration = Duration::from_secs(1);
+/// Between looks at its lock.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const IDENTITY: &str = "identity.json";
 const LOCK: &str = "lock";
 
@@ -87,10 +94,14 @@ impl StateDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io("open the lock", &lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse { path: path.clone() }),
-            Err(error) => return Err(io("take the lock", &lock_path)(error.into())),
+        let deadline = Instant::now() + LEAVING;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOOK_AGAIN),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse { path: path.clone() }),
+                Err(error) => return Err(io("take the lock", &lock_path)(error.into())),
+            }
         }
         let daemon = identity(path)?;
         Ok(Self { path: path.clone(), daemon, _lock: lock })

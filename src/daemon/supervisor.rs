@@ -344,8 +344,8 @@ impl Supervisor {
         if let Some(entry) = self.live.get(&attempt) {
             // The first wish says why. It is said again with every heartbeat until the end.
             if entry.stop.borrow().is_none() {
-                entry.stop.send_replace(Some(stop.clone()));
-                self.record(attempt, Change { stop: Some(stop), ..Change::default() }).await;
+                self.record(attempt, Change { stop: Some(stop.clone()), ..Change::default() }).await;
+                entry.stop.send_replace(Some(stop));
             }
             return;
         }

@@ -253,7 +253,7 @@ impl DaemonService for Service {
         self.check(&request)?;
         self.state().uploads += 1;
         let shared = Arc::clone(&self.0);
-        let receipts = request.into_inner().map(move |chunk| shared.take(Chunk::try_from(chunk?).unwrap()));
+        let receipts = request.into_inner().map(move |chunk| shared.take(&Chunk::try_from(chunk?).unwrap()));
         Ok(Response::new(Box::pin(receipts)))
     }
 
@@ -333,7 +333,7 @@ impl Shared {
         }
     }
 
-    fn take(&self, chunk: Chunk) -> Result<pb::UploadChunksResponse, Status> {
+    fn take(&self, chunk: &Chunk) -> Result<pb::UploadChunksResponse, Status> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (bytes, complete) = state.output.entry(chunk.attempt).or_default();
         let received = bytes.len() as u64;
