@@ -292,6 +292,7 @@ done
 "#;
 
 #[expect(clippy::disallowed_methods, reason = "the tests start their own processes")]
+#[expect(clippy::zombie_processes, reason = "it ends after us")]
 pub(super) fn guard(folder: &Path) -> ChildStdin {
     let mut guardian = Command::new("/bin/sh")
         .args(["-c", GUARD])
