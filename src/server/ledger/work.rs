@@ -142,8 +142,9 @@ impl Work {
                 if after.is_ready() && !before.is_ready() {
                     self.look = true;
                 }
-                self.status_changed(&before, &after);
+                // First what happened to the task, then what that brings about.
                 self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail(event, &after));
+                self.status_changed(&before, &after);
                 if *event == TaskEvent::Retry {
                     self.recount(id);
                 }
