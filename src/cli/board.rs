@@ -165,6 +165,33 @@ impl Board {
             - self.count(TaskStatus::Cancelled)
     }
 
+    /// What a pending task waits for, as a person reads it: `after api, audit`; empty when it waits for no task.
+    pub fn waits_for(&self, row: &Row) -> String {
+        /// More are counted.
+        const NAMED: usize = 3;
+        if row.status != TaskStatus::Pending {
+            return String::new();
+        }
+        let parents = row.depends_on.iter().filter_map(|id| self.index.get(id)).map(|i| &self.rows[*i]);
+        let mut names: Vec<String> = Vec::new();
+        let mut more = 0_usize;
+        for parent in parents {
+            match parent.status {
+                TaskStatus::Done | TaskStatus::Merged => {}
+                _ if names.len() == NAMED => more += 1,
+                TaskStatus::Failed | TaskStatus::Cancelled => {
+                    names.push(format!("{} ({})", parent.name, view::task_status(parent.status)));
+                }
+                _ => names.push(parent.name.clone()),
+            }
+        }
+        match (names.is_empty(), more) {
+            (true, _) => String::new(),
+            (false, 0) => format!("after {}", names.join(", ")),
+            (false, more) => format!("after {} and {more} more", names.join(", ")),
+        }
+    }
+
     /// Takes a task as read from the server.
     pub fn take(&mut self, task: &pb::Task) -> Option<Happening> {
         let spec = task.spec.as_ref();

@@ -432,7 +432,11 @@ fn described(contract: &pb::Contract, now: crate::domain::Timestamp) -> String {
 
 fn status_word(contract: &pb::Contract) -> String {
     let word = view::contract_status(contract.status());
-    if contract.held_by.is_empty() { word.to_owned() } else { format!("{word}, held") }
+    if contract.held_by.is_empty() || contract.status() != pb::ContractStatus::Active {
+        word.to_owned()
+    } else {
+        format!("{word}, held")
+    }
 }
 
 fn total(counts: &pb::TaskCounts) -> u32 {

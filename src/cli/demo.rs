@@ -161,8 +161,8 @@ pub async fn run(session: &mut Session, args: DemoArgs) -> Result<()> {
     let shown = tokio::select! {
         biased;
         shown = demo.show(&mut session.out) => shown,
-        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted("interrupted; everything it started is stopped".to_owned())),
-        _ = terminate.recv() => Err(Error::Interrupted("terminated; everything it started is stopped".to_owned())),
+        _ = tokio::signal::ctrl_c() => Err(interrupted()),
+        _ = terminate.recv() => Err(interrupted()),
     };
     demo.stop().await;
     let failed = matches!(&shown, Err(error) if !matches!(error, Error::Interrupted(_)));
@@ -175,6 +175,10 @@ pub async fn run(session: &mut Session, args: DemoArgs) -> Result<()> {
         fs::remove_dir_all(&demo.dir).map_err(Error::io(format!("remove {}", demo.dir.display())))?;
     }
     shown
+}
+
+fn interrupted() -> Error {
+    Error::Interrupted("interrupted; everything it started is stopped".to_owned())
 }
 
 struct Demo {
@@ -229,6 +233,7 @@ impl Demo {
         match followed {
             Ok(Ok(Outcome::Done)) => {}
             Ok(Ok(Outcome::Stuck { .. })) => return Err(Error::failed("the demo's tasks did not all get done")),
+            Ok(Err(Error::Interrupted(_))) => return Err(interrupted()),
             Ok(Err(error)) => return Err(error),
             Err(_) => return Err(Error::failed("the demo's tasks took too long")),
         }

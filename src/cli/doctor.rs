@@ -135,7 +135,11 @@ async fn agents(settings: &Settings) -> Finding {
         return Finding::ok("agents", names.join(", "));
     }
     let advice = "install a coding agent, such as Claude Code (npm install -g @anthropic-ai/claude-code)";
-    Finding::warn("agents", format!("installed here: {}", names.join(", ")), advice)
+    Finding::warn(
+        "agents",
+        if names.is_empty() { "none is installed".to_owned() } else { format!("only {}", names.join(", ")) },
+        advice,
+    )
 }
 
 fn disk(settings: &Settings) -> Finding {

@@ -134,10 +134,12 @@ fn describe(refusal: &Refusal) -> String {
         (code, "") => text.push_str(code.description()),
         (_, message) => text.push_str(&clean(message)),
     }
-    if let Some(info) = details.error_info()
-        && !info.reason.is_empty()
-    {
-        let _ = write!(text, " ({})", clean(&info.reason));
+    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+    if !reason.is_empty() {
+        let _ = write!(text, " ({})", clean(reason));
+    }
+    if reason == "OWNER_NOT_NAMED" {
+        text.push_str("; pass --owner NAME");
     }
     match status.code() {
         Code::Unauthenticated if key_origin.is_empty() => {
@@ -152,7 +154,9 @@ fn describe(refusal: &Refusal) -> String {
         let _ = write!(text, "; try again in {}", super::output::span(retry));
     }
     if let Some(bad) = details.bad_request() {
-        for violation in &bad.field_violations {
+        // A single one is usually what the message says already.
+        let said = |field: &str| bad.field_violations.len() == 1 && status.message().contains(field);
+        for violation in bad.field_violations.iter().filter(|violation| !said(&violation.field)) {
             let _ = write!(text, "\n  {}: {}", clean(&violation.field), clean(&violation.description));
         }
     }

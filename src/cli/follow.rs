@@ -31,6 +31,8 @@ use crate::{
 const REPAINT: Duration = Duration::from_millis(200);
 /// How often the reasons of pending tasks are read while nothing runs.
 const LOOK_FOR_REASONS: Duration = Duration::from_secs(3);
+/// A watch that has not broken for so long stands, although nothing has changed yet.
+const STANDS: Duration = Duration::from_secs(1);
 /// Pending tasks read for that; the first reason that a person can act on is enough.
 const REASONS_READ: u32 = 100;
 /// New or changed tasks read one by one between two repaints; more are read with a new snapshot.
@@ -216,6 +218,7 @@ impl Following<'_> {
         screen: &mut Screen<'_>,
         said: &mut bool,
     ) -> Result<std::result::Result<Outcome, Break>> {
+        let opened = Instant::now();
         let mut repaint = tokio::time::interval(REPAINT);
         repaint.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut reasons = tokio::time::interval_at(Instant::now() + LOOK_FOR_REASONS, LOOK_FOR_REASONS);
@@ -249,6 +252,10 @@ impl Following<'_> {
                 },
                 _ = repaint.tick() => {
                     self.read_singly = 0;
+                    if *said && opened.elapsed() > STANDS {
+                        *said = false;
+                        screen.say("connected again");
+                    }
                     screen.tick(&self.board, clock::now(), self.begun.elapsed());
                 }
                 _ = reasons.tick() => self.look_for_reasons(screen).await?,

@@ -258,6 +258,13 @@ mod tests {
     }
 
     #[test]
+    fn dependencies_are_shown_without_a_subcommand_too() {
+        for args in [vec!["deps", "x"], vec!["deps", "list", "x"], vec!["deps", "add", "x", "y"]] {
+            Cli::try_parse_from([vec!["makima", "task"], args].concat()).unwrap();
+        }
+    }
+
+    #[test]
     fn an_owner_named_for_a_key_is_the_one_of_all_commands() {
         let cli = Cli::try_parse_from(["makima", "key", "create", "--kind", "owner", "--owner", "alice"]).unwrap();
         assert_eq!(cli.global.owner.as_deref(), Some("alice"));

@@ -147,7 +147,10 @@ fn no_such_base(repository: &Repository, root: &Path, base: &str) -> Error {
     let mut names: Vec<String> = Vec::new();
     if let Ok(branches) = repository.branches(Some(BranchType::Local)) {
         for (branch, _) in branches.flatten() {
-            if let Ok(Some(name)) = branch.name() {
+            // Those of earlier tasks are many, and not what was meant.
+            if let Ok(Some(name)) = branch.name()
+                && !name.starts_with("makima/")
+            {
                 names.push(name.to_owned());
             }
         }

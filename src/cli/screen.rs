@@ -266,10 +266,16 @@ impl Live {
         while self.rows.len() < shown.len() {
             self.rows.push(self.bars.add(bar()));
         }
-        self.head.set_message(headline(title, board, elapsed));
+        let head = headline(title, board, elapsed);
+        if self.head.message() != head {
+            self.head.set_message(head);
+        }
         let width = shown.iter().map(|row| row.name.chars().count()).max().unwrap_or_default().min(NAME_WIDTH);
         for (bar, row) in self.rows.iter().zip(shown) {
-            bar.set_message(painted(row, width, now, self.colour));
+            let text = painted(board, row, width, now, self.colour);
+            if bar.message() != text {
+                bar.set_message(text);
+            }
         }
     }
 
@@ -328,7 +334,7 @@ fn headline(title: &str, board: &Board, elapsed: Duration) -> String {
 }
 
 /// `types    RUNNING    12s  d1  attempt 2`.
-fn painted(row: &Row, width: usize, now: Timestamp, colour: bool) -> String {
+fn painted(board: &Board, row: &Row, width: usize, now: Timestamp, colour: bool) -> String {
     let time = match (row.took, row.since) {
         (Some(took), _) if board::is_final(row.status) => span(took),
         (None, Some(since)) if board::is_live(row.status) => span(now.since(since)),
@@ -340,7 +346,9 @@ fn painted(row: &Row, width: usize, now: Timestamp, colour: bool) -> String {
         _ => word,
     };
     let attempt = if row.attempt > 1 { format!("attempt {}", row.attempt) } else { String::new() };
+    let waits_for = board.waits_for(row);
     let reason = match row.status {
+        TaskStatus::Pending if !waits_for.is_empty() => clean(&waits_for),
         TaskStatus::Pending | TaskStatus::Failed | TaskStatus::AwaitingInput => clean(&row.reason),
         _ => String::new(),
     };
@@ -413,13 +421,13 @@ mod tests {
     fn the_list_shows_names_states_and_times() {
         let (board, _) = story();
         let now = Timestamp::from_secs(43_220);
-        let rows: Vec<String> = board.rows().iter().map(|row| painted(row, 8, now, false)).collect();
+        let rows: Vec<String> = board.rows().iter().map(|row| painted(&board, row, 8, now, false)).collect();
         let head = headline("shop 00c0ffee1234", &board, Duration::from_secs(19));
         insta::assert_snapshot!(format!("{head}\n{}", rows.join("\n")), @r"
         shop 00c0ffee1234: 1 of 3 done, 1 pending, 1 failed  19s
           schema    DONE          9.0s  d1
           types     FAILED        1.0s  d1  attempt 2  exit code 1
-          ui        PENDING
+          ui        PENDING             after types (FAILED)
         ");
     }
 

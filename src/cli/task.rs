@@ -7,7 +7,7 @@ use super::{
     client::{Client, request_id, timed},
     config::KeyUse,
     contract,
-    error::Result,
+    error::{Error, Result},
     follow::Source,
     logs,
     output::{Table, ago, clean, fields, note, span},
@@ -42,8 +42,7 @@ pub enum TaskCommand {
     /// Say why a task is not running, and what would change that
     Explain(TaskArg),
     /// Show or change what a task waits for
-    #[command(subcommand)]
-    Deps(DepsCommand),
+    Deps(DepsArgs),
     /// Hide a final task from lists
     Dismiss(TaskArg),
 }
@@ -117,20 +116,30 @@ pub struct RetryArgs {
     wait: bool,
 }
 
+/// `task deps TASK` shows them; its subcommands change them.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct DepsArgs {
+    #[command(flatten)]
+    task: Option<TaskArg>,
+    #[command(subcommand)]
+    command: Option<DepsCommand>,
+}
+
 /// What to do with dependencies.
 #[derive(Debug, Subcommand)]
 pub enum DepsCommand {
     /// Show what a task waits for, and what waits for it
     List(TaskArg),
     /// Make a task that has not started wait for others of its contract
-    Add(DepsArgs),
+    Add(EdgesArgs),
     /// Make a task that has not started wait for less
-    Rm(DepsArgs),
+    Rm(EdgesArgs),
 }
 
 /// `task deps add|rm`.
 #[derive(Args, Debug)]
-pub struct DepsArgs {
+pub struct EdgesArgs {
     #[command(flatten)]
     task: TaskArg,
     /// Ids or names of tasks of the same contract
@@ -177,7 +186,11 @@ pub async fn run(session: &mut Session, command: TaskCommand) -> Result<()> {
             said(session, answer.task, "will be tried again")
         }
         TaskCommand::Explain(arg) => explain(session, &client, &arg).await,
-        TaskCommand::Deps(command) => deps(session, &client, command).await,
+        TaskCommand::Deps(args) => match (args.command, args.task) {
+            (Some(command), _) => deps(session, &client, command).await,
+            (None, Some(task)) => deps(session, &client, DepsCommand::List(task)).await,
+            (None, None) => Err(Error::usage("whose dependencies? name a task")),
+        },
         TaskCommand::Dismiss(arg) => {
             let task_id = id(&client, &arg).await?;
             let request = pb::DismissTaskRequest { request_id: request_id(), task_id };

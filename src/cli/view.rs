@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::{domain::Timestamp, wire::pb};
+use crate::{daemon::worktree::Listed, domain::Timestamp, wire::pb};
 
 /// The point in time of a protobuf timestamp.
 pub fn time(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
@@ -575,6 +575,40 @@ impl<'a> From<&'a pb::Key> for Key<'a> {
             create_time: stamp(key.create_time.as_ref()),
             revoke_time: stamp(key.revoke_time.as_ref()),
             secret: None,
+        }
+    }
+}
+
+/// A worktree on this machine.
+#[derive(Serialize)]
+pub struct Worktree<'a> {
+    task_id: String,
+    attempt: u32,
+    attempt_id: String,
+    name: &'a str,
+    path: &'a std::path::Path,
+    repository: &'a str,
+    branch: &'a str,
+    exists: bool,
+    busy: bool,
+    dirty: bool,
+    published: bool,
+}
+
+impl<'a> From<&'a Listed> for Worktree<'a> {
+    fn from(listed: &'a Listed) -> Self {
+        Self {
+            task_id: listed.attempt.task.to_string(),
+            attempt: listed.attempt.number,
+            attempt_id: listed.attempt.id.to_string(),
+            name: &listed.name,
+            path: &listed.path,
+            repository: &listed.repository,
+            branch: &listed.branch,
+            exists: listed.exists,
+            busy: listed.busy,
+            dirty: listed.dirty,
+            published: listed.published,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     Session,
     error::{Error, Result},
     output::Table,
+    view,
 };
 use crate::daemon::worktree::{self, Listed};
 
@@ -56,7 +57,7 @@ pub async fn run(session: &mut Session, command: WorktreeCommand) -> Result<()> 
 async fn list(session: &mut Session, args: &PlaceArgs) -> Result<()> {
     let found = all(session, args).await?;
     if session.out.json {
-        return found.iter().try_for_each(|(_, listed)| session.out.object(listed));
+        return found.iter().try_for_each(|(_, listed)| session.out.object(&view::Worktree::from(listed)));
     }
     let mut table = Table::new(&["TASK", "ATTEMPT", "NAME", "STATE", "BRANCH", "PATH"]);
     for (_, listed) in &found {
@@ -104,7 +105,7 @@ async fn rm(session: &mut Session, args: &RmArgs) -> Result<()> {
             Error::failed(format!("cannot remove {}: {}", listed.path.display(), super::client::chain(&error)))
         })?;
         if session.out.json {
-            session.out.object(listed)?;
+            session.out.object(&view::Worktree::from(listed))?;
         } else {
             session.out.line(&format!("removed {}", listed.path.display()))?;
         }

@@ -6,7 +6,7 @@
 //! ```text
 //!   path ──> categorize_path ─┐
 //!   SQL  ─────────────────────┼─> categorize_plan ──> what a task touches ──> suggest, violations
-//!   prose, by whole words ────┘                                              (and `order::ContractTask` for daemons)
+//!   prose, by whole words ────┘                                              └─> analyze: all tasks of a contract
 //! ```
 //!
 //! Promises:
@@ -26,6 +26,7 @@ mod path;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::fmt;
 
@@ -34,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use path::categorize_path;
 pub use plan::categorize_plan;
 
-use super::task::TaskStatus;
+use super::{dependency::components, task::TaskStatus};
 
 /// What a task touches; the order is the order in which the work should be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -147,6 +148,65 @@ pub fn violations<'a, K: Copy>(
         (theirs < mine).then_some(Violation { task, on, mine, theirs })
     };
     unfinished.into_iter().filter_map(violation).collect()
+}
+
+/// A task as [`analyze`] sees it, known by its place in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// What it touches: [`categorize_plan`].
+    pub categories: Vec<Category>,
+    /// Places of the tasks it waits for.
+    pub depends_on: Vec<usize>,
+    /// Where it stands; a task that is not made yet is pending.
+    pub status: TaskStatus,
+}
+
+/// What [`analyze`] finds, by places.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Analysis {
+    /// Edges it would add: all of them together make no cycle, neither among themselves nor with those that are there.
+    pub suggestions: Vec<Suggestion<usize>>,
+    /// Tasks that could start before work they are likely to build on.
+    pub violations: Vec<Violation<usize>>,
+}
+
+/// Looks at all tasks of a contract together: what each could wait for, and what each that has not started could start
+/// before. What a task waits for already, directly or not, is neither suggested nor a violation; explicit edges decide, so
+/// what would contradict them is not suggested. Quadratic in the number of tasks, which the caller bounds.
+pub fn analyze(tasks: &[Subject]) -> Analysis {
+    let explicit: Vec<(usize, usize)> =
+        tasks.iter().enumerate().flat_map(|(me, task)| task.depends_on.iter().map(move |&on| (me, on))).collect();
+    let mut analysis = Analysis::default();
+    for (me, task) in tasks.iter().enumerate().filter(|(_, task)| task.status == TaskStatus::Pending) {
+        let awaited = awaited(tasks, me);
+        let others = || {
+            let others = tasks.iter().enumerate().filter(|&(on, other)| !awaited[on] && !other.status.is_final());
+            others.map(|(on, other)| (on, other.categories.as_slice()))
+        };
+        analysis.suggestions.extend(suggest(me, &task.categories, others()));
+        analysis.violations.extend(violations(me, &task.categories, others()));
+    }
+    // An edge within a component is part of a cycle. The explicit edges alone make none, so what is left makes none.
+    let suggested = analysis.suggestions.iter().map(|suggestion| (suggestion.task, suggestion.on));
+    let together: Vec<(usize, usize)> = explicit.into_iter().chain(suggested).collect();
+    let component = components(tasks.len(), &together);
+    analysis.suggestions.retain(|suggestion| component[suggestion.task] != component[suggestion.on]);
+    analysis
+}
+
+/// For each place, whether `me` is it or waits for it, directly or not.
+fn awaited(tasks: &[Subject], me: usize) -> Vec<bool> {
+    let mut awaited = vec![false; tasks.len()];
+    awaited[me] = true;
+    let mut stack = vec![me];
+    while let Some(place) = stack.pop() {
+        for &on in &tasks[place].depends_on {
+            if !std::mem::replace(&mut awaited[on], true) {
+                stack.push(on);
+            }
+        }
+    }
+    awaited
 }
 
 /// Whether a task may start, as far as its dependencies go; otherwise those that are not complete, in their order.

@@ -20,11 +20,18 @@
 //! the call itself, and one closed by an added edge shows in what the named tasks lead to, which [`Walk`] collects without
 //! reading the rest of the contract.
 
+mod graph;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
 };
+
+pub use graph::{components, order};
+
+use graph::cycles;
 
 use super::{
     id::{ContractId, OwnerId, TaskId},
@@ -475,147 +482,3 @@ impl Walk {
         }
     }
 }
-
-// === Graphs of places ===
-
-/// Puts `count` things in an order in which each comes after what it depends on, and otherwise as they were: `edges` are
-/// (dependent, dependency). The error is the cycles, each with its first thing again at the end.
-pub fn order(count: usize, edges: &[(usize, usize)]) -> Result<Vec<usize>, Vec<Vec<usize>>> {
-    let mut unmet = vec![0_usize; count];
-    let reversed: Vec<(usize, usize)> = edges.iter().map(|&(dependent, dependency)| (dependency, dependent)).collect();
-    for &(dependent, _) in edges {
-        unmet[dependent] += 1;
-    }
-    let dependents = Adjacency::new(count, &reversed);
-    let mut ready: BinaryHeap<Reverse<usize>> = (0..count).filter(|&place| unmet[place] == 0).map(Reverse).collect();
-    let mut ordered = Vec::with_capacity(count);
-    while let Some(Reverse(place)) = ready.pop() {
-        ordered.push(place);
-        for &dependent in dependents.of(place) {
-            unmet[dependent] -= 1;
-            if unmet[dependent] == 0 {
-                ready.push(Reverse(dependent));
-            }
-        }
-    }
-    if ordered.len() == count { Ok(ordered) } else { Err(cycles(count, edges)) }
-}
-
-/// Cycles of a graph, at most [`MAX_CYCLES`]: for each edge that closes one in a depth-first walk, the shortest cycle through
-/// it, beginning with its smallest place and ending with it again. Empty exactly if there is none.
-fn cycles(count: usize, edges: &[(usize, usize)]) -> Vec<Vec<usize>> {
-    let graph = Adjacency::new(count, edges);
-    let mut found: Vec<Vec<usize>> = Vec::new();
-    let mut before = vec![usize::MAX; count];
-    for (from, to) in closing_edges(count, &graph) {
-        let mut cycle = shortest(&graph, to, from, &mut before);
-        let smallest = cycle.iter().enumerate().min_by_key(|(_, place)| **place).map_or(0, |(at, _)| at);
-        cycle.rotate_left(smallest);
-        cycle.push(cycle[0]);
-        if !found.contains(&cycle) {
-            found.push(cycle);
-        }
-    }
-    found
-}
-
-/// Edges that close a cycle in a depth-first walk: without them there is none. At most [`MAX_CYCLES`].
-fn closing_edges(count: usize, graph: &Adjacency) -> Vec<(usize, usize)> {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Mark {
-        New,
-        Open,
-        Closed,
-    }
-    let mut marks = vec![Mark::New; count];
-    let mut closing = Vec::new();
-    let mut stack: Vec<(usize, usize)> = Vec::new();
-    for start in 0..count {
-        if marks[start] != Mark::New {
-            continue;
-        }
-        marks[start] = Mark::Open;
-        stack.push((start, 0));
-        while let Some((place, at)) = stack.last_mut() {
-            let place = *place;
-            let Some(&next) = graph.of(place).get(*at) else {
-                marks[place] = Mark::Closed;
-                stack.pop();
-                continue;
-            };
-            *at += 1;
-            match marks[next] {
-                Mark::New => {
-                    marks[next] = Mark::Open;
-                    stack.push((next, 0));
-                }
-                Mark::Open => {
-                    closing.push((place, next));
-                    if closing.len() == MAX_CYCLES {
-                        return closing;
-                    }
-                }
-                Mark::Closed => {}
-            }
-        }
-    }
-    closing
-}
-
-/// A shortest way from one place to another that it leads to; `before` is scratch space as long as the graph.
-fn shortest(graph: &Adjacency, from: usize, to: usize, before: &mut [usize]) -> Vec<usize> {
-    before.fill(usize::MAX);
-    before[from] = from;
-    let mut queue = VecDeque::from([from]);
-    while let Some(place) = queue.pop_front() {
-        if place == to {
-            break;
-        }
-        for &next in graph.of(place) {
-            if before[next] == usize::MAX {
-                before[next] = place;
-                queue.push_back(next);
-            }
-        }
-    }
-    let mut way = vec![to];
-    let mut at = to;
-    while at != from && before[at] != usize::MAX {
-        at = before[at];
-        way.push(at);
-    }
-    way.reverse();
-    way
-}
-
-/// Edges of a graph by where they start.
-struct Adjacency {
-    starts: Vec<usize>,
-    ends: Vec<usize>,
-}
-
-impl Adjacency {
-    fn new(count: usize, edges: &[(usize, usize)]) -> Self {
-        let mut starts = vec![0; count + 1];
-        for &(from, _) in edges {
-            starts[from + 1] += 1;
-        }
-        for place in 0..count {
-            starts[place + 1] += starts[place];
-        }
-        let mut ends = vec![0; edges.len()];
-        let mut at = starts.clone();
-        for &(from, to) in edges {
-            ends[at[from]] = to;
-            at[from] += 1;
-        }
-        Self { starts, ends }
-    }
-
-    fn of(&self, place: usize) -> &[usize] {
-        &self.ends[self.starts[place]..self.starts[place + 1]]
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -173,6 +173,16 @@ impl Check {
         version
     }
 
+    /// Some field is wrong already.
+    pub fn is_faulty(&self) -> bool {
+        !self.violations.is_empty()
+    }
+
+    /// Something is wrong with this field already.
+    pub fn is_violated(&self, field: &str) -> bool {
+        self.violations.iter().any(|violation| violation.field == field)
+    }
+
     /// Everything was right, or this is what was not.
     pub fn finish(self) -> ApiResult<()> {
         if !self.unserved.is_empty() {

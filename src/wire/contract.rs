@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::{
     check::{Check, etag},
     common, pb,
@@ -11,7 +13,8 @@ use super::{
 use crate::domain::{
     OwnerId,
     contract::{Contract, ContractLimits, ContractStatus},
-    draft::{ContractUpdate, NewContract},
+    dependency::{self, Loaded},
+    draft::{ContractUpdate, NewContract, NewTask},
     task::{MAX_BATCH, MAX_NAME_BYTES, MAX_TEXT_BYTES, TaskStatus},
 };
 
@@ -50,8 +53,34 @@ pub fn create(owner: OwnerId, request: pb::CreateContractRequest) -> ApiResult<N
             );
         }
     }
+    if check.is_faulty() {
+        edges(&mut check, owner, &tasks);
+    }
     check.finish()?;
     Ok(NewContract { owner, name, description, repository, base_branch, limits, hold: request.hold, tasks })
+}
+
+/// Checks the dependencies of a request that is refused anyway. Otherwise the ledger checks them; but it does not get to see
+/// this one, and its caller is to learn of everything that is wrong with it at once.
+fn edges(check: &mut Check, owner: OwnerId, tasks: &[NewTask]) {
+    let wanted: Vec<_> = (1..)
+        .zip(tasks)
+        .map(|(number, task)| dependency::NewTask {
+            id: Uuid::from_u128(number).into(),
+            name: &task.spec.name,
+            depends_on: &task.depends_on,
+        })
+        .collect();
+    // A contract that is to be made has no tasks yet.
+    let nothing = Loaded::new(owner, Uuid::nil().into());
+    for problem in dependency::resolve_new(&wanted, &nothing).err().unwrap_or_default() {
+        // What is wrong with a task's name or with a word's form is known already.
+        let Some(place) = problem.dependency else { continue };
+        let field = format!("tasks[{}].depends_on[{place}]", problem.task);
+        if !check.is_violated(&field) {
+            check.violation(field, problem.to_string());
+        }
+    }
 }
 
 /// Checks the form of a change.
@@ -293,6 +322,32 @@ mod tests {
         assert_eq!(error.reason(), Reason::InvalidFields);
         let lines: Vec<String> = error.violations().iter().map(ToString::to_string).collect();
         insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn faults_of_the_graph_are_named_with_those_of_the_fields() {
+        let task = |name: &str, plan: &str, depends_on: &[&str]| pb::TaskSpec {
+            name: name.into(),
+            plan: plan.into(),
+            depends_on: depends_on.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        let mut request = minimal();
+        request.tasks = vec![
+            task("a", "do it", &["b"]),
+            task("b", "do it", &["a", "nobody", ""]),
+            task("c", "do it", &["c"]),
+            task("d", "", &[]),
+        ];
+        let error = create(owner(), request).unwrap_err();
+        let lines: Vec<String> = error.violations().iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        tasks[1].depends_on[2] is empty
+        tasks[3].plan is required
+        tasks[0].depends_on[0] dependencies form a cycle: a -> b -> a
+        tasks[1].depends_on[1] there is no task `nobody`: name a task of this call or contract, or give its id
+        tasks[2].depends_on[0] a task cannot depend on itself
+        ");
     }
 
     #[test]

@@ -303,7 +303,7 @@ def claude_code_does_a_task(it):
     }, usage)
     # What it wrote can be read, and is the real CLI's own.
     logs = it.world.cli("task", "logs", by_name["hello"])
-    check(logs.returncode == 0 and model_server.FINAL_TEXT in logs.stdout, logs.stdout, logs.stderr)
+    check(logs.returncode == 0 and model_server.FINAL_TEXT in logs.stdout, f"exit {logs.returncode}", logs.stdout, logs.stderr)
 
 
 def at_its_limit(it, agent):
@@ -344,28 +344,21 @@ def claude_code_with_an_api_key_at_its_limit_is_a_usage_limit_too(it):
 
 
 def profile(name, claude, base_url, secret):
-    """An agent profile, written out in full: the real CLI, with the scripted model for its provider."""
-    settings = {
-        "command": str(claude),
-        "args": ["-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"],
-        "model_args": ["--model", "{model}"],
-        "stdin": "plan",
-        "parser": "claude-stream-json",
-        "version_args": ["--version"],
-    }
-    # Root may not bypass permissions outside a sandbox.
+    """The built-in profile of Claude Code, or one like it, with the scripted model for its provider."""
     variables = {
         "ANTHROPIC_BASE_URL": base_url,
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_TELEMETRY": "1",
-        "IS_SANDBOX": "1",
         **secret,
     }
-    return "".join([
-        f"[daemon.profiles.{name}]\n",
-        *(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()),
-        f"[daemon.profiles.{name}.env]\n",
-        *(f"{key} = {json.dumps(value)}\n" for key, value in variables.items()),
+    like = [] if name == "claude" else ['like = "claude"']
+    return "\n".join([
+        f"[daemon.profiles.{name}]",
+        *like,
+        f"command = {json.dumps(str(claude))}",
+        f"[daemon.profiles.{name}.env]",
+        *(f"{key} = {json.dumps(value)}" for key, value in variables.items()),
+        "",
     ])
 
 
@@ -392,10 +385,13 @@ def run(given, world):
     generated.mkdir()
     generate(generated)
     world.start_server()
-    key, seat = {"ANTHROPIC_API_KEY": "any"}, {"CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-any"}
+    # Two kinds of account, which the CLI treats differently: a seat of a subscription, and a key. What is like `claude` has
+    # the seat from there, so the key takes it away.
+    seat = {"CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-any"}
+    key = {"CLAUDE_CODE_OAUTH_TOKEN": "", "ANTHROPIC_API_KEY": "any"}
     config = "[daemon]\nslots = 4\n" + "".join([
-        profile("claude", given.claude, f"{base}/ok", key),
-        profile("claude-limited", given.claude, f"{base}/limit", seat),
+        profile("claude", given.claude, f"{base}/ok", seat),
+        profile("claude-limited", given.claude, f"{base}/limit", {}),
         profile("claude-limited-key", given.claude, f"{base}/limit", key),
     ])
     daemon = world.start_daemon("interop", config)
@@ -418,6 +414,7 @@ def run(given, world):
             passed += 1
             print(f"ok {function.__name__} ({time.monotonic() - start:.1f} s)", flush=True)
     if failed:
+        world.keep = True
         world.print_logs()
     return passed, failed
 

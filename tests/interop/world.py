@@ -52,6 +52,7 @@ class World:
     def __init__(self, makima):
         self.makima = str(Path(makima).resolve())
         self.processes = []
+        self.keep = False
 
     def __enter__(self):
         self.dir = Path(tempfile.mkdtemp(prefix="mk-interop-")).resolve()
@@ -66,7 +67,7 @@ class World:
             process.kill()
             process.wait()
         self.sweep()
-        if kind is None:
+        if kind is None and not self.keep:
             shutil.rmtree(self.dir, ignore_errors=True)
         else:
             print(f"kept for a look: {self.dir}", file=sys.stderr)
@@ -80,7 +81,7 @@ class World:
             "LANG": "C.UTF-8",
             "NO_PROXY": "127.0.0.1",
             "RUST_BACKTRACE": "1",
-            "MAKIMA_LOG": "info,makima=debug",
+            "MAKIMA_LOG": os.environ.get("MAKIMA_LOG", "info"),
             **more,
         }
 

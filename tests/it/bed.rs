@@ -89,6 +89,11 @@ impl Place {
         };
         Self { url, _dir: dir }
     }
+
+    /// A Postgres database behind this address.
+    pub fn at(url: &str) -> Self {
+        Self { url: url.parse().expect("a database URL"), _dir: tempfile::tempdir().expect("make a directory") }
+    }
 }
 
 /// A ledger with one owner.
@@ -103,7 +108,10 @@ pub struct Bed {
 
 impl Bed {
     pub async fn new(kind: Kind) -> Self {
-        let place = Place::new(kind).await;
+        Self::on(Place::new(kind).await).await
+    }
+
+    pub async fn on(place: Place) -> Self {
         let (store, claim) = Store::open(&place.url).await.expect("open the store");
         let (ledger, writer) = Ledger::start(store.clone(), TaskKeys::new([7; 32])).await.expect("start the ledger");
         spawn(writer);

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use makima::{
     domain::{
-        DaemonId, TaskId,
-        attempt::FailureClass,
+        DaemonId, TaskId, Timestamp,
+        attempt::{AttemptState, FailureClass},
         contract::{ContractLimits, ContractStatus},
         order::{Answer, Order},
         reconcile::Verdict,
@@ -30,6 +30,8 @@ both!(
     cancelling_holds_the_slot_until_nothing_is_left,
     a_rejected_spawn_goes_elsewhere_at_no_cost,
     silence_reruns_and_return_revives,
+    an_unanswered_command_is_sent_again_as_it_was,
+    an_unanswered_attempt_is_fenced_in_time,
     a_blocked_contract_moves_when_its_parent_is_retried,
     holds_stop_and_releases_start,
     concurrency_is_kept,
@@ -205,6 +207,54 @@ async fn silence_reruns_and_return_revives(kind: Kind) {
     assert_eq!(other.done(&bed, second.attempt).await, MessageOutcome::Applied);
     let done = bed.task_is(id, TaskStatus::Done).await;
     assert_eq!(done.result().unwrap().commit, crate::bed::result(second.attempt).commit);
+}
+
+/// A command whose answer was lost is the same to the letter in the next session, and forgotten once answered.
+async fn an_unanswered_command_is_sent_again_as_it_was(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 1).await;
+    bed.contract(vec![task("a", &[])]).await;
+    let (first, _) = daemon.spawned().await;
+    let again = Daemon::attach(&bed, daemon.id, "d", 1, Vec::new()).await;
+    assert_eq!(again.unanswered, std::slice::from_ref(&first));
+    again.answer(&bed, &first, Answer::Persisted).await;
+    let listed = InventoryItem {
+        attempt: first.attempt,
+        state: InventoryState::Accepted,
+        worktree: String::new(),
+        worktree_intact: false,
+    };
+    let third = Daemon::attach(&bed, daemon.id, "d", 1, vec![listed]).await;
+    assert_eq!((third.unanswered, third.verdicts), (Vec::new(), vec![(first.attempt, Verdict::Keep)]));
+}
+
+/// A daemon that is there and says nothing to a command: the attempt is fenced, the task goes on at no cost in retries, and
+/// the slot is held until the daemon says that nothing is left.
+async fn an_unanswered_attempt_is_fenced_in_time(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut deaf = bed.daemon("deaf", 1).await;
+    let (contract, tasks) = bed.contract(vec![task("a", &[])]).await;
+    let (first, _) = deaf.spawned().await;
+    let mut other = bed.daemon("other", 1).await;
+    // The time to answer is brought forward in the database, so that nobody has to wait for it.
+    let mut attempt = {
+        let mut tx = bed.store.read().await.unwrap();
+        tx.attempts_of_task(tasks[0].id).await.unwrap().remove(0)
+    };
+    attempt.state = AttemptState::Assigned { answer_by: Timestamp(1) };
+    let mut tx = bed.store.begin().await.unwrap();
+    tx.attempts_put(&[&attempt]).await.unwrap();
+    tx.commit().await.unwrap();
+    bed.ledger.server(Op::Sweep).await.unwrap();
+    let (second, _) = other.run_next(&bed).await;
+    assert_eq!(second.attempt.number, 2);
+    assert!(matches!(deaf.command().await.order, Order::Cancel { .. }));
+    assert_eq!(bed.contract_now(contract.id).await.live, 2, "both hold a slot");
+    assert_eq!(bed.task(tasks[0].id).await.tries.counted, 0);
+    deaf.failed(&bed, first.attempt, FailureClass::Cancelled).await;
+    other.done(&bed, second.attempt).await;
+    assert_eq!(bed.contract_now(contract.id).await.live, 0);
+    bed.task_is(tasks[0].id, TaskStatus::Done).await;
 }
 
 async fn a_blocked_contract_moves_when_its_parent_is_retried(kind: Kind) {

@@ -6,5 +6,6 @@ mod harness;
 mod ledger;
 mod shim;
 mod standing;
+mod store;
 mod survive;
 mod tidy;

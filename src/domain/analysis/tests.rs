@@ -210,6 +210,44 @@ fn a_suggestion_needs_all_of_the_other_before_all_of_mine() {
     assert_eq!(violations(0, &[], others), []);
 }
 
+fn subject(categories: &[Category], depends_on: &[usize]) -> Subject {
+    Subject { categories: categories.to_vec(), depends_on: depends_on.to_vec(), status: TaskStatus::Pending }
+}
+
+type Pairs = Vec<(usize, usize)>;
+
+fn pairs(analysis: &Analysis) -> (Pairs, Pairs) {
+    let suggestions = analysis.suggestions.iter().map(|s| (s.task, s.on)).collect();
+    (suggestions, analysis.violations.iter().map(|v| (v.task, v.on)).collect())
+}
+
+#[test]
+fn a_contract_is_analyzed_as_a_whole() {
+    let mut tasks = [subject(&[Schema], &[]), subject(&[Types], &[0]), subject(&[Backend], &[1]), subject(&[Ui], &[])];
+    // The backend waits for the schema by way of the types.
+    let all = vec![(3, 0), (3, 1), (3, 2)];
+    assert_eq!(pairs(&analyze(&tasks)), (all.clone(), all));
+    // What is over is waited for by nobody; what runs is, and waits for nothing itself.
+    tasks[0].status = TaskStatus::Done;
+    tasks[1].status = TaskStatus::Failed;
+    tasks[2].status = TaskStatus::Running;
+    assert_eq!(pairs(&analyze(&tasks)), (vec![(3, 2)], vec![(3, 2)]));
+    tasks[3].status = TaskStatus::Running;
+    assert_eq!(pairs(&analyze(&tasks)), (vec![], vec![]));
+}
+
+/// Explicit edges decide, even when each suggestion alone would be fine.
+#[test]
+fn suggestions_never_close_a_cycle() {
+    let tasks = [subject(&[Schema], &[1]), subject(&[Ui], &[])];
+    assert_eq!(pairs(&analyze(&tasks)), (vec![], vec![(1, 0)]));
+    // Each schema waits for a UI: any two suggestions across would make a circle.
+    let tasks = [subject(&[Schema], &[1]), subject(&[Ui], &[]), subject(&[Schema], &[3]), subject(&[Ui], &[])];
+    let (suggestions, violations) = pairs(&analyze(&tasks));
+    assert_eq!(suggestions, []);
+    assert_eq!(violations.len(), 4);
+}
+
 #[test]
 fn dependencies_decide_whether_a_task_can_start() {
     assert_eq!(can_start::<&str>([]), Ok(()));
@@ -241,6 +279,24 @@ proptest! {
         prop_assert!(categories.is_sorted_by(|a, b| a < b));
         prop_assert_eq!(&categories, &categorize_plan(&name, &plan));
         let _ = categorize_path(&plan);
+    }
+
+    /// All suggestions together, with the edges that are there, can be put in an order.
+    #[test]
+    fn suggestions_can_all_be_taken(
+        tasks in prop::collection::vec((prop::collection::btree_set(0_usize..4, 0..4), any::<u16>()), 1..12)
+    ) {
+        let tasks: Vec<Subject> = (tasks.into_iter().enumerate())
+            .map(|(me, (set, edges))| Subject {
+                categories: set.into_iter().map(|i| Category::ALL[i]).collect(),
+                depends_on: (0..me).filter(|on| edges >> on & 1 == 1).collect(),
+                status: TaskStatus::Pending,
+            })
+            .collect();
+        let explicit = tasks.iter().enumerate().flat_map(|(me, t)| t.depends_on.iter().map(move |&on| (me, on)));
+        let analysis = analyze(&tasks);
+        let edges: Vec<_> = explicit.chain(analysis.suggestions.iter().map(|s| (s.task, s.on))).collect();
+        prop_assert!(crate::domain::dependency::order(tasks.len(), &edges).is_ok());
     }
 
     /// Suggestions lead from higher to lower categories only, so they never make a cycle among themselves; and whoever is

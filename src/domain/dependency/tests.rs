@@ -211,6 +211,7 @@ fn large_graphs() {
     assert!(order(LONG, &chain).unwrap().into_iter().eq(0..LONG));
     let mut ring = chain;
     ring.push((0, LONG - 1));
+    assert!(components(LONG, &ring).iter().all(|component| *component == 0));
     let found = order(LONG, &ring).unwrap_err();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].len(), LONG + 1);
@@ -255,6 +256,18 @@ fn leads(count: usize, edges: &[(usize, usize)], from: usize, to: usize) -> bool
 }
 
 proptest! {
+    /// Two places share a component exactly if each leads to the other.
+    #[test]
+    fn components_are_what_leads_both_ways((count, edges) in any_graph()) {
+        let component = components(count, &edges);
+        for a in 0..count {
+            for b in 0..count {
+                let both = a == b || leads(count, &edges, a, b) && leads(count, &edges, b, a);
+                prop_assert_eq!(component[a] == component[b], both);
+            }
+        }
+    }
+
     /// Either an order that respects every edge, or cycles that are there, shortest first place first, each once; and
     /// without their closing edges fewer are left.
     #[test]

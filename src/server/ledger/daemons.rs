@@ -240,7 +240,7 @@ impl Work {
                     task.branch.clone_from(branch);
                 }
                 let moved = self.task_event(reference.task, &TaskEvent::Started { attempt: reference.number }, &actor);
-                judged(moved)
+                judged(&moved)
             }
             Report::Progress(progress) => {
                 let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
@@ -322,12 +322,12 @@ impl Work {
                     // The result is in the repository that its dependents use; see `TaskResult::published`.
                     let _ = self.task_event(reference.task, &TaskEvent::ResultStored { attempt }, "server");
                 }
-                judged(moved)
+                judged(&moved)
             }
             Err(failure) => {
                 let event = self.failed_event(reference, &before.daemon, failure.clone(), usage, false);
                 let moved = self.task_event(reference.task, &event, actor);
-                judged(moved)
+                judged(&moved)
             }
         }
     }
@@ -448,7 +448,7 @@ impl Work {
     }
 }
 
-fn judged(moved: Result<bool, Refused>) -> MessageOutcome {
+fn judged(moved: &Result<bool, Refused>) -> MessageOutcome {
     match moved {
         Ok(true) => MessageOutcome::Applied,
         Ok(false) => MessageOutcome::AlreadyApplied,

@@ -218,7 +218,7 @@ impl Work {
                 violations.push((format!("tasks[{index}].repository"), text));
             }
             if let Some(parent) = task.spec.parent
-                && !self.tasks.get(parent).is_some_and(|parent| parent.owner == contract.owner)
+                && self.tasks.get(parent).is_none_or(|parent| parent.owner != contract.owner)
             {
                 violations.push((format!("tasks[{index}].parent_task_id"), format!("there is no task `{parent}`")));
             }

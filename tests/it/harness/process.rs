@@ -56,7 +56,10 @@ pub fn command(program: &str, home: &Path) -> Command {
         .env("HOME", home)
         .env("LANG", "C.UTF-8")
         .env("RUST_BACKTRACE", "1")
-        .env("MAKIMA_LOG", std::env::var("MAKIMA_LOG").unwrap_or_else(|_| "info,makima=debug".to_owned()));
+        .env(
+            "MAKIMA_LOG",
+            std::env::var("MAKIMA_LOG").unwrap_or_else(|_| "info,makima=debug,makima::daemon::process=info".to_owned()),
+        );
     // Where coverage or a loader needs them.
     for kept in ["LLVM_PROFILE_FILE", "LD_LIBRARY_PATH", "TMPDIR"] {
         if let Some(value) = std::env::var_os(kept) {
@@ -289,6 +292,7 @@ done
 "#;
 
 #[expect(clippy::disallowed_methods, reason = "the tests start their own processes")]
+#[expect(clippy::zombie_processes, reason = "it ends after us")]
 pub(super) fn guard(folder: &Path) -> ChildStdin {
     let mut guardian = Command::new("/bin/sh")
         .args(["-c", GUARD])

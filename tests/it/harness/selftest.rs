@@ -10,11 +10,15 @@ use std::{
 
 use sqlx::{Connection as _, Row as _};
 
+use makima::wire::pb::{AttemptStatus, TaskStatus};
+
 use super::{
+    client::shell,
     eventually::{ensure, eventually},
     postgres, process,
     proxy::{Line, Proxy},
     repo::Repo,
+    world::{Database, World},
 };
 
 /// Each test has a database of its own, on a server whose commits are durable.
@@ -89,6 +93,64 @@ async fn a_sweep_finds_what_ran_away() {
     .await;
     assert_eq!(process::sweep(temp.path()), []);
     assert_eq!(process::processes_of(temp.path()), []);
+}
+
+/// A world is the real thing, on either database: a contract runs on two daemons, and what is killed comes back.
+#[tokio::test]
+async fn a_world_runs_contracts() {
+    for database in [Database::Sqlite, Database::Postgres] {
+        let mut world = World::start(database).await;
+        let first = world.start_daemon("one").await;
+        world.start_daemon("two").await;
+        let repo = world.repo("repo");
+        let tasks = vec![shell("a", "echo a > a.txt", &[]), shell("b", "cat a.txt > b.txt; echo said", &["a"])];
+        let contract = world.client().create(&repo.url(), tasks).await.contract.expect("a contract").contract_id;
+        world.client().watch_to_end(&contract).await.expect("watch");
+        let statuses = world.client().statuses(&contract).await;
+        assert!(statuses.len() == 2 && statuses.values().all(|&status| status == TaskStatus::Done), "{statuses:?}");
+
+        world.kill_server();
+        world.start_server().await;
+        world.kill_daemon("one");
+        let again = world.restart_daemon("one").await;
+        assert!(again.daemon_id == first.daemon_id && again.session_epoch > first.session_epoch, "{again:?}");
+        let lines = world.cli_json(&["contract", "get", &contract]).await;
+        assert_eq!(lines[0]["status"], "DONE");
+
+        let b = world.client().tasks_of(&contract).await.swap_remove(1);
+        assert_eq!(repo.file(&b.result_commit, "b.txt").as_deref(), Some("a\n"));
+        eventually("its output has arrived", || async {
+            let output = world.client().output(&b.task_id, 1).await.map_err(|status| status.to_string())?;
+            ensure(output == b"said\n", || String::from_utf8_lossy(&output).into_owned())
+        })
+        .await;
+        let dir = world.dir.clone();
+        drop(world);
+        assert!(!dir.exists());
+        assert_eq!(process::processes_of(&dir), []);
+    }
+}
+
+/// What outlives its parents on purpose, shim and agent, goes with the world.
+#[tokio::test]
+async fn a_world_takes_its_agents_along() {
+    let mut world = World::start(Database::Sqlite).await;
+    world.start_daemon("one").await;
+    let repo = world.repo("repo");
+    let created = world.client().create(&repo.url(), vec![shell("long", "sleep 1000", &[])]).await;
+    let task = created.tasks[0].task_id.clone();
+    eventually("the agent runs", || async {
+        let attempts = world.client().task(&task).await.attempts;
+        let running = attempts.first().is_some_and(|attempt| attempt.status() == AttemptStatus::Running);
+        ensure(running && !world.agents().is_empty(), || format!("{attempts:?} {:?}", world.processes()))
+    })
+    .await;
+    world.kill_daemon("one");
+    assert_eq!(world.shims().len(), 1, "{:?}", world.processes());
+    assert!(world.agents().iter().any(|agent| agent.arguments == "sleep 1000"), "{:?}", world.processes());
+    let dir = world.dir.clone();
+    drop(world);
+    assert_eq!(process::processes_of(&dir), []);
 }
 
 /// When the test process is gone, whatever its worlds have started is killed and their folder removed.

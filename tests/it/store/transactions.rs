@@ -1,0 +1,138 @@
+//! One writer at a time, whole snapshots, and what an error means.
+
+use std::{sync::Arc, time::Duration};
+
+use makima::store::{Error, Store};
+use tokio::task::JoinSet;
+
+use super::{
+    Fresh,
+    samples::{contract, owner},
+};
+use crate::{
+    bed::{Kind, Place},
+    both,
+    harness::eventually,
+};
+
+both!(
+    a_reader_sees_one_snapshot,
+    a_writer_excludes_another,
+    no_write_is_lost,
+    a_dropped_transaction_is_forgotten,
+    a_closed_store_is_unavailable,
+    what_was_committed_is_there_after_opening_again,
+);
+
+/// What a reader has seen stays as it was while a writer commits; it holds nobody up.
+async fn a_reader_sees_one_snapshot(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    let owner = owner();
+    let (one, two) = (contract(owner, 1), contract(owner, 2));
+    let mut tx = fresh.begin().await;
+    tx.contracts_put(&[&one]).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let mut reader = fresh.read().await;
+    assert_eq!(reader.contracts_list(owner, &[], true, None, 10).await.unwrap(), [one.clone()]);
+    let mut writer = fresh.begin().await;
+    writer.contracts_put(&[&two]).await.unwrap();
+    writer.meta_put("k", "v").await.unwrap();
+    // Not before the commit, nor after it for one that began before.
+    let mut other = fresh.read().await;
+    assert_eq!(other.contracts_list(owner, &[], true, None, 10).await.unwrap(), [one.clone()]);
+    writer.commit().await.unwrap();
+    assert_eq!(reader.contracts_list(owner, &[], true, None, 10).await.unwrap(), [one.clone()]);
+    assert_eq!(reader.meta_fetch("k").await.unwrap(), None);
+    assert_eq!(reader.events_last().await.unwrap(), 0);
+    reader.rollback().await.unwrap();
+
+    let mut reader = fresh.read().await;
+    assert_eq!(reader.contracts_list(owner, &[], true, None, 10).await.unwrap(), [two, one]);
+}
+
+/// A second one waits until the first is over, and giving up the wait costs nobody anything.
+async fn a_writer_excludes_another(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    let mut first = fresh.begin().await;
+    first.meta_put("k", "first").await.unwrap();
+    // Long enough for a statement that does not wait.
+    let second = tokio::time::timeout(Duration::from_millis(300), fresh.store.begin()).await;
+    assert!(second.is_err(), "a second writer came in");
+    let store = fresh.store.clone();
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move {
+        let mut tx = store.begin().await?;
+        let seen = tx.meta_fetch("k").await?;
+        tx.commit().await?;
+        Ok::<_, Error>(seen)
+    });
+    first.commit().await.unwrap();
+    // What waited sees all that was committed before it.
+    let seen = waiting.join_next().await.expect("a task").expect("joined").expect("a second writer");
+    assert_eq!(seen.as_deref(), Some("first"));
+    let third = tokio::time::timeout(Duration::from_secs(9), fresh.begin()).await.expect("the lock is free");
+    third.rollback().await.unwrap();
+}
+
+/// Many writers that read and then write: none reads what another is about to change.
+async fn no_write_is_lost(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    let mut writers = JoinSet::new();
+    for _ in 0..6 {
+        let store = fresh.store.clone();
+        writers.spawn(async move {
+            for _ in 0..10 {
+                let mut tx = store.begin().await.expect("begin");
+                let count: u32 = tx.meta_fetch("n").await.unwrap().map_or(0, |text| text.parse().unwrap());
+                tx.meta_put("n", &(count + 1).to_string()).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.expect("a writer");
+    }
+    assert_eq!(fresh.read().await.meta_fetch("n").await.unwrap().as_deref(), Some("60"));
+}
+
+/// Dropped in the middle, nothing of it is there and the next writer comes in.
+async fn a_dropped_transaction_is_forgotten(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    for round in 0..20 {
+        let mut tx = fresh.begin().await;
+        assert_eq!(tx.meta_fetch("k").await.unwrap(), None, "round {round}");
+        tx.meta_put("k", "v").await.unwrap();
+        drop(tx);
+    }
+}
+
+/// No connection can be had: the same again later may work, so it is no fault of the statement.
+async fn a_closed_store_is_unavailable(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    fresh.store.close().await;
+    assert!(matches!(fresh.store.begin().await, Err(Error::Unavailable { .. })));
+    assert!(matches!(fresh.store.read().await, Err(Error::Unavailable { .. })));
+}
+
+/// Opening a database again finds its schema up to date and its rows there.
+async fn what_was_committed_is_there_after_opening_again(kind: Kind) {
+    let place = Place::new(kind).await;
+    let owner = owner();
+    let written = Arc::new(contract(owner, 1));
+    let (store, claim) = Store::open(&place.url).await.expect("open the store");
+    let mut tx = store.begin().await.unwrap();
+    tx.contracts_put(&[&written]).await.unwrap();
+    tx.commit().await.unwrap();
+    store.close().await;
+    drop((store, claim));
+    // On Postgres the claim goes with its connection, which the server may notice a moment later.
+    let (store, _claim) = eventually("the database can be opened again", || async {
+        Store::open(&place.url).await.map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!(store.kind(), if matches!(kind, Kind::Sqlite) { "sqlite" } else { "postgres" });
+    assert_eq!(store.commits_in_doubt(), matches!(kind, Kind::Postgres));
+    let mut tx = store.read().await.unwrap();
+    assert_eq!(tx.contract_fetch(owner, written.id).await.unwrap().as_ref(), Some(&*written));
+}
