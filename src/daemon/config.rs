@@ -234,6 +234,8 @@ pub struct Times {
     pub progress: Duration,
     /// How long output is collected before it is sent.
     pub output: Duration,
+    /// For agents to say their versions before the daemon attaches without them for now.
+    pub detect: Duration,
 }
 
 impl Default for Times {
@@ -245,6 +247,7 @@ impl Default for Times {
             unauthenticated: Duration::from_secs(60),
             progress: Duration::from_secs(1),
             output: Duration::from_millis(100),
+            detect: Duration::from_secs(5),
         }
     }
 }

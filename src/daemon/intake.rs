@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Commands waiting to be written: more than a server sends before it is answered.
-pub const QUEUE: usize = 1_024;
+const QUEUE: usize = 1_024;
 /// Commands of one commit.
 const BATCH: usize = 256;
 
@@ -32,7 +32,7 @@ pub struct Handle(mpsc::Sender<Taken>);
 #[derive(Debug)]
 pub struct Taken {
     command: Command,
-    answers: mpsc::Sender<Answered>,
+    answers: mpsc::UnboundedSender<Answered>,
 }
 
 /// The handle, and what the loop listens to.
@@ -43,7 +43,7 @@ pub fn new() -> (Handle, mpsc::Receiver<Taken>) {
 
 impl Handle {
     /// Takes a command; its answer comes when it is in the journal, or refused.
-    pub async fn take(&self, command: Command, answers: mpsc::Sender<Answered>) {
+    pub async fn take(&self, command: Command, answers: mpsc::UnboundedSender<Answered>) {
         // The loop ends only with the daemon.
         let _ = self.0.send(Taken { command, answers }).await;
     }
@@ -74,7 +74,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
         match refusal(context, &taken.command).await {
             Some(reason) => {
                 tracing::warn!(attempt = %taken.command.attempt, reason, "refused a command");
-                answer(&taken, Answer::Rejected { reason, retryable: true, counts: false }).await;
+                answer(&taken, Answer::Rejected { reason, retryable: true, counts: false });
             }
             None => accepted.push(taken),
         }
@@ -89,7 +89,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
             tracing::error!(error = chain(&error), "the journal cannot be written; no commands are taken");
             let reason = format!("the daemon cannot write its journal: {}", chain(&error));
             for taken in &accepted {
-                answer(taken, Answer::Rejected { reason: reason.clone(), retryable: true, counts: false }).await;
+                answer(taken, Answer::Rejected { reason: reason.clone(), retryable: true, counts: false });
             }
             return;
         }
@@ -98,23 +98,23 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
     for (taken, outcome) in accepted.into_iter().zip(outcomes) {
         match outcome {
             Accepted::New => {
-                answer(&taken, Answer::Persisted).await;
+                answer(&taken, Answer::Persisted);
                 new.push(taken.command);
             }
-            Accepted::Known => answer(&taken, Answer::Persisted).await,
+            Accepted::Known => answer(&taken, Answer::Persisted),
             Accepted::Conflict => {
                 let reason = format!("command {} was here before with other content", taken.command.id);
                 tracing::error!(attempt = %taken.command.attempt, reason, "refused a command");
-                answer(&taken, Answer::Rejected { reason, retryable: false, counts: true }).await;
+                answer(&taken, Answer::Rejected { reason, retryable: false, counts: true });
             }
         }
     }
     supervisor.accepted(new).await;
 }
 
-async fn answer(taken: &Taken, answer: Answer) {
-    // A session that has ended in the meantime gets it again from its successor.
-    let _ = taken.answers.send((taken.command.sequence, taken.command.id, answer)).await;
+fn answer(taken: &Taken, answer: Answer) {
+    // The server asks again in the next session, if this one has ended in the meantime.
+    let _ = taken.answers.send((taken.command.sequence, taken.command.id, answer));
 }
 
 /// Why a command is not taken: another daemon, or this one later, may do better. One that was taken before is not refused.

@@ -57,8 +57,6 @@ use runner::{blocking, chain};
 use session::Over;
 use supervisor::Supervisor;
 
-/// How long agents have to say their version before the daemon attaches without waiting for them.
-const DETECT: Duration = Duration::from_secs(5);
 /// Times a repository of the configuration is tried to be cloned: later a task that needs it clones it anyway.
 const CLONE_TRIES: u32 = 5;
 /// The first wait between those; it doubles.
@@ -105,6 +103,8 @@ pub(crate) struct Context {
     pub(crate) boot: BootId,
     /// A session stands: what failed for want of a server may be tried again.
     pub(crate) attached: Notify,
+    /// The card is another one than it was: the server hears so by a new Hello.
+    pub(crate) card_changed: Notify,
 }
 
 impl Context {
@@ -161,6 +161,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
         journal: opened.journal,
         boot: BootId(Uuid::new_v4()),
         attached: Notify::new(),
+        card_changed: Notify::new(),
         shutdown: shutdown.clone(),
         bulk,
         state,
@@ -210,10 +211,12 @@ async fn detect(context: &Arc<Context>) {
     context.shutdown.spawn(async move {
         let profiles = found.profiles.detect().await;
         *found.installed.write().unwrap_or_else(PoisonError::into_inner) = profiles;
-        // Nobody waits any more, if it took long: the next Hello says it.
-        let _ = done.send(());
+        if done.send(()).is_err() {
+            // It took too long to be waited for.
+            found.card_changed.notify_one();
+        }
     });
-    if tokio::time::timeout(DETECT, detected).await.is_err() {
+    if tokio::time::timeout(context.config.times.detect, detected).await.is_err() {
         tracing::warn!("agents take long to say their versions; attaching without them for now");
     }
 }

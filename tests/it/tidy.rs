@@ -20,7 +20,6 @@ const MAX_LINES: usize = 700;
 /// Files that may be longer, each with its reason.
 const LONG: [(&str, &str); 2] = [
     ("src/wire/daemon.rs", "one table of conversions, read by name"),
-    ("tests/it/daemon/mod.rs", "one story after another, to be divided when it grows"),
 ];
 
 /// Parts of the house: what files they are, and what of the house they may use.

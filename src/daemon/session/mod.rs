@@ -48,8 +48,8 @@ use crate::{
 const OUTBOX_WINDOW: usize = 128;
 /// Requests between us and the connection.
 const QUEUE: usize = 16;
-/// Answers to commands that wait to be sent: as many as the intake may have in hand.
-const ANSWERS: usize = intake::QUEUE;
+/// What waits to be sent before nothing more is read: a server that sends and does not read is not read from for ever.
+const WAITING: usize = 4_096;
 /// A session that lasted this long was a good one: what ended it is new, and the next try comes at once.
 const GOOD: Duration = Duration::from_secs(1);
 /// The shortest interval of heartbeats that is taken from a server.
@@ -87,6 +87,9 @@ enum Error {
     /// It stops.
     #[error("the server is shutting down: {0}")]
     ShuttingDown(String),
+    /// What Hello said of this daemon is no longer true.
+    #[error("this daemon has something new to say of itself")]
+    NewCard,
     /// It wants us to attach again.
     #[error("the server asks to attach again: {0}")]
     Resync(String),
@@ -136,6 +139,7 @@ pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, i
                 );
                 times.unauthenticated
             }
+            Error::NewCard => Duration::ZERO,
             // It lasted: the first try comes at once. A fleet whose server stops does not come back in one instant.
             error if session.lasted && session.begun.elapsed() >= GOOD => {
                 backoff.reset();
@@ -278,7 +282,9 @@ impl Session {
         );
         self.supervisor.verdicts(welcome.verdicts).await;
         self.context.attached.notify_one();
-        let (answers, mut answered) = mpsc::channel(ANSWERS);
+        // One for each command, of which the server sends no more than it may; the intake must never wait for a session.
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        let context = Arc::clone(&self.context);
         let mut newest = self.context.journal.newest();
         let period = welcome.heartbeat_interval.max(MIN_HEARTBEAT);
         let lost_after = welcome.lost_after.max(period * 2);
@@ -295,7 +301,7 @@ impl Session {
             }
             tokio::select! {
                 biased;
-                response = responses.message() => {
+                response = responses.message(), if self.queue.len() < WAITING => {
                     self.heard = Instant::now();
                     let kind = response.map_err(refused)?.ok_or(Error::Ended)?.kind;
                     self.hear(kind, &answers).await?;
@@ -312,6 +318,7 @@ impl Session {
                 changed = newest.changed(), if self.in_flight.len() < OUTBOX_WINDOW => {
                     changed.map_err(|_| super::journal::Error::Closed)?;
                 }
+                () = context.card_changed.notified() => return Err(Error::NewCard.into()),
                 _ = heartbeat.tick(), if ready => {
                     if self.heard.elapsed() >= lost_after {
                         return Err(Error::Silent(lost_after).into());
@@ -382,7 +389,7 @@ impl Session {
     async fn hear(
         &mut self,
         kind: Option<attach_response::Kind>,
-        answers: &mpsc::Sender<intake::Answered>,
+        answers: &mpsc::UnboundedSender<intake::Answered>,
     ) -> Result<(), End> {
         match kind {
             Some(attach_response::Kind::Command(command)) => {

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use makima::{
-    daemon::{self, Config, config::DiskFloor},
+    daemon::{self, Config, agents::Profile, config::DiskFloor},
     domain::{
         attempt::FailureClass,
         order::{Answer, Order, Spawn},
@@ -202,4 +202,27 @@ async fn what_cannot_be_done_here_is_refused_with_the_reason() {
     let attempt = bench.spawn(Spawn { repository: "/no/such/repository".to_owned(), ..bench.order("true") }).await;
     assert_eq!(class(&bench.complete(attempt).await), Some(FailureClass::Repository));
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_slow_to_say_its_version_delays_nothing_and_is_offered_later() {
+    let bench = Bench::new().await;
+    let mut config = bench.config();
+    config.times.detect = Duration::from_millis(50);
+    let gate = bench.path("gate");
+    let asked = format!("while [ ! -e {gate} ]; do sleep 0.02; done; echo 1.2.3");
+    let slow = toml_profile(&format!("command = 'sh'\nversion_args = ['-c', '{asked}']"));
+    config.profiles.insert("slow".to_owned(), slow);
+    let daemon = Running::start(config);
+    bench.ready(1).await;
+    assert_eq!(bench.fake.hellos()[0].card.profiles, []);
+    fs::write(&gate, "").unwrap();
+    bench.ready(2).await;
+    let profiles = bench.fake.hellos().remove(1).card.profiles;
+    assert!(profiles.iter().any(|p| p.name == "slow" && p.version == "1.2.3"), "{profiles:?}");
+    daemon.stop().await;
+}
+
+fn toml_profile(text: &str) -> Profile {
+    toml::from_str(text).unwrap()
 }
