@@ -454,7 +454,8 @@ fn is_message(request: &pb::AttachRequest) -> bool {
 
 fn refused(status: Status) -> Error {
     match status.code() {
-        Code::Unauthenticated => Error::Unauthenticated(status.message().to_owned()),
+        // A key of another kind or of another owner than the identity's is as wrong as one that is not known.
+        Code::Unauthenticated | Code::PermissionDenied => Error::Unauthenticated(status.message().to_owned()),
         _ => Error::Status(status),
     }
 }
