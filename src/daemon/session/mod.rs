@@ -352,12 +352,12 @@ impl Session {
     }
 
     fn answer(&mut self, sequence: i64, command: CommandId, answer: &Answer, ready: bool) {
-        self.queue
-            .push_back(request_of(attach_request::Kind::CommandAnswer(command_answer(sequence, command, answer))));
         if ready && matches!(answer, Answer::Rejected { .. }) {
-            // With the reason why, before the server tries the same again.
+            // With the reason why, and first: as soon as it is refused the server looks for a daemon, and should not find us.
             self.heartbeat();
         }
+        self.queue
+            .push_back(request_of(attach_request::Kind::CommandAnswer(command_answer(sequence, command, answer))));
     }
 
     fn heartbeat(&mut self) {

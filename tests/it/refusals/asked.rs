@@ -35,13 +35,39 @@ async fn dependencies_that_cannot_be() {
     let (code, reason, mut fields) = told(&refused);
     fields.sort();
     assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_DEPENDENCIES"));
-    insta::assert_debug_snapshot!(fields, @r#""#);
+    insta::assert_debug_snapshot!(fields, @r#"
+    [
+        (
+            "tasks[0].depends_on[0]",
+            "dependencies form a cycle: schema -> ui -> types -> schema",
+        ),
+        (
+            "tasks[3].depends_on[0]",
+            "a task cannot depend on itself",
+        ),
+        (
+            "tasks[4].depends_on[0]",
+            "there is no task `nobody`: name a task of this call or contract, or give its id",
+        ),
+        (
+            "tasks[5].depends_on[1]",
+            "`types` is named twice among the dependencies",
+        ),
+    ]
+    "#);
 
     // As a person meets it.
     let file = "name: round\nagent: shell\ntasks:\n  a: { plan: 'true', depends_on: [b] }\n  b: { plan: 'true', depends_on: [a] }\n";
     fs::write(world.dir.join("round.yaml"), file).unwrap();
     let output = world.cli(&["contract", "apply", "round.yaml", "--repo", &repo.url()]).await;
-    insta::assert_debug_snapshot!(said(&output), @r#""#);
+    insta::assert_debug_snapshot!(said(&output), @r#"
+    (
+        Some(
+            1,
+        ),
+        "makima: cannot create the contract: tasks[0].depends_on[0] dependencies form a cycle: a -> b -> a (INVALID_DEPENDENCIES)",
+    )
+    "#);
 
     // An edge that would close a circle later is refused as well.
     let created = client.create(&repo.url(), vec![shell("a", "true", &[]), shell("b", "true", &["a"])]).await;
@@ -114,7 +140,14 @@ async fn what_belongs_to_another_owner() {
             command.env_remove("MAKIMA_KEY_FILE").env("MAKIMA_KEY", &key);
         })
         .await;
-    insta::assert_debug_snapshot!((said(&output).0, said(&output).1.replace(&task, "ID")), @r#""#);
+    insta::assert_debug_snapshot!((said(&output).0, said(&output).1.replace(&task, "ID")), @r#"
+    (
+        Some(
+            1,
+        ),
+        "makima: cannot cancel the task: no task `ID` (TASK_NOT_FOUND)",
+    )
+    "#);
     assert_eq!(ours.task(&task).await.task.unwrap(), before);
 }
 
@@ -134,7 +167,28 @@ async fn a_repository_or_base_that_is_not_there() {
         let (code, line) = said(&output);
         lines.push((code, line.replace(&dir, "DIR")));
     }
-    insta::assert_debug_snapshot!(lines, @r#""#);
+    insta::assert_debug_snapshot!(lines, @r#"
+    [
+        (
+            Some(
+                2,
+            ),
+            "makima: there is no repository at DIR/nowhere: the path does not exist",
+        ),
+        (
+            Some(
+                2,
+            ),
+            "makima: DIR/plain is not a git repository: name another, or run `git init` and commit there",
+        ),
+        (
+            Some(
+                2,
+            ),
+            "makima: nope is no branch, tag or commit of DIR/repo; branches there: main",
+        ),
+    ]
+    "#);
     assert_eq!(standing(&client).await, (Vec::new(), Vec::new()));
 
     // Nobody looks before the daemon does.
@@ -159,7 +213,14 @@ async fn a_repository_or_base_that_is_not_there() {
         assert_eq!((failed.attempt, failed.failure_class()), (1, FailureClass::Repository), "{failed:?}");
         messages.push(failed.error_message.replace(&dir, "DIR"));
     }
-    insta::assert_debug_snapshot!(messages, @r#""#);
+    insta::assert_debug_snapshot!(messages, @r#"
+    [
+        "DIR/nowhere does not exist on this machine",
+        "cannot fetch file://DIR/nowhere: fatal: 'DIR/nowhere' does not appear to be a git repository\nfatal: Could not read from remote repository.\n\nPlease make sure you have the correct access rights\nand the repository exists.",
+        "`nope` is no branch, tag or commit of DIR/repo; branches there: main",
+        "`nope` is no branch, tag or commit of file://DIR/repo; branches there: main",
+    ]
+    "#);
     work_goes_on(&world, &repo).await;
 }
 
@@ -181,7 +242,14 @@ async fn a_plan_that_is_too_long() {
     fs::write(world.dir.join("plan.sh"), plan(MAX_PLAN + 1)).unwrap();
     fs::write(world.dir.join("long.yaml"), "agent: shell\ntasks: { long: { plan_file: plan.sh } }\n").unwrap();
     let apply = ["contract", "apply", "long.yaml", "--repo", "repo", "--wait"];
-    insta::assert_debug_snapshot!(said(&world.cli(&apply).await), @r#""#);
+    insta::assert_debug_snapshot!(said(&world.cli(&apply).await), @r#"
+    (
+        Some(
+            2,
+        ),
+        "makima: long.yaml: tasks.long: its plan has 524289 bytes; at most 524288 are taken",
+    )
+    "#);
     assert_eq!(standing(&client).await, (Vec::new(), Vec::new()));
 
     fs::write(world.dir.join("plan.sh"), plan(MAX_PLAN)).unwrap();
@@ -212,7 +280,26 @@ async fn text_that_is_no_text() {
     let (code, reason, mut fields) = told(&refused);
     fields.sort();
     assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
-    insta::assert_debug_snapshot!(fields, @r#""#);
+    insta::assert_debug_snapshot!(fields, @r#"
+    [
+        (
+            "tasks[0].description",
+            "holds a NUL character",
+        ),
+        (
+            "tasks[0].plan",
+            "holds a NUL character",
+        ),
+        (
+            "tasks[0].setup_command",
+            "holds a NUL character",
+        ),
+        (
+            "tasks[1].name",
+            "holds a NUL character",
+        ),
+    ]
+    "#);
 
     let channel = tonic::transport::Endpoint::from_shared(world.url.clone()).unwrap().connect().await.unwrap();
     let mut raw = tonic::client::Grpc::new(channel);
@@ -235,7 +322,28 @@ async fn text_that_is_no_text() {
         let (code, line) = said(&world.cli(&["contract", "apply", file, "--repo", "repo"]).await);
         lines.push((code, line.replace(&world.dir.display().to_string(), "DIR")));
     }
-    insta::assert_debug_snapshot!(lines, @r#""#);
+    insta::assert_debug_snapshot!(lines, @r#"
+    [
+        (
+            Some(
+                2,
+            ),
+            "makima: latin.yaml is not UTF-8: invalid utf-8 sequence of 1 bytes from index 9",
+        ),
+        (
+            Some(
+                2,
+            ),
+            "makima: plan.yaml: tasks.a: plan_file DIR/plan.sh is not UTF-8: invalid utf-8 sequence of 1 bytes from index 8",
+        ),
+        (
+            Some(
+                1,
+            ),
+            "makima: cannot create the contract: tasks[0].plan holds a NUL character (INVALID_FIELDS)",
+        ),
+    ]
+    "#);
     assert_eq!(standing(&client).await, (Vec::new(), Vec::new()));
     work_goes_on(&world, &repo).await;
 }

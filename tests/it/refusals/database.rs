@@ -29,12 +29,14 @@ async fn a_second_server_on_the_database(database: Database) {
     let file = format!("{state}/makima.sqlite");
     let url = world.database_url().unwrap_or(&file).to_owned();
     let expected = match database {
-        Database::Sqlite => format!(
-            "makima: another makima server has {file}; stop it, or give this one its own with --state-dir"
-        ),
-        Database::Postgres => "makima: another makima server has this database; stop it, or give this one its own with \
+        Database::Sqlite => {
+            format!("makima: another makima server has {file}; stop it, or give this one its own with --state-dir")
+        }
+        Database::Postgres => {
+            "makima: another makima server has this database; stop it, or give this one its own with \
                                --database-url"
-            .to_owned(),
+                .to_owned()
+        }
     };
     // From another state directory, and from the same.
     for state in [&other, &state] {

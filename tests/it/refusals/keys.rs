@@ -28,7 +28,11 @@ async fn a_wrong_key() {
     let bare = Client::new(&world.url);
     let cases = [
         (bare.clone(), Code::Unauthenticated, "KEY_MISSING"),
-        (bare.clone().with_key("mk_owner_0000000000000000000000000000000000000000"), Code::Unauthenticated, "KEY_UNKNOWN"),
+        (
+            bare.clone().with_key("mk_owner_0000000000000000000000000000000000000000"),
+            Code::Unauthenticated,
+            "KEY_UNKNOWN",
+        ),
         (bare.clone().with_key("nonsense"), Code::Unauthenticated, "KEY_UNKNOWN"),
         (bare.clone().with_key(&revoked.secret), Code::Unauthenticated, "KEY_REVOKED"),
         (world.client_as("daemon"), Code::PermissionDenied, "OWNER_KEY_NEEDED"),
@@ -63,7 +67,28 @@ async fn a_wrong_key() {
         let (code, line) = said(&output);
         lines.push((code, line.replace(&world.dir.display().to_string(), "DIR")));
     }
-    insta::assert_debug_snapshot!(lines, @r#""#);
+    insta::assert_debug_snapshot!(lines, @r#"
+    [
+        (
+            Some(
+                1,
+            ),
+            "makima: cannot create the task: this key is not one of this server; see `makima doctor` (KEY_UNKNOWN); the key came from MAKIMA_KEY",
+        ),
+        (
+            Some(
+                1,
+            ),
+            "makima: cannot create the task: this call needs an owner key; this is a daemon key (OWNER_KEY_NEEDED); the key came from DIR/server/daemon.key",
+        ),
+        (
+            Some(
+                2,
+            ),
+            "makima: the key file DIR/none.key does not exist",
+        ),
+    ]
+    "#);
     assert_eq!(standing(&world.client()).await, (Vec::new(), Vec::new()));
     work_goes_on(&world, &repo).await;
 }

@@ -28,7 +28,16 @@ async fn an_agent_that_is_not_installed() {
     assert_eq!((waiting.status(), waiting.attempt), (TaskStatus::Pending, 0));
     assert_eq!(waiting.pending_reason(), PendingReason::NoMatchingDaemon, "{why:?}");
     let output = world.cli(&["task", "explain", &task]).await;
-    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap(), @r#""#);
+    let text = String::from_utf8(output.stdout).unwrap().replace(&repo.url(), "REPO");
+    insta::assert_snapshot!(text, @r#"
+    `paint` is PENDING: poor lacks agent profile `painter`
+
+    daemons
+      poor: agent profile `painter`
+
+    what you can do
+      start a daemon that has agent profile `painter`, repository `REPO`, or change the task
+    "#);
 
     let config = "[daemon.profiles.painter]\ncommand = \"/bin/sh\"\nargs = [\"-eu\", \"{plan_file}\"]\n".to_owned();
     let rich = world.start_daemon_with("rich", DaemonOptions { config, ..DaemonOptions::default() }).await;

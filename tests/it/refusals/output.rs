@@ -1,6 +1,9 @@
 //! What agents write: any bytes, as many as they like, in lines or not.
 
-use std::{fs, time::{Duration, Instant}};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use makima::wire::pb::{FailureClass, TaskStatus};
 
