@@ -27,7 +27,7 @@ use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codegen::{BoxFuture, Service, http},
     metadata::MetadataMap,
@@ -502,12 +502,36 @@ where
                 Ok(caller) => {
                     parts.headers = metadata.into_headers();
                     parts.extensions.insert(caller);
-                    inner.call(http::Request::from_parts(parts, body)).await
+                    Ok(by_the_caller(inner.call(http::Request::from_parts(parts, body)).await?))
                 }
                 Err(error) => Ok(Status::from(error).into_http()),
             }
         })
     }
+}
+
+/// A request that cannot be decoded (text that is not UTF-8, a truncated message) never reaches a handler, and tonic calls it
+/// INTERNAL, as if it were our fault. The caller learns that it is theirs.
+fn by_the_caller(response: http::Response<Body>) -> http::Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::Internal && status.message().starts_with(UNDECODABLE) => {
+            Status::from(undecodable(status.message())).into_http()
+        }
+        _ => response,
+    }
+}
+
+/// What tonic says of a message that does not decode; what prost says follows: `Message.field: problem`.
+const UNDECODABLE: &str = "failed to decode Protobuf message: ";
+
+fn undecodable(message: &str) -> ApiError {
+    let problem = message.trim_start_matches(UNDECODABLE);
+    let (field, problem) = match problem.split_once(": ") {
+        // Without the name of the request's own type, which is no part of a field's path.
+        Some((path, problem)) => (path.split_once('.').map_or("", |(_, field)| field), problem),
+        None => ("", problem),
+    };
+    ApiError::invalid_field(field, format!("cannot be read: {problem}"))
 }
 
 #[cfg(test)]

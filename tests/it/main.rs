@@ -4,6 +4,7 @@ mod bed;
 mod daemon;
 mod harness;
 mod ledger;
+mod refusals;
 mod shim;
 mod standing;
 mod store;

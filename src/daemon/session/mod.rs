@@ -363,12 +363,12 @@ impl Session {
     }
 
     fn answer(&mut self, sequence: i64, command: CommandId, answer: &Answer, ready: bool) {
-        self.queue
-            .push_back(request_of(attach_request::Kind::CommandAnswer(command_answer(sequence, command, answer))));
         if ready && matches!(answer, Answer::Rejected { .. }) {
-            // With the reason why, before the server tries the same again.
+            // With the reason why, and first: as soon as it is refused the server looks for a daemon, and should not find us.
             self.heartbeat();
         }
+        self.queue
+            .push_back(request_of(attach_request::Kind::CommandAnswer(command_answer(sequence, command, answer))));
     }
 
     fn heartbeat(&mut self) {
@@ -465,7 +465,8 @@ fn is_message(request: &pb::AttachRequest) -> bool {
 
 fn refused(status: Status) -> Error {
     match status.code() {
-        Code::Unauthenticated => Error::Unauthenticated(status.message().to_owned()),
+        // A key of another kind or of another owner than the identity's is as wrong as one that is not known.
+        Code::Unauthenticated | Code::PermissionDenied => Error::Unauthenticated(status.message().to_owned()),
         _ => Error::Status(status),
     }
 }

@@ -111,6 +111,11 @@ impl World {
         &self.address
     }
 
+    /// The database's URL, where it is not the file in the server's state directory.
+    pub fn database_url(&self) -> Option<&str> {
+        self.database_url.as_deref()
+    }
+
     /// The server's state directory.
     pub fn server_state(&self) -> PathBuf {
         self.dir.join("server")
