@@ -55,12 +55,19 @@ impl Tx {
         fn delete(from: &str, key: &str) -> Sql {
             Sql::new(&format!("DELETE FROM {from} WHERE {key} IN (SELECT rows.id FROM {{rows}})"), ID)
         }
+        // Found through their tasks: an index by contract would cost every edge and attempt ever written.
+        fn delete_by_task(from: &str, key: &str) -> Sql {
+            let text = format!(
+                "DELETE FROM {from} WHERE {key} IN (SELECT t.id FROM {{rows}} JOIN tasks t ON t.contract = rows.id)"
+            );
+            Sql::new(&text, ID)
+        }
         static TABLES: LazySqls = LazySqls::new(|| {
             [
                 delete("events", "contract"),
-                delete("edges", "contract"),
+                delete_by_task("edges", "dependent"),
                 delete("lanes", "contract"),
-                delete("attempts", "contract"),
+                delete_by_task("attempts", "task"),
                 delete("tasks", "contract"),
                 delete("contracts", "id"),
             ]

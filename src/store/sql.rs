@@ -12,7 +12,7 @@
 //! The design asks for arrays on Postgres; one document was chosen instead because it makes the two databases one text with
 //! one bind. It costs about a microsecond a field to take apart.
 
-use std::{fmt::Write as _, sync::LazyLock};
+use std::{fmt::Write as _, sync::LazyLock, time::Duration};
 
 use serde::Serialize;
 use sqlx::{FromRow, Postgres, Sqlite, postgres::PgRow, sqlite::SqliteRow};
@@ -91,6 +91,21 @@ fn sqlite_rows(columns: &[(&str, Kind)]) -> String {
     format!("(SELECT {select} FROM json_each($1)) AS rows")
 }
 
+/// How long Postgres may take for a statement. A machine that vanishes closes no connection: without a bound the one writer
+/// would wait for TCP to give up, a quarter of an hour, and with it everybody. Far longer than any statement here takes.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// What Postgres answers in time, else [`Error::Unavailable`].
+pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(ANSWER, answer).await {
+        Ok(answer) => answer,
+        Err(elapsed) => {
+            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
+            Err(Error::Unavailable { source })
+        }
+    }
+}
+
 /// A row type that both drivers can read.
 pub(super) trait Row:
     for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin + 'static
@@ -105,11 +120,11 @@ macro_rules! on {
         match &mut $self.0 {
             Inner::Postgres($tx) => {
                 let $text = $sql.postgres;
-                $body
+                in_time(async { Ok($body) }).await
             }
             Inner::Sqlite($tx) => {
                 let $text = $sql.sqlite;
-                $body
+                Ok($body)
             }
         }
     };
@@ -119,18 +134,18 @@ impl Tx {
     /// Rows that come of rows.
     pub(super) async fn fetch<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize) -> Result<Vec<R>> {
         let rows = encode(rows)?;
-        on!(self, sql, |tx, text| Ok(sqlx::query_as(text).bind(rows).fetch_all(&mut **tx).await?))
+        on!(self, sql, |tx, text| sqlx::query_as(text).bind(rows).fetch_all(&mut **tx).await?)
     }
 
     /// Rows that come of rows, at most so many (`$2`).
     pub(super) async fn fetch_some<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize, limit: i64) -> Result<Vec<R>> {
         let rows = encode(rows)?;
-        on!(self, sql, |tx, text| Ok(sqlx::query_as(text).bind(rows).bind(limit).fetch_all(&mut **tx).await?))
+        on!(self, sql, |tx, text| sqlx::query_as(text).bind(rows).bind(limit).fetch_all(&mut **tx).await?)
     }
 
     /// Rows of a statement without arguments.
     pub(super) async fn fetch_plain<R: Row>(&mut self, sql: &Sql) -> Result<Vec<R>> {
-        on!(self, sql, |tx, text| Ok(sqlx::query_as(text).fetch_all(&mut **tx).await?))
+        on!(self, sql, |tx, text| sqlx::query_as(text).fetch_all(&mut **tx).await?)
     }
 
     /// Changes made of rows. Answers how many there were; does nothing without rows.
@@ -139,7 +154,7 @@ impl Tx {
             return Ok(0);
         }
         let rows = encode(&rows)?;
-        on!(self, sql, |tx, text| Ok(sqlx::query(text).bind(rows).execute(&mut **tx).await?.rows_affected()))
+        on!(self, sql, |tx, text| sqlx::query(text).bind(rows).execute(&mut **tx).await?.rows_affected())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Db, Error, Result, Store,
-    sql::{PgTx, SqliteTx},
+    sql::{PgTx, SqliteTx, in_time},
 };
 
 /// The advisory lock that makes all ledger transactions of all replicas serial ("makima" in ASCII).
@@ -25,9 +25,12 @@ impl Store {
     pub async fn begin(&self) -> Result<Tx> {
         match &self.db {
             Db::Postgres(pool) => {
-                let mut tx = pool.begin().await?;
-                sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LEDGER_LOCK).execute(&mut *tx).await?;
-                Ok(Tx(Inner::Postgres(tx)))
+                let begun = async {
+                    let mut tx = pool.begin().await?;
+                    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LEDGER_LOCK).execute(&mut *tx).await?;
+                    Ok(Tx(Inner::Postgres(tx)))
+                };
+                in_time(begun).await
             }
             Db::Sqlite { write, .. } => Ok(Tx(Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?))),
         }
@@ -38,7 +41,7 @@ impl Store {
         match &self.db {
             Db::Postgres(pool) => {
                 let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                Ok(Tx(Inner::Postgres(pool.begin_with(begin).await?)))
+                in_time(async { Ok(Tx(Inner::Postgres(pool.begin_with(begin).await?))) }).await
             }
             Db::Sqlite { read, .. } => Ok(Tx(Inner::Sqlite(read.begin().await?))),
         }
@@ -49,7 +52,7 @@ impl Tx {
     /// Makes it all true, durably. An error that is [`Error::Unavailable`] leaves the outcome unknown.
     pub async fn commit(self) -> Result<()> {
         match self.0 {
-            Inner::Postgres(tx) => tx.commit().await?,
+            Inner::Postgres(tx) => in_time(async { Ok(tx.commit().await?) }).await?,
             Inner::Sqlite(tx) => tx.commit().await?,
         }
         Ok(())
@@ -58,7 +61,7 @@ impl Tx {
     /// Forgets it all. Dropping a transaction does the same, later.
     pub async fn rollback(self) -> Result<()> {
         match self.0 {
-            Inner::Postgres(tx) => tx.rollback().await?,
+            Inner::Postgres(tx) => in_time(async { Ok(tx.rollback().await?) }).await?,
             Inner::Sqlite(tx) => tx.rollback().await?,
         }
         Ok(())

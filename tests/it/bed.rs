@@ -103,7 +103,7 @@ pub struct Bed {
     pub owner: OwnerId,
     pub key: KeyId,
     _claim: Claim,
-    _place: Place,
+    place: Place,
 }
 
 impl Bed {
@@ -122,7 +122,12 @@ impl Bed {
             hash: [1; 32],
         };
         let Ok(Reply::Key(key)) = ledger.server(op).await else { panic!("no key") };
-        Self { store, ledger, owner: key.owner.expect("an owner"), key: key.id, _claim: claim, _place: place }
+        Self { store, ledger, owner: key.owner.expect("an owner"), key: key.id, _claim: claim, place }
+    }
+
+    /// Where its database is.
+    pub fn url(&self) -> &Url {
+        &self.place.url
     }
 
     /// Does something as a person.

@@ -3,6 +3,7 @@
 mod bed;
 mod daemon;
 mod harness;
+mod in_doubt;
 mod ledger;
 mod refusals;
 mod shim;

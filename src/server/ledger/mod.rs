@@ -182,8 +182,10 @@ struct Writer {
 enum Failed {
     /// The database refuses what is to be written.
     Refused(store::Error),
-    /// The database cannot be reached; nothing was done, or nobody knows.
+    /// The database cannot be reached; nothing was done.
     Unavailable(store::Error),
+    /// The database went away at the COMMIT and has not come back: nobody knows.
+    Unknown(store::Error),
 }
 
 impl From<store::Error> for Failed {
@@ -191,6 +193,18 @@ impl From<store::Error> for Failed {
         match error {
             store::Error::Unavailable { .. } => Self::Unavailable(error),
             other => Self::Refused(other),
+        }
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Refused(error) => Self::Unstorable(chain(&error)),
+            Failed::Unavailable(error) => Self::Unavailable(chain(&error)),
+            Failed::Unknown(error) => {
+                Self::Unavailable(format!("{}; whether this was done is not known", chain(&error)))
+            }
         }
     }
 }
@@ -220,45 +234,46 @@ impl Writer {
         let requests: Vec<&Request> = batch.iter().map(|envelope| &envelope.request).collect();
         let replies = match self.commit(&requests).await {
             Ok(replies) => replies,
-            Err(Failed::Unavailable(error)) => {
-                tracing::warn!(error = chain(&error), "the database is not available");
-                // Whoever asked hears so and may ask again; what was to be dispatched is looked for with the next batch.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                requests.iter().map(|_| Err(Error::Unavailable(chain(&error)))).collect()
-            }
             Err(Failed::Refused(error)) => {
                 tracing::warn!(
                     error = chain(&error),
                     operations = requests.len(),
                     "the database refused a batch; one by one"
                 );
-                self.look = requests.is_empty() && self.look;
-                let mut replies = Vec::with_capacity(requests.len());
-                for request in &requests {
-                    replies.push(match self.commit(&[request]).await {
-                        Ok(mut replies) => replies.pop().unwrap_or(Ok(Reply::Done)),
-                        Err(Failed::Unavailable(error)) => Err(Error::Unavailable(chain(&error))),
-                        Err(Failed::Refused(error)) => {
-                            tracing::error!(
-                                error = chain(&error),
-                                actor = request.actor,
-                                "an operation cannot be stored"
-                            );
-                            Err(Error::Unstorable(chain(&error)))
-                        }
-                    });
-                }
-                if requests.is_empty() {
-                    // Dispatching alone is refused: trying again at once would only spin.
-                    self.look = false;
-                }
-                replies
+                self.one_by_one(&requests).await
+            }
+            Err(failed) => {
+                let error = Error::from(failed);
+                tracing::warn!(%error, "cannot commit");
+                // Whoever asked hears so and may ask again; what was to be dispatched is looked for with the next batch.
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                requests.iter().map(|_| Err(error.clone())).collect()
             }
         };
         for (envelope, reply) in batch.into_iter().zip(replies) {
             // Whoever asked may have gone; what was done stays done.
             let _ = envelope.reply.send(reply);
         }
+    }
+
+    /// Commits each operation by itself, so that only the culprit fails.
+    async fn one_by_one(&mut self, requests: &[&Request]) -> Vec<Result<Reply, Error>> {
+        // What was to be dispatched is looked for afterwards, by itself: refused then, it waits for something to change,
+        // because trying again at once would only spin.
+        let look = std::mem::take(&mut self.look) && !requests.is_empty();
+        let mut replies = Vec::with_capacity(requests.len());
+        for request in requests {
+            let reply = match self.commit(&[request]).await {
+                Ok(mut replies) => replies.pop().unwrap_or(Ok(Reply::Done)),
+                Err(failed) => Err(Error::from(failed)),
+            };
+            if let Err(error @ Error::Unstorable(_)) = &reply {
+                tracing::error!(%error, actor = request.actor, "an operation cannot be stored");
+            }
+            replies.push(reply);
+        }
+        self.look |= look;
+        replies
     }
 
     /// Folds and commits. Speaks to sessions and watchers; the answers are left to the caller.
@@ -269,6 +284,7 @@ impl Writer {
         let mut tx = self.store.begin().await?;
         if self.stale {
             self.refresh(&mut tx).await?;
+            work.look = true;
         }
         work.load(&mut tx, requests).await?;
         let mut replies: Vec<Result<Reply, Error>> = Vec::with_capacity(requests.len());
@@ -345,7 +361,7 @@ impl Writer {
                 }
                 Err(_) => {
                     self.stale = true;
-                    return Err(Failed::Unavailable(error));
+                    return Err(Failed::Unknown(error));
                 }
             }
         }
@@ -403,18 +419,30 @@ impl Writer {
         self.look |= look;
     }
 
-    /// Makes the fleet anew from the database.
+    /// Makes anew from the database what is kept in memory, after a batch that may have been committed and was not spoken of.
     async fn refresh(&mut self, tx: &mut store::Tx) -> Result<(), store::Error> {
         let members: Vec<DaemonId> = self.fleet_mut().iter().map(|(id, _)| id).collect();
         let live = tx.attempts_live(&members).await?;
+        let rows = tx.daemons_fetch(&members).await?;
+        self.classes = Classes::new(tx.classes_list().await?);
+        let last = tx.events_last().await?;
+        let next_due = tx.next_due().await?;
         let mut fleet = self.fleet_mut();
         for id in members {
             if let Some(member) = fleet.get_mut(id) {
                 let live = live.iter().filter(|attempt| attempt.daemon == id);
                 member.live = live.map(|attempt| (attempt.id, is_ending(attempt))).collect();
+                if let Some(row) = rows.iter().find(|row| row.id == id && row.epoch == member.epoch) {
+                    member.draining = row.draining;
+                    member.card = row.card.clone();
+                }
             }
         }
         drop(fleet);
+        self.last.send_replace(last);
+        if let Some(due) = next_due {
+            self.due.earlier(due);
+        }
         self.stale = false;
         Ok(())
     }
