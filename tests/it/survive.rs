@@ -32,7 +32,8 @@ async fn a_killed_daemon_adopts_its_agent() {
     let task = contract.tasks[0].task_id.clone();
     running(&client, &task).await;
     // The script itself; it starts a `sleep` every now and then.
-    let agents = |world: &World| world.processes().into_iter().filter(|found| found.arguments.starts_with("sh ")).count();
+    let agents =
+        |world: &World| world.processes().into_iter().filter(|found| found.arguments.starts_with("sh ")).count();
     let before = agents(&world);
 
     world.kill_daemon("d");
