@@ -167,7 +167,7 @@ fn hello(protocol_min: u32, protocol_max: u32) -> pb::Hello {
         journal_id: uuid::Uuid::new_v4().to_string(),
         name: format!("speaks-{protocol_min}-to-{protocol_max}"),
         slots: 1,
-        clock: Some(std::time::SystemTime::now().into()),
+        clock: Some(makima::wire::common::timestamp(makima::runtime::clock::now())),
         ..Default::default()
     }
 }
