@@ -5,7 +5,13 @@
 //!   stop: health NOT_SERVING, sessions and streams told, loops return, ledger writes what it has, store closes
 //! ```
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::{DirBuilder, Permissions},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::TcpListener;
 
@@ -77,7 +83,9 @@ pub enum Error {
 /// Runs a server on a listener until the shutdown asks for its end. Returns when everything is written and closed.
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> Result<(), Error> {
     let state_error = |source| Error::State { path: config.state_dir.display().to_string(), source };
-    std::fs::create_dir_all(&config.state_dir).map_err(state_error)?;
+    // Plans and what agents print are in it: it is its user's alone, also where it was made by somebody else.
+    DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir).map_err(state_error)?;
+    std::fs::set_permissions(&config.state_dir, Permissions::from_mode(0o700)).map_err(state_error)?;
     let (store, claim) = Store::open(&config.database).await?;
     let served = serve(&config, store.clone(), claim, listener, shutdown.clone()).await;
     store.close().await;
@@ -131,16 +139,21 @@ async fn serve(
     Ok(served?)
 }
 
-/// Ends when the claim on the database is lost, which takes the server down: another may have it by now.
+/// Ends when another server has taken the database, which takes this one down. While the database cannot be reached nobody
+/// has it: the server waits for it to come back, and answers UNAVAILABLE meanwhile.
 async fn watch_claim(mut claim: Claim, shutdown: Shutdown) {
     loop {
         tokio::select! {
             () = shutdown.soft.cancelled() => return,
             () = tokio::time::sleep(CLAIM_EVERY) => {}
         }
-        if let Err(error) = claim.check().await {
-            tracing::error!(error = super::ledger::chain(&error), "the claim on the database is lost");
-            return;
+        match claim.check().await {
+            Ok(()) => {}
+            Err(error @ store::Error::InUse(_)) => {
+                tracing::error!(error = super::ledger::chain(&error), "the database is taken");
+                return;
+            }
+            Err(error) => tracing::warn!(error = super::ledger::chain(&error), "the database cannot be reached"),
         }
     }
 }

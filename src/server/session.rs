@@ -155,8 +155,30 @@ pub async fn open(
         return Err(ApiError::new(Reason::ProtocolUnsupported, text).into());
     }
     let hello = Hello::try_from(&hello).map_err(ApiError::from)?;
-    let daemon = hello.daemon;
-    let journal = hello.journal;
+    // In a task of its own: a caller that hangs up meanwhile must not leave an attached daemon that nobody watches.
+    let (opened, answers) = oneshot::channel();
+    let shutdown = host.shutdown.clone();
+    shutdown.spawn(async move {
+        match attach(host, owner, key, hello).await {
+            Ok((session, welcome, unanswered, answers)) => {
+                let _ = opened.send(Ok(answers));
+                session.run(requests, welcome, unanswered).await;
+            }
+            Err(status) => {
+                let _ = opened.send(Err(status));
+            }
+        }
+    });
+    answers.await.unwrap_or_else(|_| Err(ApiError::shutting_down().into()))
+}
+
+async fn attach(
+    host: Host,
+    owner: OwnerId,
+    key: KeyId,
+    hello: Hello,
+) -> Result<(Session, Welcome, Vec<Command>, Answers), Status> {
+    let (daemon, journal) = (hello.daemon, hello.journal);
     let (push, pushes) = mpsc::channel(PUSHES);
     let attach = super::ledger::op::Attach { owner, key, hello, outbox: push };
     let actor = format!("daemon:{daemon}");
@@ -178,7 +200,7 @@ pub async fn open(
     };
     let (out, answers) = mpsc::channel(OUTBOX);
     let session = Session {
-        host: host.clone(),
+        host,
         daemon,
         journal,
         epoch,
@@ -190,8 +212,7 @@ pub async fn open(
         ready: false,
         not_accepting: None,
     };
-    host.shutdown.spawn(session.run(requests, welcome, unanswered));
-    Ok(ReceiverStream::new(answers))
+    Ok((session, welcome, unanswered, ReceiverStream::new(answers)))
 }
 
 struct Session {

@@ -155,17 +155,19 @@ impl Tx {
         Ok(rows.into_iter().map(|(id,)| AttemptId(id)).collect())
     }
 
-    /// The next time at which something is due: an attempt, or a task's wait.
-    pub async fn next_due(&mut self) -> Result<Option<Timestamp>> {
+    /// The next time after `now` at which something is due: an attempt, or a task's wait. What is due by then is for the
+    /// sweep that asks.
+    pub async fn next_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT min(due) AS due FROM (
-                     SELECT min(due) AS due FROM attempts WHERE due IS NOT NULL
-                     UNION ALL SELECT min(wait_until) FROM tasks WHERE wait_until IS NOT NULL) AS times",
-                &[],
+                "SELECT min(times.due) AS due FROM (
+                     SELECT min(a.due) AS due FROM {rows} JOIN attempts a ON a.due > rows.now
+                     UNION ALL
+                     SELECT min(t.wait_until) FROM {rows} JOIN tasks t ON t.wait_until > rows.now) AS times",
+                NOW,
             )
         });
-        let rows: Vec<(Option<Timestamp>,)> = self.fetch_plain(&SQL).await?;
+        let rows: Vec<(Option<Timestamp>,)> = self.fetch(&SQL, &[Now { now }]).await?;
         Ok(rows.into_iter().next().and_then(|(due,)| due))
     }
 }

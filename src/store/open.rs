@@ -61,18 +61,34 @@ pub struct Claim(Held);
 
 #[derive(Debug)]
 enum Held {
-    Postgres(PgConnection),
+    Postgres { connection: Box<PgConnection>, options: Box<PgConnectOptions> },
     Sqlite(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File),
 }
 
 impl Claim {
-    /// Fails once the claim is lost: the server must stop, another may have the database.
+    /// Looks at the claim, and takes it anew if the connection that held it is gone. [`Error::InUse`]: another server has the
+    /// database by now. [`Error::Unavailable`]: it cannot be reached; nobody else can write to it either.
     pub async fn check(&mut self) -> Result<()> {
-        match &mut self.0 {
-            Held::Postgres(connection) => Ok(connection.ping().await?),
-            Held::Sqlite(_) => Ok(()),
+        let Held::Postgres { connection, options } = &mut self.0 else { return Ok(()) };
+        if connection.ping().await.is_ok() {
+            return Ok(());
         }
+        let mut fresh = PgConnection::connect_with(options).await?;
+        claim(&mut fresh).await?;
+        **connection = fresh;
+        tracing::info!("the claim on the database was lost with its connection and is taken anew");
+        Ok(())
     }
+}
+
+async fn claim(connection: &mut PgConnection) -> Result<()> {
+    let (claimed,): (bool,) =
+        sqlx::query_as("SELECT pg_try_advisory_lock($1)").bind(SERVER_LOCK).fetch_one(connection).await?;
+    if claimed {
+        return Ok(());
+    }
+    let text = "another makima server has this database; stop it, or give this one its own with --database-url";
+    Err(Error::InUse(text.to_owned()))
 }
 
 impl Store {
@@ -91,22 +107,18 @@ impl Store {
             .options([("lock_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s")])
             .disable_statement_logging();
         let mut connection = PgConnection::connect_with(&options).await?;
-        let (claimed,): (bool,) =
-            sqlx::query_as("SELECT pg_try_advisory_lock($1)").bind(SERVER_LOCK).fetch_one(&mut connection).await?;
-        if !claimed {
-            return Err(Error::InUse(
-                "another makima server has this database; stop it, or give this one its own with --database-url"
-                    .to_owned(),
-            ));
-        }
+        claim(&mut connection).await?;
         let pool = PgPoolOptions::new()
             .max_connections(READERS + 2)
             .min_connections(1)
             .acquire_timeout(PATIENCE)
-            .connect_with(options)
+            .connect_with(options.clone())
             .await?;
         POSTGRES.run(&pool).await.map_err(schema_error)?;
-        Ok((Self { db: Db::Postgres(pool) }, Claim(Held::Postgres(connection))))
+        Ok((
+            Self { db: Db::Postgres(pool) },
+            Claim(Held::Postgres { connection: Box::new(connection), options: Box::new(options) }),
+        ))
     }
 
     async fn open_sqlite(path: &Path) -> Result<(Self, Claim)> {

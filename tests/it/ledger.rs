@@ -7,12 +7,14 @@ use makima::{
         DaemonId, TaskId, Timestamp,
         attempt::{AttemptState, FailureClass},
         contract::{ContractLimits, ContractStatus},
+        key::KeyKind,
         order::{Answer, Order},
         reconcile::Verdict,
         report::{InventoryItem, InventoryState, MessageOutcome},
-        task::TaskStatus,
+        task::{TaskState, TaskStatus, Wait, WaitReason},
     },
     server::ledger::{Error, Op, Reply, Request, op::Repeat},
+    store::TaskFilter,
 };
 use tokio::task::JoinSet;
 
@@ -477,4 +479,46 @@ async fn a_newer_session_supersedes() {
     assert!(matches!(stale, Err(Error::StaleSession(_))));
     let taken = Daemon::try_attach(&bed, DaemonId(uuid::Uuid::now_v7()), "d", 1, Vec::new()).await;
     assert!(matches!(taken, Err(Error::Exists(_))));
+}
+
+/// Several waits that end one after the other each end in time: the next one is known before this one is dealt with.
+#[tokio::test]
+async fn each_wait_is_known_before_the_last_one_ends() {
+    let bed = Bed::new(Kind::Sqlite).await;
+    let mut daemon = bed.daemon("d", 2).await;
+    bed.contract(vec![task("a", &[]), task("b", &[])]).await;
+    for _ in 0..2 {
+        let (running, _) = daemon.run_next(&bed).await;
+        daemon.failed(&bed, running.attempt, FailureClass::AgentCrashed).await;
+    }
+    let mut tx = bed.store.begin().await.unwrap();
+    let mut waiting = tx.tasks_list(&filter(&bed), 10).await.unwrap();
+    for (task, until) in waiting.iter_mut().zip([Timestamp(1), Timestamp(i64::MAX / 2)]) {
+        let wait = Wait { until, why: WaitReason::Backoff };
+        task.state = TaskState::Pending { wait: Some(wait), held: None };
+    }
+    let rows: Vec<_> = waiting.iter().collect();
+    tx.tasks_update(&rows).await.unwrap();
+    tx.commit().await.unwrap();
+    let Ok(Reply::Swept { next, .. }) = bed.ledger.server(Op::Sweep).await else { panic!("not swept") };
+    assert_eq!(next, Some(Timestamp(i64::MAX / 2)));
+    assert_eq!(daemon.run_next(&bed).await.0.attempt.task, waiting[0].id);
+}
+
+/// The last admin key cannot be taken away: without one no keys can be made.
+#[tokio::test]
+async fn the_last_admin_key_stays() {
+    let bed = Bed::new(Kind::Sqlite).await;
+    let mut made = Vec::new();
+    for hash in [7, 8] {
+        let op = Op::CreateKey { kind: KeyKind::Admin, owner: None, label: String::new(), hash: [hash; 32] };
+        let Ok(Reply::Key(key)) = bed.ledger.server(op).await else { panic!("no key") };
+        made.push(key.id);
+    }
+    assert!(bed.ledger.server(Op::RevokeKey { key: made[0] }).await.is_ok());
+    assert!(matches!(bed.ledger.server(Op::RevokeKey { key: made[1] }).await, Err(Error::Precondition(_))));
+}
+
+fn filter(bed: &Bed) -> TaskFilter {
+    TaskFilter { owner: bed.owner, contract: None, statuses: None, after: None, hidden: false }
 }

@@ -15,12 +15,17 @@ use super::{
     work::Work,
 };
 use crate::{
-    domain::{AttemptId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, report::Report},
+    domain::{
+        AttemptId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind, report::Report,
+    },
     store::{Due as _, Result, Tx},
 };
 
 /// Attempts, waits and cancellations that one sweep takes; the next takes the rest.
 const SWEEP_PORTION: i64 = 500;
+
+/// Good keys that are looked at for another admin key; the newest ones come first.
+const ADMIN_KEYS: i64 = 1_000;
 
 /// What operations need.
 #[derive(Debug, Default)]
@@ -199,7 +204,7 @@ impl Work {
         self.more = full(self.due_attempts.len())
             || full(self.due_tasks.len())
             || self.cancelling.iter().any(|(_, tasks)| full(tasks.len()));
-        self.next_due = tx.next_due().await?;
+        self.next_due = tx.next_due(self.now).await?;
         keys.attempts.extend(&self.due_attempts);
         keys.tasks.extend(&self.due_tasks);
         Ok(())
@@ -213,6 +218,10 @@ impl Work {
         for name in &keys.owners {
             let owner = tx.owner_named(name).await?;
             self.owners.insert(name.clone(), owner);
+        }
+        if !keys.keys.is_empty() {
+            let good = tx.keys_list(false, None, ADMIN_KEYS).await?;
+            self.admins = good.iter().filter(|key| key.kind == KeyKind::Admin).map(|key| key.id).collect();
         }
         for id in &keys.keys {
             if let Some(key) = tx.key_fetch(*id).await? {

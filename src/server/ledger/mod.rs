@@ -102,7 +102,7 @@ impl Ledger {
         let classes = Classes::new(tx.classes_list().await?);
         let last = tx.events_last().await?;
         let alive = tx.meta_fetch("last_alive").await?.and_then(|text| text.parse().ok()).map(Timestamp);
-        let next_due = tx.next_due().await?;
+        let next_due = tx.next_due(Timestamp(0)).await?;
         tx.rollback().await?;
         let (queue, inbox) = mpsc::channel(QUEUE);
         let (last_tx, last) = watch::channel(last);
@@ -232,7 +232,7 @@ impl Writer {
     #[tracing::instrument(level = "debug", name = "ledger", skip_all, fields(operations = batch.len()))]
     async fn batch(&mut self, batch: Vec<Envelope>) {
         let requests: Vec<&Request> = batch.iter().map(|envelope| &envelope.request).collect();
-        let replies = match self.commit(&requests).await {
+        let replies = match self.commit(&requests, true).await {
             Ok(replies) => replies,
             Err(Failed::Refused(error)) => {
                 tracing::warn!(
@@ -258,12 +258,13 @@ impl Writer {
 
     /// Commits each operation by itself, so that only the culprit fails.
     async fn one_by_one(&mut self, requests: &[&Request]) -> Vec<Result<Reply, Error>> {
-        // What was to be dispatched is looked for afterwards, by itself: refused then, it waits for something to change,
-        // because trying again at once would only spin.
+        // What was to be dispatched is looked for afterwards, by itself, so that a task that cannot be given away does not
+        // take somebody's report with it: refused then, it waits for something to change, because trying again at once
+        // would only spin.
         let look = std::mem::take(&mut self.look) && !requests.is_empty();
         let mut replies = Vec::with_capacity(requests.len());
         for request in requests {
-            let reply = match self.commit(&[request]).await {
+            let reply = match self.commit(&[request], false).await {
                 Ok(mut replies) => replies.pop().unwrap_or(Ok(Reply::Done)),
                 Err(failed) => Err(Error::from(failed)),
             };
@@ -276,8 +277,9 @@ impl Writer {
         replies
     }
 
-    /// Folds and commits. Speaks to sessions and watchers; the answers are left to the caller.
-    async fn commit(&mut self, requests: &[&Request]) -> Result<Vec<Result<Reply, Error>>, Failed> {
+    /// Folds and commits, with what it lets start unless that is for a later batch. Speaks to sessions and watchers; the
+    /// answers are left to the caller.
+    async fn commit(&mut self, requests: &[&Request], dispatch: bool) -> Result<Vec<Result<Reply, Error>>, Failed> {
         self.now = clock::now().max(self.now);
         let mut work = Work::new(self.now);
         work.look = self.look;
@@ -288,11 +290,11 @@ impl Writer {
         }
         work.load(&mut tx, requests).await?;
         let mut replies: Vec<Result<Reply, Error>> = Vec::with_capacity(requests.len());
-        let mut more = false;
         for request in requests {
             replies.push(self.fold(&mut work, request));
         }
-        if work.look {
+        let mut more = work.look;
+        if work.look && dispatch {
             let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
             more = work.dispatch(&mut tx, room, &self.classes, &self.keys).await?;
         }
@@ -426,7 +428,7 @@ impl Writer {
         let rows = tx.daemons_fetch(&members).await?;
         self.classes = Classes::new(tx.classes_list().await?);
         let last = tx.events_last().await?;
-        let next_due = tx.next_due().await?;
+        let next_due = tx.next_due(Timestamp(0)).await?;
         let mut fleet = self.fleet_mut();
         for id in members {
             if let Some(member) = fleet.get_mut(id) {

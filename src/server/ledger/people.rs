@@ -602,6 +602,11 @@ impl Work {
         let now = self.now;
         let key = self.keys.get_mut(&id).ok_or_else(|| Error::NotFound { kind: "key", id: id.to_string() })?;
         if key.revoked.is_none() {
+            if key.kind == KeyKind::Admin && self.admins.iter().all(|admin| *admin == id) {
+                let text = "it is the last admin key, and without one no keys can be made; make another first";
+                return Err(Error::Precondition(text.to_owned()));
+            }
+            self.admins.remove(&id);
             key.revoked = Some(now);
             self.keys_dirty.insert(id);
         }

@@ -51,6 +51,8 @@ pub(super) struct Work {
     pub(super) owners_new: Vec<(OwnerId, String)>,
     pub(super) keys: HashMap<KeyId, Key>,
     pub(super) keys_dirty: HashSet<KeyId>,
+    /// Admin keys that are good, when one may be revoked.
+    pub(super) admins: HashSet<KeyId>,
     pub(super) names_taken: HashMap<(OwnerId, String), DaemonId>,
     pub(super) due_attempts: Vec<AttemptId>,
     pub(super) due_tasks: Vec<TaskId>,

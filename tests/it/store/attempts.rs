@@ -108,7 +108,7 @@ async fn attempts_that_are_due(kind: Kind) {
     let task = task(&contract, 1, "t");
     let d = DaemonId(id(7));
     let mut tx = fresh.begin().await;
-    assert_eq!(tx.next_due().await.unwrap(), None);
+    assert_eq!(tx.next_due(at(0)).await.unwrap(), None);
     let written = [
         attempt(&task, 13, 1, d, disconnected(30)),
         attempt(&task, 11, 2, d, AttemptState::Assigned { answer_by: at(10) }),
@@ -116,7 +116,7 @@ async fn attempts_that_are_due(kind: Kind) {
         attempt(&task, 14, 4, d, AttemptState::Running { since: at(0) }),
     ];
     tx.attempts_put(&written.iter().collect::<Vec<_>>()).await.unwrap();
-    assert_eq!(tx.next_due().await.unwrap(), Some(at(10)));
+    assert_eq!(tx.next_due(at(0)).await.unwrap(), Some(at(10)));
     assert_eq!(tx.attempts_due(at(9), 10).await.unwrap(), []);
     assert_eq!(tx.attempts_due(at(10), 10).await.unwrap(), [written[1].id]);
     let all = [written[1].id, written[2].id, written[0].id];
@@ -125,9 +125,11 @@ async fn attempts_that_are_due(kind: Kind) {
 
     let accepted = Attempt { state: AttemptState::Accepted { since: at(1) }, ..written[1].clone() };
     tx.attempts_put(&[&accepted]).await.unwrap();
-    assert_eq!(tx.next_due().await.unwrap(), Some(at(20)));
+    assert_eq!(tx.next_due(at(0)).await.unwrap(), Some(at(20)));
     tx.tasks_insert(&[&with(&task, waiting(at(15)))]).await.unwrap();
-    assert_eq!(tx.next_due().await.unwrap(), Some(at(15)));
+    assert_eq!(tx.next_due(at(0)).await.unwrap(), Some(at(15)));
+    // What is due by then is for whoever asks then.
+    assert_eq!(tx.next_due(at(15)).await.unwrap(), Some(at(20)));
 }
 
 /// Whole, by id, by name, in pages by name, and those that are attached.

@@ -253,7 +253,7 @@ async fn tasks_whose_wait_is_over(kind: Kind) {
     assert_eq!(over(&tx.tasks_wait_over(at(10), 10).await.unwrap()), [10]);
     assert_eq!(over(&tx.tasks_wait_over(at(29), 10).await.unwrap()), [10, 20]);
     assert_eq!(over(&tx.tasks_wait_over(at(99), 2).await.unwrap()), [10, 20]);
-    assert_eq!(tx.next_due().await.unwrap(), Some(at(10)));
+    assert_eq!(tx.next_due(Timestamp(0)).await.unwrap(), Some(at(10)));
     assert_eq!(over(&tx.tasks_wait_over(Timestamp(0), 2).await.unwrap()), Vec::<u128>::new());
 }
 
