@@ -162,7 +162,7 @@ async fn tasks_change_and_what_was_asked_stays(kind: Kind) {
     assert_eq!(tx.tasks_wait_over(at(50), 10).await.unwrap(), [before.id]);
 
     tx.tasks_respec(&[&both]).await.unwrap();
-    assert_eq!(tx.tasks_fetch(&[before.id]).await.unwrap(), [both.clone()]);
+    assert_eq!(tx.tasks_fetch(&[before.id]).await.unwrap(), std::slice::from_ref(&both));
     assert_eq!(tx.tasks_named(&[(contract.id, ODD.to_owned())]).await.unwrap(), [both]);
     assert_eq!(tx.tasks_named(&[(contract.id, "a".to_owned())]).await.unwrap(), []);
     assert_eq!(tx.tasks_fetch(&[other.id]).await.unwrap(), [other]);
