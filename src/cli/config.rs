@@ -266,7 +266,7 @@ impl Settings {
         Ok(self.state_home()?.join("server"))
     }
 
-    /// Where a daemon of this name keeps its state.
+    /// Where a daemon of this name keeps its state; the name has been checked.
     pub fn daemon_state_dir(&self, name: &str) -> Result<PathBuf> {
         if let Some(dir) = self.environment.get("MAKIMA_DAEMON_STATE_DIR") {
             return Ok(dir.into());

@@ -144,7 +144,7 @@ pub async fn daemon(session: &mut Session, args: DaemonArgs) -> Result<()> {
 pub async fn up(session: &mut Session, args: UpArgs) -> Result<()> {
     let shutdown = on_signals(false)?;
     let settings = &session.settings;
-    let name = daemon_name(settings, args.name.as_deref());
+    let name = daemon_name(settings, args.name.as_deref())?;
     let (server_dir, daemon_dir) = match &args.state_dir {
         Some(dir) => (dir.join("server"), dir.join("daemon").join(&name)),
         None => (settings.server_state_dir()?, settings.daemon_state_dir(&name)?),
@@ -219,7 +219,7 @@ fn server_config(settings: &Settings, args: &ServerArgs) -> Result<server::Confi
 
 fn daemon_config(settings: &Settings, args: &DaemonArgs, server: &str, key: &KeyText) -> Result<daemon::Config> {
     let section = &settings.file.daemon;
-    let name = daemon_name(settings, args.name.as_deref());
+    let name = daemon_name(settings, args.name.as_deref())?;
     let state_dir = match &args.state_dir {
         Some(dir) => dir.clone(),
         None => settings.daemon_state_dir(&name)?,
@@ -254,11 +254,15 @@ fn daemon_config(settings: &Settings, args: &DaemonArgs, server: &str, key: &Key
     Ok(config)
 }
 
-fn daemon_name(settings: &Settings, flag: Option<&str>) -> String {
-    flag.map(str::to_owned)
+/// A name that can be joined to a path.
+fn daemon_name(settings: &Settings, flag: Option<&str>) -> Result<String> {
+    let name = flag
+        .map(str::to_owned)
         .or_else(|| settings.environment.get("MAKIMA_DAEMON_NAME"))
         .or_else(|| settings.file.daemon.name.clone())
-        .unwrap_or_else(daemon::config::hostname)
+        .unwrap_or_else(daemon::config::hostname);
+    daemon::config::check_name(&name).map_err(|error| Error::usage(error.to_string()))?;
+    Ok(name)
 }
 
 /// A path as tasks name it: absolute, links resolved.

@@ -68,12 +68,9 @@ impl Config {
 
     /// Says what is wrong with it, and what to do.
     pub fn check(&self) -> Result<(), Error> {
-        for (what, word) in
-            std::iter::once(("name", &self.name)).chain(self.labels.iter().map(|label| ("label", label)))
-        {
-            if word.trim().is_empty() || word.len() > MAX_WORD_BYTES || word.chars().any(char::is_control) {
-                return Err(Error::Word { what, word: word.escape_debug().to_string() });
-            }
+        check_name(&self.name)?;
+        if let Some(label) = self.labels.iter().find(|label| !is_word(label)) {
+            return Err(Error::Label(label.escape_debug().to_string()));
         }
         if self.slots == 0 || self.slots > MAX_SLOTS {
             return Err(Error::Slots(self.slots));
@@ -85,6 +82,18 @@ impl Config {
     pub fn any_path(&self) -> bool {
         self.any_path.unwrap_or(self.server.is_loopback())
     }
+}
+
+/// Whether a daemon may be called this. A name becomes a directory, so it is checked before a path is made with it.
+pub fn check_name(name: &str) -> Result<(), Error> {
+    if is_word(name) && !name.contains('/') && !name.starts_with('.') {
+        return Ok(());
+    }
+    Err(Error::Name(name.escape_debug().to_string()))
+}
+
+fn is_word(word: &str) -> bool {
+    !word.trim().is_empty() && word.len() <= MAX_WORD_BYTES && !word.chars().any(char::is_control)
 }
 
 /// Why a configuration cannot be used.
@@ -101,14 +110,15 @@ pub enum Error {
     /// The key.
     #[error("the daemon's key {0}; make one with `makima key create --kind daemon --owner <name>`")]
     Key(&'static str),
-    /// A name or label.
-    #[error("the {what} `{word}` must have 1 to 200 bytes and no control characters")]
-    Word {
-        /// Name or label.
-        what: &'static str,
-        /// As given.
-        word: String,
-    },
+    /// The daemon's name.
+    #[error(
+        "the daemon cannot be called `{0}`: pass a --name of 1 to 200 bytes without `/` and control characters that does not \
+         start with a dot"
+    )]
+    Name(String),
+    /// A label.
+    #[error("the label `{0}` must have 1 to 200 bytes and no control characters")]
+    Label(String),
     /// The number of slots.
     #[error("{0} slots: a daemon has 1 to 1000")]
     Slots(u32),
@@ -298,5 +308,20 @@ mod tests {
         assert_eq!(Config { slots: 0, ..config.clone() }.check(), Err(Error::Slots(0)));
         assert!(Config { labels: vec!["a\nb".to_owned()], ..config.clone() }.check().is_err());
         assert!(Config { name: String::new(), ..config }.check().is_err());
+    }
+
+    #[test]
+    fn a_name_stays_inside_the_directory_it_is_joined_to() {
+        let config = Config::new(Server::parse("127.0.0.1:1").unwrap(), Key::parse("mk_daemon_x").unwrap(), "/state");
+        let check = |name: &str| Config { name: name.to_owned(), ..config.clone() }.check();
+        for name in ["box", "build box 2", "a..b", "b\u{fc}ro.example.org", &"x".repeat(MAX_WORD_BYTES)] {
+            assert_eq!(check(name), Ok(()), "{name}");
+        }
+        let long = "x".repeat(MAX_WORD_BYTES + 1);
+        for name in
+            ["", " ", ".", "..", ".hidden", "/", "/etc", "a/b", "bad name/..", "../../up", "a\nb", "a\0b", &long]
+        {
+            assert_eq!(check(name), Err(Error::Name(name.escape_debug().to_string())), "{name:?}");
+        }
     }
 }

@@ -12,6 +12,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    future::Future,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,7 @@ use tracing::Instrument as _;
 
 use super::{
     Context,
-    journal::{Change, Row, State, Stop, Why},
+    journal::{self, Change, Row, State, Stop, Why},
     runner::{self, Finished, chain, looks_intact},
 };
 use crate::{
@@ -37,10 +38,12 @@ use crate::{
 
 /// What waits for the loop before callers wait too. Each is a batch.
 const QUEUE: usize = 256;
-/// How often a runner that broke is started again before its attempt is given up.
-const MAX_RESTARTS: u32 = 3;
-/// The wait before that.
+/// How often a runner that broke is started again soon: what has not passed by then needs a person, or time.
+const QUICK_RESTARTS: u32 = 3;
+/// The wait before each of those.
 const RESTART_DELAY: Duration = Duration::from_secs(5);
+/// The wait before every further one. An attempt is never given up: its agent may live, and nobody else would say its end.
+const SLOW_RESTART_DELAY: Duration = Duration::from_secs(300);
 
 /// Where the supervisor is reached. Clones share it.
 #[derive(Clone, Debug)]
@@ -70,7 +73,7 @@ pub(super) enum Ask {
     /// A newer attempt has the place of this one.
     Fenced(AttemptRef),
     /// What is there, for Hello.
-    Inventory(oneshot::Sender<Vec<InventoryItem>>),
+    Inventory(oneshot::Sender<Result<Vec<InventoryItem>, journal::Error>>),
     /// Everything is to end; answered when nothing lives.
     StopAll(String, oneshot::Sender<()>),
 }
@@ -100,11 +103,15 @@ impl Handle {
         self.ask(Ask::Fenced(attempt)).await;
     }
 
-    /// Every attempt that concerns the server.
-    pub async fn inventory(&self) -> Vec<InventoryItem> {
+    /// Every attempt that concerns the server. Never less than that: the server takes what is not listed for gone.
+    pub async fn inventory(&self) -> Result<Vec<InventoryItem>, journal::Error> {
         let (answer, answered) = oneshot::channel();
         self.ask(Ask::Inventory(answer)).await;
-        answered.await.unwrap_or_default()
+        match answered.await {
+            Ok(inventory) => inventory,
+            // The loop has gone, and the daemon goes.
+            Err(_) => Err(journal::Error::Closed),
+        }
     }
 
     /// Ends everything, and returns when nothing lives.
@@ -172,10 +179,10 @@ impl Supervisor {
         let (running, waiting): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.state != State::Accepted);
         for row in running {
             let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
-            self.start(row, slot, 0);
+            self.start(row, slot);
         }
         for row in waiting {
-            self.start(row, None, 0);
+            self.start(row, None);
         }
         self.found = found.into_iter().map(|row| (row.attempt, row)).collect();
     }
@@ -187,7 +194,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = soft.cancelled() => return,
-                Some(ended) = self.ended.1.recv() => self.runner_ended(ended).await,
+                Some(ended) = self.ended.1.recv() => self.runner_ended(ended),
                 ask = self.asks.recv() => match ask {
                     Some(ask) => self.answer(ask).await,
                     // Nobody is left to ask: the daemon is about to stop.
@@ -218,6 +225,7 @@ impl Supervisor {
             }
             Ask::Fenced(attempt) => self.stop(attempt, stop(Why::Fenced, "a newer attempt has its place")).await,
             Ask::Inventory(answer) => {
+                // The session that asked may have ended.
                 let _ = answer.send(self.inventory().await);
             }
             Ask::StopAll(reason, done) => {
@@ -243,53 +251,69 @@ impl Supervisor {
     async fn start_from_journal(&mut self, attempt: AttemptRef) {
         self.found.remove(&attempt);
         match self.context.journal.attempt(attempt).await {
-            Ok(Some(row)) if row.state.is_live() => self.start(row, None, 0),
+            Ok(Some(row)) if row.state.is_live() => self.start(row, None),
             Ok(_) => {}
             // It is in the journal: the next start of the daemon finds it.
             Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
         }
     }
 
-    fn start(&mut self, row: Row, slot: Option<OwnedSemaphorePermit>, restarts: u32) {
+    fn start(&mut self, row: Row, slot: Option<OwnedSemaphorePermit>) {
         let attempt = row.attempt;
         if self.live.contains_key(&attempt) {
             return;
         }
         let (stop, wishes) = watch::channel(row.stop.clone());
-        self.live.insert(attempt, Entry { stop, restarts });
-        let guard = Guard { attempt, ended: self.ended.0.clone(), how: None };
+        self.live.insert(attempt, Entry { stop, restarts: 0 });
         let context = Arc::clone(&self.context);
+        self.spawn(attempt, async move { Some(Box::pin(runner::run(context, row, wishes, slot)).await) });
+    }
+
+    /// Starts a broken runner again, from what the journal says then: that is how it would go on after a restart of the
+    /// daemon as well. A new wish that the attempt ends is not kept waiting.
+    fn restart(&mut self, attempt: AttemptRef, Entry { stop, restarts }: Entry) {
+        let restarts = restarts.saturating_add(1);
+        let delay = restart_delay(restarts);
+        tracing::error!(%attempt, restarts, delay_s = delay.as_secs(), "the runner of an attempt broke; starting it again");
+        let mut wishes = stop.subscribe();
+        self.live.insert(attempt, Entry { stop, restarts });
+        let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
+        let context = Arc::clone(&self.context);
+        self.spawn(attempt, async move {
+            tokio::select! {
+                biased;
+                () = context.shutdown.soft.cancelled() => return Some(Finished::Left),
+                _ = wishes.changed() => {}
+                () = tokio::time::sleep(delay) => {}
+            }
+            match context.journal.attempt(attempt).await {
+                Ok(Some(row)) if row.state.is_live() => Some(Box::pin(runner::run(context, row, wishes, slot)).await),
+                Ok(_) => Some(Finished::Ended),
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the journal cannot be read");
+                    None
+                }
+            }
+        });
+    }
+
+    fn spawn(&self, attempt: AttemptRef, work: impl Future<Output = Option<Finished>> + Send + 'static) {
+        let guard = Guard { attempt, ended: self.ended.0.clone(), how: None };
         let span = tracing::info_span!("attempt", task = %attempt.task, number = attempt.number);
         self.context.shutdown.spawn(
             async move {
+                // The whole of it moves in here, and is dropped when the work breaks.
                 let mut guard = guard;
-                if restarts > 0 {
-                    tokio::time::sleep(RESTART_DELAY).await;
-                }
-                guard.how = Some(Box::pin(runner::run(context, row, wishes, slot)).await);
+                guard.how = work.await;
             }
             .instrument(span),
         );
     }
 
-    async fn runner_ended(&mut self, Ended { attempt, how }: Ended) {
+    fn runner_ended(&mut self, Ended { attempt, how }: Ended) {
         let Some(entry) = self.live.remove(&attempt) else { return };
-        if how.is_some() || self.context.shutdown.soft.is_cancelled() {
-            return;
-        }
-        if entry.restarts >= MAX_RESTARTS {
-            tracing::error!(%attempt, "the runner of an attempt broke again and again; left until the daemon starts again");
-            return;
-        }
-        tracing::error!(%attempt, "the runner of an attempt broke; starting it again");
-        // From what the journal says: that is how it would go on after a restart of the daemon as well.
-        match self.context.journal.attempt(attempt).await {
-            Ok(Some(row)) if row.state.is_live() => {
-                let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
-                self.start(row, slot, entry.restarts + 1);
-            }
-            Ok(_) => {}
-            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
+        if how.is_none() && !self.context.shutdown.soft.is_cancelled() {
+            self.restart(attempt, entry);
         }
     }
 
@@ -336,7 +360,7 @@ impl Supervisor {
             return;
         }
         let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
-        self.start(row, slot, 0);
+        self.start(row, slot);
     }
 
     /// Ends an attempt, or what is still said about it.
@@ -360,7 +384,7 @@ impl Supervisor {
         let over = |state| Change { state: Some(state), ..Change::default() };
         match (stop.why, row.state) {
             (_, State::Accepted | State::Running | State::Ending) => {
-                self.start(Row { stop: Some(stop), ..row }, None, 0);
+                self.start(Row { stop: Some(stop), ..row }, None);
             }
             (Why::Salvage, _) => self.record(attempt, over(State::Salvage)).await,
             (Why::Forgotten, _) => self.record(attempt, over(State::Over)).await,
@@ -403,16 +427,11 @@ impl Supervisor {
     // === looking ===
 
     /// From the journal and a look at the disk; nothing here waits for an agent or for git.
-    async fn inventory(&self) -> Vec<InventoryItem> {
-        let rows = match self.context.journal.attempts().await {
-            Ok(rows) => rows,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "the journal cannot be read");
-                Vec::new()
-            }
-        };
+    async fn inventory(&self) -> Result<Vec<InventoryItem>, journal::Error> {
+        let rows = self.context.journal.attempts().await?;
         let known: HashSet<AttemptRef> = rows.iter().map(|row| row.attempt).collect();
-        rows.iter()
+        let items = rows
+            .iter()
             .chain(self.found.values().filter(|row| !known.contains(&row.attempt)))
             .filter_map(|row| {
                 Some(InventoryItem {
@@ -422,7 +441,8 @@ impl Supervisor {
                     worktree_intact: looks_intact(&row.worktree),
                 })
             })
-            .collect()
+            .collect();
+        Ok(items)
     }
 
     fn publish(&mut self) {
@@ -443,6 +463,10 @@ impl Supervisor {
     }
 }
 
+fn restart_delay(restarts: u32) -> Duration {
+    if restarts <= QUICK_RESTARTS { RESTART_DELAY } else { SLOW_RESTART_DELAY }
+}
+
 fn stop(why: Why, reason: &str) -> Stop {
     Stop { why, reason: reason.to_owned(), grace: DEFAULT_GRACE }
 }
@@ -458,5 +482,109 @@ impl Drop for Guard {
     fn drop(&mut self) {
         // The supervisor may have gone, with the daemon.
         let _ = self.ended.send(Ended { attempt: self.attempt, how: self.how });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::RwLock};
+
+    use tokio::{
+        sync::{Notify, Semaphore},
+        time::Instant,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        daemon::{
+            agents::Profiles,
+            bulk::Bulk,
+            config::{Config, Key, Server},
+            health::Health,
+            identity::StateDir,
+            journal::{
+                FILE, Journal,
+                tests::{attempt, spawn},
+            },
+            repository::Repositories,
+        },
+        domain::{BootId, CommandId, Epoch},
+        runtime::lifecycle::Shutdown,
+    };
+
+    /// A daemon's parts around a journal with one accepted attempt.
+    async fn context(state: &Path) -> Arc<Context> {
+        let config = Config::new(Server::parse("127.0.0.1:1").unwrap(), Key::parse("mk_daemon_x").unwrap(), state);
+        let state = StateDir::open(state).unwrap();
+        let journal = Journal::open(state.path(), clock::now()).unwrap().journal;
+        let command = Command {
+            sequence: 1,
+            id: CommandId(Uuid::from_u128(1)),
+            epoch: Epoch(1),
+            attempt: attempt(1),
+            order: Order::Spawn(Box::new(spawn("one"))),
+        };
+        journal.accept(vec![command], clock::now()).await.unwrap();
+        let (bulk, _) = Bulk::new();
+        Arc::new(Context {
+            repositories: Repositories::new(state.repositories()),
+            profiles: Profiles::load(config.profiles.clone()),
+            installed: RwLock::default(),
+            health: Health::new(state.path(), config.disk_floor),
+            slots: Arc::new(Semaphore::new(1)),
+            journal,
+            boot: BootId(Uuid::from_u128(2)),
+            attached: Notify::new(),
+            card_changed: Notify::new(),
+            shutdown: Shutdown::new(),
+            bulk,
+            state,
+            config,
+        })
+    }
+
+    fn sql(state: &Path, statement: &str) {
+        rusqlite::Connection::open(state.join(FILE)).unwrap().execute_batch(statement).unwrap();
+    }
+
+    const BREAK: &str = "ALTER TABLE attempts RENAME TO away";
+
+    #[tokio::test]
+    async fn an_inventory_that_cannot_be_read_is_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, supervisor) = Supervisor::new(context(dir.path()).await);
+        let context = Arc::clone(&supervisor.context);
+        context.shutdown.spawn_loop("supervisor", supervisor.run());
+        assert_eq!(handle.inventory().await.unwrap().len(), 1);
+        sql(dir.path(), BREAK);
+        handle.inventory().await.unwrap_err();
+        sql(dir.path(), "ALTER TABLE away RENAME TO attempts");
+        assert_eq!(handle.inventory().await.unwrap().len(), 1);
+        context.shutdown.soft.cancel();
+    }
+
+    /// However often its runner breaks, an attempt stays live; a wish that it ends is not kept waiting.
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_whose_runner_breaks_is_never_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_handle, mut supervisor) = Supervisor::new(context(dir.path()).await);
+        sql(dir.path(), BREAK);
+        let attempt = attempt(1);
+        supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, restarts: 0 });
+        supervisor.runner_ended(Ended { attempt, how: None });
+        for restarts in 1..=QUICK_RESTARTS + 3 {
+            let begun = Instant::now();
+            let ended = supervisor.ended.1.recv().await.unwrap();
+            assert_eq!(ended.how, None);
+            let slow = begun.elapsed() >= SLOW_RESTART_DELAY;
+            assert_eq!(slow, restarts > QUICK_RESTARTS, "{restarts}: {:?}", begun.elapsed());
+            supervisor.runner_ended(ended);
+            assert!(supervisor.live.contains_key(&attempt));
+        }
+        let begun = Instant::now();
+        supervisor.live[&attempt].stop.send_replace(Some(stop(Why::Cancelled, "the server wants it to end")));
+        supervisor.ended.1.recv().await.unwrap();
+        assert!(begun.elapsed() < RESTART_DELAY, "{:?}", begun.elapsed());
     }
 }

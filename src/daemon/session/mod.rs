@@ -259,7 +259,7 @@ impl Session {
             card: context.card(),
             last_command: standing.last_command,
             unanswered: (standing.first_unanswered, standing.last_unanswered),
-            inventory: self.supervisor.inventory().await,
+            inventory: self.supervisor.inventory().await?,
             clock: clock::now(),
         })
     }

@@ -127,3 +127,23 @@ async fn a_corrupt_journal() {
     .await;
     work_goes_on(&world, &repo).await;
 }
+
+/// A name becomes a directory: one that would lead out of the state directory is refused before anything is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_not_a_directory_of_its_own() {
+    let world = World::start(Database::Sqlite).await;
+    let state = world.dir.join("apart");
+    let (state, key) = (state.display().to_string(), world.key_file("daemon").display().to_string());
+    for name in ["bad name/..", "../out", ".hidden", ""] {
+        let expected = format!(
+            "makima: the daemon cannot be called `{name}`: pass a --name of 1 to 200 bytes without `/` and control \
+             characters that does not start with a dot"
+        );
+        let run = ["daemon", "run", "--name", name, "--key-file", &key];
+        let up = ["up", "--name", name, "--listen", "127.0.0.1:0", "--state-dir", &state];
+        for args in [&run[..], &up[..]] {
+            assert_eq!(said(&world.cli(args).await), (Some(2), expected.clone()), "{args:?}");
+        }
+        assert!(!fs::exists(&state).unwrap(), "{name}");
+    }
+}
