@@ -312,7 +312,10 @@ fn suggest(out: &mut Out, found: &pb::AnalyzeDependenciesResponse) -> Result<()>
     for suggestion in &found.suggestions {
         table.row(&[suggestion.task.clone(), suggestion.depends_on.clone(), suggestion.reason.clone()]);
     }
-    out.table(&table, "no further dependencies are suggested")?;
+    let none = found.suggestions.is_empty();
+    if !none {
+        out.table(&table, "")?;
+    }
     for violation in &found.violations {
         note(&format!(
             "{} would start before {}: {}",
@@ -321,7 +324,12 @@ fn suggest(out: &mut Out, found: &pb::AnalyzeDependenciesResponse) -> Result<()>
             clean(&violation.reason)
         ));
     }
-    note("nothing was applied; write what you want into the file, or apply with --add-suggested");
+    // Beside the output, so that it is said on a pipe too and the list there stays a list.
+    note(if none {
+        "no further dependencies are suggested; nothing was applied"
+    } else {
+        "nothing was applied; write what you want into the file, or apply with --add-suggested"
+    });
     Ok(())
 }
 

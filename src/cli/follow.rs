@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A break is told once, and once when it is over. While nothing runs, the reasons of what is pending are read every few
-//! seconds and shown, so that a person who waits knows for what.
+//! seconds and shown, each once, so that a person who waits knows for what.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::{
     board::{Board, Outcome},
     client::{Client, PATIENCE, timed},
     error::{Error, Result, is_transient},
-    output::clean,
+    output::{clean, clock_time},
     screen::Screen,
     view,
 };
@@ -57,7 +57,7 @@ pub async fn follow(client: &Client, source: &Source, screen: &mut Screen<'_>) -
         begun: Instant::now(),
         in_snapshot: false,
         last_step: Instant::now(),
-        last_hint: String::new(),
+        last_hint: None,
         read_singly: 0,
     };
     tokio::select! {
@@ -151,7 +151,7 @@ struct Following<'a> {
     begun: Instant,
     in_snapshot: bool,
     last_step: Instant,
-    last_hint: String,
+    last_hint: Option<Topic>,
     read_singly: usize,
 }
 
@@ -329,39 +329,18 @@ impl Following<'_> {
         }
         // An answer that does not come is no harm: the next look is in a few seconds.
         let Ok(Ok(tasks)) = tokio::time::timeout(LOOK_FOR_REASONS, self.pending()).await else { return Ok(()) };
-        let mut hint = String::new();
+        let mut first = None;
         for task in &tasks {
-            let told = match task.pending_reason() {
-                PendingReason::Unspecified
-                | PendingReason::Ready
-                | PendingReason::Dependencies
-                | PendingReason::Blocked => false,
-                PendingReason::NoMatchingDaemon
-                | PendingReason::NoFreeSlot
-                | PendingReason::ConcurrencyLimit
-                | PendingReason::Backoff
-                | PendingReason::UsageLimit
-                | PendingReason::Held
-                | PendingReason::NoDaemon
-                | PendingReason::DaemonsNotAccepting
-                | PendingReason::PreviousAttempt => true,
-            };
-            if told && hint.is_empty() {
-                let name = task.spec.as_ref().map(|spec| clean(&spec.name)).unwrap_or_default();
-                let reason = if task.reason.is_empty() {
-                    view::pending_reason(task.pending_reason()).to_lowercase().replace('_', " ")
-                } else {
-                    clean(&task.reason)
-                };
-                hint = format!("{name} waits: {reason}");
-            }
+            first = first.or_else(|| hint(task));
             if let Some(happening) = self.board.take(task) {
                 screen.happening(&happening)?;
             }
         }
-        if !hint.is_empty() && hint != self.last_hint {
-            screen.say(&hint);
-            self.last_hint = hint;
+        if let Some((topic, text)) = first
+            && self.last_hint.as_ref() != Some(&topic)
+        {
+            screen.say(&text);
+            self.last_hint = Some(topic);
         }
         Ok(())
     }
@@ -384,6 +363,45 @@ impl Following<'_> {
             }
         }
     }
+}
+
+/// What a hint is about: the same topic is not told twice in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Topic {
+    /// A task waits until a time; the server's words count down to it, so they are not compared.
+    Until(String, PendingReason, prost_types::Timestamp),
+    /// Something else, in these words.
+    Words(String),
+}
+
+/// What a pending task waits for, when that is something a person can act on or wait out.
+fn hint(task: &pb::Task) -> Option<(Topic, String)> {
+    let why = task.pending_reason();
+    let until = match why {
+        PendingReason::Unspecified | PendingReason::Ready | PendingReason::Dependencies | PendingReason::Blocked => {
+            return None;
+        }
+        PendingReason::Backoff | PendingReason::UsageLimit => task.not_before,
+        PendingReason::NoMatchingDaemon
+        | PendingReason::NoFreeSlot
+        | PendingReason::ConcurrencyLimit
+        | PendingReason::Held
+        | PendingReason::NoDaemon
+        | PendingReason::DaemonsNotAccepting
+        | PendingReason::PreviousAttempt => None,
+    };
+    let name = task.spec.as_ref().map(|spec| clean(&spec.name)).unwrap_or_default();
+    let reason = if task.reason.is_empty() {
+        view::pending_reason(why).to_lowercase().replace('_', " ")
+    } else {
+        clean(&task.reason)
+    };
+    if let (Some(until), Some(at)) = (until, view::time(until.as_ref())) {
+        let text = format!("{name} waits until {}: {reason}", clock_time(at));
+        return Some((Topic::Until(task.task_id.clone(), why, until), text));
+    }
+    let text = format!("{name} waits: {reason}");
+    Some((Topic::Words(text.clone()), text))
 }
 
 #[cfg(test)]
@@ -595,6 +613,26 @@ mod tests {
             .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"].as_str().unwrap().to_owned())
             .collect();
         assert_eq!(kinds, ["contract", "task", "change", "contract", "task", "task", "outcome"]);
+    }
+
+    /// The server counts down in its words; a wait is one thing to say, another attempt's wait is another.
+    #[test]
+    fn a_wait_is_said_once_though_its_words_count_down() {
+        let waiting = |why: PendingReason, until: i64, reason: &str| {
+            let mut task = task("crash", &[], TaskStatus::Pending, 1);
+            task.set_pending_reason(why);
+            task.not_before = Some(prost_types::Timestamp { seconds: until, nanos: 0 });
+            task.reason = reason.to_owned();
+            hint(&task)
+        };
+        let (first, text) = waiting(PendingReason::Backoff, 43_233, "tried again in 33 s").unwrap();
+        assert_eq!(text, "crash waits until 12:00:33Z: tried again in 33 s");
+        assert_eq!(waiting(PendingReason::Backoff, 43_233, "tried again in 30 s").unwrap().0, first);
+        assert_ne!(waiting(PendingReason::Backoff, 43_300, "tried again in 33 s").unwrap().0, first);
+        let (held, text) = waiting(PendingReason::Held, 43_233, "held by me").unwrap();
+        assert_eq!(text, "crash waits: held by me");
+        assert_ne!(waiting(PendingReason::Held, 43_233, "held by you").unwrap().0, held);
+        assert_eq!(waiting(PendingReason::Dependencies, 43_233, "waits for a"), None);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@
 //!
 //! Four kinds of key. Admin, owner and daemon keys are rows with the SHA-256 of their text; a task key is derived from the
 //! server's secret and good while its attempt lives. An admin key reaches an owner's data only by naming the owner in
-//! `makima-owner`, which is recorded. Handlers learn whose data a call is about only from [`Caller`], so that none can forget
+//! `makima-owner`, which is recorded; any other key may name its own owner there and is refused with another. Handlers learn whose data a call is about only from [`Caller`], so that none can forget
 //! to ask.
 
 use std::{
@@ -227,7 +227,7 @@ impl Auth {
         let unknown = || ApiError::new(Reason::KeyUnknown, "this key is not one of this server; see `makima doctor`");
         let kind = kind_of(text).ok_or_else(unknown)?;
         if kind == KeyKind::Task {
-            return self.task_key(text).await;
+            return self.task_key(text, metadata).await;
         }
         let key = self.key(&hash(text)).await?.filter(|key| key.kind == kind).ok_or_else(unknown)?;
         if key.revoked.is_some() {
@@ -245,8 +245,14 @@ impl Auth {
                 }
                 Ok(Caller::Admin { key: key.id, acting_for })
             }
-            KeyKind::Owner => Ok(Caller::Owner { key: key.id, owner: belongs(key.owner)? }),
-            KeyKind::Daemon => Ok(Caller::Daemon { key: key.id, owner: belongs(key.owner)? }),
+            KeyKind::Owner | KeyKind::Daemon => {
+                let owner = belongs(key.owner)?;
+                names_its_own(metadata, kind, owner, &key.owner_name)?;
+                Ok(match kind {
+                    KeyKind::Owner => Caller::Owner { key: key.id, owner },
+                    _ => Caller::Daemon { key: key.id, owner },
+                })
+            }
             KeyKind::Task => Err(unknown()),
         }
     }
@@ -287,7 +293,7 @@ impl Auth {
         Ok(key)
     }
 
-    async fn task_key(&self, text: &str) -> ApiResult<Caller> {
+    async fn task_key(&self, text: &str, metadata: &MetadataMap) -> ApiResult<Caller> {
         let unknown = || ApiError::new(Reason::KeyUnknown, "this task key is not one of this server");
         let claimed = TaskKeys::claimed(text).ok_or_else(unknown)?;
         let mut tx = self.0.store.read().await.map_err(ApiError::unavailable)?;
@@ -297,6 +303,10 @@ impl Auth {
         }
         if !attempt.is_live() {
             return Err(ApiError::new(Reason::KeyExpired, "the attempt that this task key was made for is over"));
+        }
+        if metadata.contains_key(OWNER_METADATA) {
+            let name = tx.owner_name(attempt.owner).await.map_err(ApiError::unavailable)?.unwrap_or_default();
+            names_its_own(metadata, KeyKind::Task, attempt.owner, &name)?;
         }
         Ok(Caller::Task { attempt: attempt.reference(), contract: attempt.contract, owner: attempt.owner })
     }
@@ -321,6 +331,22 @@ impl Auth {
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A key that belongs to an owner names that one or none. Whether there is another of that name is not told.
+fn names_its_own(metadata: &MetadataMap, kind: KeyKind, owner: OwnerId, name: &str) -> ApiResult<()> {
+    let Some(value) = metadata.get(OWNER_METADATA) else { return Ok(()) };
+    let named = value.to_str().unwrap_or_default();
+    if named == name || Uuid::try_parse(named).is_ok_and(|id| id == owner.0) {
+        return Ok(());
+    }
+    let (kind, shown) = (kind.word(), crate::wire::common::shown(named));
+    Err(ApiError::new(
+        Reason::AdminKeyNeeded,
+        format!(
+            "only an admin key may act for another owner; this is a key of `{name}` ({kind}), and `{shown}` was named"
+        ),
+    ))
 }
 
 fn bearer(metadata: &MetadataMap) -> ApiResult<&str> {

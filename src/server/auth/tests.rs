@@ -76,9 +76,16 @@ async fn each_key_opens_its_own_doors() {
     assert_eq!(by_id.owner().unwrap(), id);
     let nobody = bed.caller(&bed.file("admin.key"), Some("nobody")).await;
     assert_eq!(reason(nobody), Reason::OwnerNotFound);
-    // Only admin keys choose: an owner's key stays with its owner.
-    let chosen = bed.caller(&bed.file("owner.key"), Some("nobody")).await.unwrap();
-    assert_eq!(chosen.owner().unwrap(), id);
+    // Only admin keys choose: another key may name its own owner, and no other.
+    for file in ["owner.key", "daemon.key"] {
+        for own in ["default".to_owned(), id.to_string()] {
+            bed.caller(&bed.file(file), Some(&own)).await.unwrap();
+        }
+        for other in ["nobody".to_owned(), String::new(), Uuid::nil().to_string()] {
+            let refused = bed.caller(&bed.file(file), Some(&other)).await;
+            assert_eq!(reason(refused), Reason::AdminKeyNeeded, "{file} {other:?}");
+        }
+    }
 }
 
 #[tokio::test]
