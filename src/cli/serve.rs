@@ -46,7 +46,7 @@ pub struct ServerArgs {
     /// Address to listen on; port 0 takes a free one [env: MAKIMA_LISTEN] [default: 127.0.0.1:7420]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
-    /// SQLite file, or postgres:// URL [env: MAKIMA_DATABASE_URL] [default: makima.db in the state directory]
+    /// SQLite file, or postgres:// URL [env: MAKIMA_DATABASE_URL] [default: makima.sqlite in the state directory]
     #[arg(long, value_name = "PATH|URL")]
     pub database_url: Option<String>,
     /// State directory: keys, blobs, the embedded database [env: MAKIMA_SERVER_STATE_DIR] [default: $XDG_STATE_HOME/makima/server]

@@ -26,7 +26,7 @@ async fn a_daemon_that_starts_on_a_full_disk() {
 }
 
 /// The disk fills up between two heartbeats: the work that was on its way is refused, at no cost in retries, and done by
-/// another; when there is room again the daemon works again.
+/// another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fills_up() {
     let mut world = World::start(Database::Sqlite).await;
@@ -64,13 +64,6 @@ async fn a_disk_that_fills_up() {
     let done = until(&client, &task, TaskStatus::Done).await;
     assert_eq!(&done.daemon_id, &ok.daemon_id);
     assert_eq!(repo.file(&done.result_commit, "a").as_deref(), Some("a\n"));
-
-    drop(file);
-    fs::remove_file(&ballast).unwrap();
-    world.daemon("ok").stop().await;
-    let task = client.create(&repo.url(), vec![shell("b", "echo b > b", &[])]).await.tasks[0].task_id.clone();
-    let done = until(&client, &task, TaskStatus::Done).await;
-    assert_eq!(&done.daemon_id, &full.daemon_id);
 }
 
 fn with_floor(bytes: u64) -> DaemonOptions {
