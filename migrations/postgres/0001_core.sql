@@ -144,6 +144,7 @@ CREATE TABLE batches (
     id uuid PRIMARY KEY,
     at timestamptz NOT NULL
 );
+CREATE INDEX batches_by_time ON batches (at);
 
 -- Blobs in the object store: written after the blob is durable, deleted before it.
 CREATE TABLE blobs (

@@ -145,6 +145,7 @@ CREATE TABLE batches (
     id blob PRIMARY KEY,
     at integer NOT NULL
 );
+CREATE INDEX batches_by_time ON batches (at);
 
 -- Blobs in the object store: written after the blob is durable, deleted before it.
 CREATE TABLE blobs (

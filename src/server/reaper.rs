@@ -34,6 +34,8 @@ const KEEP_EVENTS: Duration = Duration::from_secs(30 * 24 * 3600);
 const KEEP_ANONYMOUS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Request ids.
 const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
+/// Marks of batches. Far longer than the ledger looks for one, far shorter than makes a table of every commit of a day.
+const KEEP_BATCHES: Duration = Duration::from_secs(3600);
 /// Between two rounds of forgetting.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 /// Rows that are forgotten in one transaction.
@@ -180,6 +182,14 @@ pub async fn forget_once(store: &Store, now: Timestamp) -> Result<(), store::Err
         tx.contracts_delete(&expired).await?;
         tx.commit().await?;
         if expired.len() < portion {
+            break;
+        }
+    }
+    loop {
+        let mut tx = store.begin().await?;
+        let gone = tx.batches_forget(now.before(KEEP_BATCHES), FORGET_PORTION).await?;
+        tx.commit().await?;
+        if gone < portion {
             break;
         }
     }

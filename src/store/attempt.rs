@@ -149,7 +149,10 @@ impl Tx {
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn attempts_due(&mut self, now: Timestamp, limit: i64) -> Result<Vec<AttemptId>> {
         static SQL: LazySql = LazySql::new(|| {
-            Sql::new("SELECT a.id FROM {rows} JOIN attempts a ON a.due <= rows.now ORDER BY a.due LIMIT $2", NOW)
+            Sql::new(
+                "SELECT a.id FROM attempts a WHERE a.due <= (SELECT rows.now FROM {rows}) ORDER BY a.due LIMIT $2",
+                NOW,
+            )
         });
         let rows: Vec<(uuid::Uuid,)> = self.fetch_some(&SQL, &[Now { now }], limit).await?;
         Ok(rows.into_iter().map(|(id,)| AttemptId(id)).collect())

@@ -189,8 +189,9 @@ impl Tx {
     /// Blobs made before a time, oldest first.
     pub async fn blobs_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<Blob>> {
         static SQL: LazySql = LazySql::new(|| {
-            let text =
-                format!("SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.created < rows.now ORDER BY b.created LIMIT $2");
+            let text = format!(
+                "SELECT {BLOB} FROM blobs b WHERE b.created < (SELECT rows.now FROM {{rows}}) ORDER BY b.created LIMIT $2"
+            );
             Sql::new(&text, NOW)
         });
         let rows: Vec<BlobRow> = self.fetch_some(&SQL, &[Now { now: before }], limit).await?;

@@ -148,13 +148,22 @@ impl Tx {
         Ok(())
     }
 
-    /// Open lanes of these classes that have ready work: urgent ones first, then those that were served longest ago.
+    /// Open lanes of these classes that have ready work: urgent ones first, then those that were served longest ago; at most
+    /// `limit` of each class, so that one with many lanes neither hides another nor costs more than its room.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
-            Sql::new(
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN lanes l ON l.class = rows.id
-                 WHERE l.is_open AND l.head IS NOT NULL ORDER BY l.head DESC, l.served LIMIT $2",
+            Sql::dialects(
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN LATERAL (
+                     SELECT x.contract, x.class, x.owner, x.head, x.served FROM lanes x
+                     WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
+                     ORDER BY x.head DESC, x.served LIMIT $2) AS l ON true
+                 ORDER BY l.head DESC, l.served",
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} CROSS JOIN lanes l
+                 WHERE l.class = rows.id AND l.contract IN (
+                     SELECT x.contract FROM lanes x WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
+                     ORDER BY x.head DESC, x.served LIMIT $2)
+                 ORDER BY l.head DESC, l.served",
                 CLASS,
             )
         });

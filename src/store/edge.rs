@@ -108,11 +108,12 @@ impl Tx {
     /// Everything that these tasks depend on, directly or not, as edges.
     pub async fn edges_upstream(&mut self, of: &[TaskId]) -> Result<Vec<Edge>> {
         static SQL: LazySql = LazySql::new(|| {
+            // CROSS, because SQLite would otherwise scan all edges and look them up in `up`.
             Sql::new(
                 "WITH RECURSIVE up(id) AS (
                      SELECT rows.id FROM {rows}
                      UNION SELECT e.dependency FROM up JOIN edges e ON e.dependent = up.id)
-                 SELECT e.dependent, e.dependency, e.contract, e.satisfied FROM up JOIN edges e ON e.dependent = up.id",
+                 SELECT e.dependent, e.dependency, e.contract, e.satisfied FROM up CROSS JOIN edges e WHERE e.dependent = up.id",
                 ID,
             )
         });

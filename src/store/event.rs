@@ -90,7 +90,8 @@ impl Tx {
     pub async fn events_places(&mut self, after: i64, limit: i64) -> Result<Vec<(i64, ContractId)>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT e.sequence, e.contract FROM {rows} JOIN events e ON e.sequence > rows.after
+                // A scalar, not a join: SQLite would walk the log from its beginning.
+                "SELECT e.sequence, e.contract FROM events e WHERE e.sequence > (SELECT rows.after FROM {rows})
                  ORDER BY e.sequence LIMIT $2",
                 AFTER,
             )

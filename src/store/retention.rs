@@ -16,7 +16,8 @@ impl Tx {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
                 "DELETE FROM events WHERE sequence IN (
-                     SELECT e.sequence FROM {rows} JOIN events e ON e.at < rows.now ORDER BY e.sequence LIMIT $2)
+                     SELECT e.sequence FROM events e WHERE e.at < (SELECT rows.now FROM {rows})
+                     ORDER BY e.at, e.sequence LIMIT $2)
                  RETURNING sequence",
                 NOW,
             )
@@ -28,21 +29,33 @@ impl Tx {
         Ok(gone.len())
     }
 
-    /// Forgets request ids and batches before a time.
+    /// Forgets request ids before a time.
     pub async fn requests_forget(&mut self, before: Timestamp) -> Result<u64> {
-        static REQUESTS: LazySql =
+        static SQL: LazySql =
             LazySql::new(|| Sql::new("DELETE FROM requests WHERE created < (SELECT rows.now FROM {rows})", NOW));
-        static BATCHES: LazySql =
-            LazySql::new(|| Sql::new("DELETE FROM batches WHERE at < (SELECT rows.now FROM {rows})", NOW));
-        let rows = [Now { now: before }];
-        Ok(self.execute(&REQUESTS, &rows).await? + self.execute(&BATCHES, &rows).await?)
+        self.execute(&SQL, &[Now { now: before }]).await
+    }
+
+    /// Forgets batches before a time, at most `limit` of them. Answers how many.
+    pub async fn batches_forget(&mut self, before: Timestamp, limit: i64) -> Result<usize> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "DELETE FROM batches WHERE id IN (
+                     SELECT b.id FROM batches b WHERE b.at < (SELECT rows.now FROM {rows}) ORDER BY b.at LIMIT $2)
+                 RETURNING id",
+                NOW,
+            )
+        });
+        let gone: Vec<(Uuid,)> = self.fetch_some(&SQL, &[Now { now: before }], limit).await?;
+        Ok(gone.len())
     }
 
     /// Anonymous contracts that ended before a time.
     pub async fn contracts_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<ContractId>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT c.id FROM {rows} JOIN contracts c ON c.anonymous AND c.ended < rows.now ORDER BY c.ended LIMIT $2",
+                "SELECT c.id FROM contracts c WHERE c.anonymous AND c.ended < (SELECT rows.now FROM {rows})
+                 ORDER BY c.ended LIMIT $2",
                 NOW,
             )
         });

@@ -101,7 +101,7 @@ impl Tx {
                      SELECT rows.id FROM {rows}
                      UNION SELECT e.dependency FROM up JOIN edges e ON e.dependent = up.id AND NOT e.satisfied)
                  SELECT e.dependent, e.dependency, e.contract, e.satisfied
-                 FROM up JOIN edges e ON e.dependent = up.id AND NOT e.satisfied LIMIT $2",
+                 FROM up CROSS JOIN edges e WHERE e.dependent = up.id AND NOT e.satisfied LIMIT $2",
                 ID,
             )
         });

@@ -266,7 +266,8 @@ impl Tx {
     pub async fn tasks_wait_over(&mut self, now: Timestamp, limit: i64) -> Result<Vec<TaskId>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT t.id FROM {rows} JOIN tasks t ON t.wait_until <= rows.now ORDER BY t.wait_until LIMIT $2",
+                "SELECT t.id FROM tasks t WHERE t.wait_until <= (SELECT rows.now FROM {rows})
+                 ORDER BY t.wait_until LIMIT $2",
                 super::attempt::NOW,
             )
         });

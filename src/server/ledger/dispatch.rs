@@ -5,11 +5,12 @@
 //!   the batch: tasks that are ready now ───────────────┴─> schedule::assign ──> attempts, commands
 //! ```
 //!
-//! What it reads is bounded by the room there is: lanes of classes that some daemon with a free slot can serve, and of each
-//! lane no more heads than there are free slots. The backlog, the number of contracts and tasks that cannot run now do not
+//! What it reads is bounded by the room there is: of each class that some daemon with a free slot can serve no more lanes than
+//! there are free slots, and of each lane no more heads than its contract may start. Each open lane has a task that may start,
+//! so that is enough to fill them. The backlog, the number of contracts and tasks that cannot run now do not
 //! count.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
@@ -29,8 +30,11 @@ use crate::{
     store::{LaneHead, Result, Tx},
 };
 
-/// Lanes that one walk looks at. With more open ones than this, those served longest ago come first, so all get their turn.
-const MAX_LANES: i64 = 512;
+/// Lanes of a class that one walk looks at. With more open ones than this, those served longest ago come first, so all get
+/// their turn.
+const MAX_LANES: u32 = 512;
+/// As few as this only where there are no more: with a single free slot there is still a choice, by what is near it.
+const MIN_LANES: u32 = 16;
 /// Tasks that one batch assigns; the next takes the rest, so that no batch holds others up for long.
 const MAX_ASSIGNMENTS: usize = 256;
 /// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check.
@@ -77,8 +81,13 @@ impl Work {
         if served.is_empty() {
             return Ok(false);
         }
-        let mut lanes = tx.lanes_walk(&served, MAX_LANES).await?;
-        let more_lanes = i64::try_from(lanes.len()).unwrap_or(i64::MAX) >= MAX_LANES;
+        let window = room.clamp(MIN_LANES, MAX_LANES);
+        let mut lanes = tx.lanes_walk(&served, i64::from(window)).await?;
+        let mut seen: HashMap<ClassId, u32> = HashMap::new();
+        for lane in &lanes {
+            *seen.entry(lane.class).or_default() += 1;
+        }
+        let more_lanes = seen.values().any(|lanes| *lanes >= window);
         let served: HashSet<ClassId> = served.into_iter().collect();
         // The rows of contracts that this batch opens still say that they are closed.
         let opened: Vec<ContractId> = self
@@ -88,12 +97,13 @@ impl Work {
             .map(|(_, now)| now.id)
             .collect();
         lanes.extend(tx.lanes_of(&opened).await?.into_iter().filter(|lane| served.contains(&lane.class)));
-        self.load_heads(tx, &lanes, room).await?;
+        // A lane that this batch has closed took the place of another in the window.
+        let closed = self.load_heads(tx, &lanes, room).await?;
 
         let ready: Vec<Task> =
             self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
         if ready.is_empty() {
-            return Ok(false);
+            return Ok(more_lanes && closed);
         }
         self.load_contract_rows(tx, ready.iter().map(|task| task.contract)).await?;
         let near = self.load_near(tx, &ready).await?;
@@ -107,7 +117,7 @@ impl Work {
         let classes = known.into_iter().map(|(id, (_, needs))| (id, needs)).collect();
         let input = Input { heads: &heads, contracts, owners, classes, hosts: &hosts };
         let mut assignments = schedule::assign(&input, self.now);
-        let more = more_lanes && !assignments.is_empty() || assignments.len() > MAX_ASSIGNMENTS;
+        let more = more_lanes && (closed || !assignments.is_empty()) || assignments.len() > MAX_ASSIGNMENTS;
         assignments.truncate(MAX_ASSIGNMENTS);
         if assignments.is_empty() {
             return Ok(false);
@@ -149,12 +159,25 @@ impl Work {
         Room { offers, owners }
     }
 
-    async fn load_heads(&mut self, tx: &mut Tx, lanes: &[LaneHead], room: u32) -> Result<()> {
-        let limit = i64::from(room).min(i64::try_from(MAX_ASSIGNMENTS).unwrap_or(i64::MAX)) + 1;
-        for task in tx.tasks_heads(lanes, limit).await? {
-            self.task_loaded(task);
+    /// The most urgent tasks of lanes, of each as many as its contract may start. Answers whether this batch has closed one.
+    async fn load_heads(&mut self, tx: &mut Tx, lanes: &[LaneHead], room: u32) -> Result<bool> {
+        self.load_contract_rows(tx, lanes.iter().map(|lane| lane.contract)).await?;
+        let most = room.min(u32::try_from(MAX_ASSIGNMENTS).unwrap_or(u32::MAX)) + 1;
+        // One statement takes one limit: lanes with about as many places share it.
+        let mut by_places: BTreeMap<u32, Vec<LaneHead>> = BTreeMap::new();
+        for lane in lanes {
+            let contract = self.contracts.get(lane.contract).filter(|contract| contract.is_open());
+            match contract.map_or(0, |contract| contract.limits.concurrency.saturating_sub(contract.live)) {
+                0 => {}
+                places => by_places.entry(places.min(most).next_power_of_two().min(most)).or_default().push(*lane),
+            }
         }
-        Ok(())
+        for (places, lanes) in by_places {
+            for task in tx.tasks_heads(&lanes, i64::from(places)).await? {
+                self.task_loaded(task);
+            }
+        }
+        Ok(self.contracts.changed_rows().any(|(was, now)| was.is_open() && !now.is_open()))
     }
 
     /// Dependencies of ready tasks: where their results are, and what goes into the order.

@@ -103,7 +103,9 @@ async fn events_are_forgotten_in_portions(kind: Kind) {
     tx.requests_insert(&[remembered(1), remembered(2)]).await.unwrap();
     tx.batch_insert(BatchId(id(1)), at(1)).await.unwrap();
     tx.batch_insert(BatchId(id(2)), at(2)).await.unwrap();
-    assert_eq!(tx.requests_forget(at(2)).await.unwrap(), 2);
+    assert_eq!(tx.requests_forget(at(2)).await.unwrap(), 1);
+    assert_eq!(tx.batches_forget(at(2), 10).await.unwrap(), 1);
+    assert_eq!(tx.batches_forget(at(2), 10).await.unwrap(), 0);
     let both = [(owner, "1".to_owned()), (owner, "2".to_owned())];
     assert_eq!(tx.requests_fetch(&both).await.unwrap(), [remembered(2)]);
     assert!(!tx.batch_exists(BatchId(id(1))).await.unwrap());
