@@ -80,7 +80,7 @@ reasons! {
     KeyRevoked = "KEY_REVOKED" => Unauthenticated,
     /// The task key's attempt is over.
     KeyExpired = "KEY_EXPIRED" => Unauthenticated,
-    /// The call needs an admin key.
+    /// The call needs an admin key, or names another owner than its key belongs to.
     AdminKeyNeeded = "ADMIN_KEY_NEEDED" => PermissionDenied,
     /// The call needs an owner key, or an admin key that names an owner.
     OwnerKeyNeeded = "OWNER_KEY_NEEDED" => PermissionDenied,

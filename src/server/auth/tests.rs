@@ -175,6 +175,8 @@ async fn a_task_key_lives_as_long_as_its_attempt() {
     assert_eq!(caller.actor(), format!("task:{}", attempt.task));
     let forged = TaskKeys::new([0; 32]).derive(attempt.reference());
     assert_eq!(reason(bed.caller(&forged, None).await), Reason::KeyUnknown);
+    bed.caller(&text, Some(&attempt.owner.to_string())).await.unwrap();
+    assert_eq!(reason(bed.caller(&text, Some("default")).await), Reason::AdminKeyNeeded);
 
     attempt.state =
         AttemptState::Ended { at: clock::now(), outcome: Err(Failure::new(FailureClass::Cancelled, "enough")) };
