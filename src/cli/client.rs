@@ -14,6 +14,7 @@ use super::{
     config::{KeyText, KeyUse, Settings},
     error::{Error, Refusal, Result, is_transient},
 };
+pub use crate::domain::text::chain;
 use crate::{
     runtime::backoff::Backoff,
     wire::pb::{
@@ -184,18 +185,6 @@ fn bearer(key: &KeyText) -> Result<MetadataValue<Ascii>> {
         .map_err(|_| Error::usage(format!("the key in {} has characters no key has", key.origin)))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// An error with all its causes, outermost first.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 /// The last of a chain of causes: the one a person can do something about.

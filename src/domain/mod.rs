@@ -29,6 +29,7 @@ pub mod report;
 pub mod retry;
 pub mod schedule;
 pub mod task;
+pub mod text;
 pub mod time;
 pub mod transition;
 

@@ -35,6 +35,7 @@ use tonic::{
 use uuid::Uuid;
 
 use super::task_keys::TaskKeys;
+use crate::domain::text::{hex, unhex};
 use crate::{
     domain::{
         AttemptRef, ContractId, KeyId, OwnerId, Timestamp,
@@ -43,7 +44,6 @@ use crate::{
     store::{self, Store},
     wire::{
         key::is_owner_name,
-        page::hex,
         status::{ApiError, ApiResult, Reason},
     },
 };
@@ -438,9 +438,7 @@ pub async fn bootstrap(store: &Store, state_dir: &Path, now: Timestamp) -> Resul
 }
 
 fn parse_secret(text: &str) -> Option<[u8; 32]> {
-    let bytes: Option<Vec<u8>> =
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect();
-    bytes?.try_into().ok()
+    unhex(text)?.try_into().ok()
 }
 
 /// Writes a file that only its user may read, whole or not at all.

@@ -3,7 +3,10 @@
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-use crate::domain::{AttemptId, AttemptRef};
+use crate::domain::{
+    AttemptId, AttemptRef,
+    text::{hex, unhex},
+};
 
 /// Derives and recognises the keys with which agents speak of their own task.
 #[derive(Clone)]
@@ -25,12 +28,7 @@ impl TaskKeys {
 
     /// The key of an attempt: `mk_task_<attempt id>_<HMAC-SHA256 of the attempt>`.
     pub fn derive(&self, attempt: AttemptRef) -> String {
-        use std::fmt::Write as _;
-        let mut text = format!("mk_task_{}_", attempt.id.0.simple());
-        for byte in self.mac(attempt).finalize().into_bytes() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
+        format!("mk_task_{}_{}", attempt.id.0.simple(), hex(&self.mac(attempt).finalize().into_bytes()))
     }
 
     /// The attempt that a key says it is of; to be looked up, and then checked with [`Self::is_of`].
@@ -42,9 +40,7 @@ impl TaskKeys {
     /// The key is the one of this attempt. Compares in constant time.
     pub fn is_of(&self, key: &str, attempt: AttemptRef) -> bool {
         let Some((_, hex)) = key.strip_prefix("mk_task_").and_then(|rest| rest.split_once('_')) else { return false };
-        let bytes: Option<Vec<u8>> =
-            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok()).collect();
-        bytes.is_some_and(|bytes| self.mac(attempt).verify_slice(&bytes).is_ok())
+        unhex(hex).is_some_and(|bytes| self.mac(attempt).verify_slice(&bytes).is_ok())
     }
 
     fn mac(&self, attempt: AttemptRef) -> Hmac<Sha256> {

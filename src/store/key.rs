@@ -11,6 +11,7 @@ use super::{
 use crate::domain::{
     BatchId, ContractId, KeyId, OwnerId, TaskId, Timestamp,
     key::{Key, KeyKind},
+    text::{hex, unhex},
 };
 
 #[derive(Serialize)]
@@ -52,32 +53,13 @@ impl TryFrom<KeyDoc> for Key {
             id: KeyId(row.id),
             kind,
             owner: row.owner.map(OwnerId),
-            hash: unhex(&row.hash).ok_or_else(|| corrupt("hash"))?,
+            hash: unhex(&row.hash).and_then(|hash| hash.try_into().ok()).ok_or_else(|| corrupt("hash"))?,
             owner_name: row.owner_name.unwrap_or_default(),
             label: row.label,
             created: row.created,
             revoked: row.revoked,
         })
     }
-}
-
-fn hex(hash: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    hash.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut hash = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (i, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(i * 2..i * 2 + 2)?, 16).ok()?;
-    }
-    Some(hash)
 }
 
 /// What is remembered of a request id.

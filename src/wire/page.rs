@@ -4,6 +4,7 @@
 use uuid::Uuid;
 
 use super::status::{ApiError, ApiResult, Reason};
+use crate::domain::text::{hex, unhex};
 
 /// Items of a page that names no size.
 pub const DEFAULT_PAGE: usize = 50;
@@ -86,22 +87,6 @@ pub fn resume_after(watched: Uuid, token: &str) -> ApiResult<Option<i64>> {
                 "resume_token does not belong to this watch; leave it out to begin with a snapshot",
             )
         })
-}
-
-/// Bytes as hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || !text.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
 #[cfg(test)]

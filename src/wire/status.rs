@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use super::common::Invalid;
+pub use crate::domain::text::chain;
 
 /// The domain of every reason.
 pub const DOMAIN: &str = "makima";
@@ -367,18 +368,6 @@ fn cut(text: &str, bytes: usize) -> String {
         end -= 1;
     }
     format!("{}…", &text[..end])
-}
-
-/// An error with all its causes, in a line.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    line
 }
 
 #[cfg(test)]

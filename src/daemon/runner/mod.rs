@@ -31,6 +31,7 @@ use super::{
     shim::{self, Adopted, Handle, ShimEnd},
     sweep, worktree,
 };
+pub(super) use crate::domain::text::chain;
 use crate::{
     domain::{
         AttemptRef,
@@ -632,18 +633,6 @@ fn timeout(spawn: &Spawn) -> Failure {
 /// The state directory cannot be written: another daemon may do better.
 fn disk_failure(error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::new(FailureClass::Refused, format!("the daemon cannot write its state directory: {}", chain(error)))
-}
-
-/// An error with all its causes, on one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Runs what waits for the disk away from the threads that must not wait.

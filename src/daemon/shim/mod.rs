@@ -22,6 +22,8 @@
 //! takes over the process. The code behind this line is Linux only in three places: `keeper` (subreaper), `launch`
 //! (death signal, oom score) and `socket` (`/proc/self/fd`).
 
+use crate::domain::text::chain;
+
 mod client;
 mod handle;
 mod keeper;
@@ -52,15 +54,4 @@ pub fn run(dir: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -34,6 +34,7 @@ pub use self::{
 };
 use self::{dispatch::Classes, work::Work};
 use super::task_keys::TaskKeys;
+pub(crate) use crate::domain::text::chain;
 use crate::{
     domain::{BatchId, DaemonId, Timestamp},
     runtime::{activator::Activator, clock},
@@ -456,15 +457,4 @@ impl Writer {
 
 fn is_ending(attempt: &crate::domain::attempt::Attempt) -> bool {
     attempt.fenced
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@ use super::{
     op::{Error, Op, Reply, Request},
     work::Work,
 };
+use crate::domain::text::hex;
 use crate::{
     domain::{
         ContractId, DaemonId, KeyId, OwnerId, TaskId,
@@ -625,12 +626,4 @@ fn check_etag(kind: &'static str, given: Option<i64>, current: i64) -> Result<()
         Some(given) if given != current => Err(Error::Etag { kind, given, current }),
         _ => Ok(()),
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
