@@ -23,7 +23,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::AttemptId;
+use crate::{domain::AttemptId, runtime::hooks};
 
 /// Variable that marks every process of an attempt; its value is the attempt's id.
 pub const MARKER: &str = "MAKIMA_ATTEMPT";
@@ -187,7 +187,10 @@ pub fn find(pid: i32) -> Option<Found> {
 
 /// This boot of the machine, and this namespace of process numbers.
 pub fn boot_id() -> io::Result<String> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = match hooks::boot() {
+        Some(boot) => boot,
+        None => fs::read_to_string("/proc/sys/kernel/random/boot_id")?,
+    };
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     Ok(format!("{} {}", boot.trim(), namespace.display()))
 }

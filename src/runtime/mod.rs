@@ -3,5 +3,6 @@
 pub mod activator;
 pub mod backoff;
 pub mod clock;
+pub mod hooks;
 pub mod lifecycle;
 pub mod telemetry;

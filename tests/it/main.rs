@@ -2,6 +2,7 @@
 
 mod bed;
 mod daemon;
+mod faults;
 mod harness;
 mod in_doubt;
 mod ledger;

@@ -333,6 +333,8 @@ impl Uploader {
                 Ok(()) => continue,
                 Err(error) => tracing::info!(%error, "uploading output has been interrupted; it goes on where it was"),
             }
+            // Now, so that there is work also where all had been sent: what was on the way may never have arrived.
+            self.uploads.values_mut().for_each(Upload::begin_again);
             if answered {
                 backoff.reset();
             }
