@@ -76,6 +76,8 @@ struct Limits {
     max_retries: Option<u32>,
     wall_time: Option<Span>,
     rerun_after: Option<Span>,
+    checkpoint_every: Option<Span>,
+    final_checkpoint: Option<bool>,
 }
 
 #[derive(Default)]
@@ -159,6 +161,8 @@ pub fn parse(text: &str, origin: &str, name: &str, folder: &Path) -> Result<Cont
             rerun_after: file.limits.rerun_after.map(|span| duration(span.0)),
             cost_micro_usd: None,
             iterations: None,
+            checkpoint_every: file.limits.checkpoint_every.map(|span| duration(span.0)),
+            final_checkpoint: file.limits.final_checkpoint,
         },
         tasks: tasks.collect::<Result<_>>()?,
         folder: folder.to_owned(),
