@@ -21,12 +21,19 @@
 //! have had.
 
 mod fault;
+mod fleet;
 mod invariants;
+mod latency;
+mod lines;
 mod machine;
+mod network;
 mod plan;
 mod report;
+mod rows;
 mod run;
+mod stage;
 mod strike;
+mod twice;
 
 use std::{collections::HashMap, time::Instant};
 

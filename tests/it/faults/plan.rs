@@ -21,8 +21,6 @@ const PAD: &str = "................................................";
 /// A run, before it has begun.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What all of it follows from.
-    pub seed: u64,
     /// On Postgres; on SQLite otherwise.
     pub postgres: bool,
     /// Attempts at once, of each machine.
@@ -72,7 +70,6 @@ impl Plan {
             faults.push(planned(&mut rng, kind, machines.len()));
         }
         Self {
-            seed,
             postgres,
             machines,
             clones: rng.random_bool(0.4),
