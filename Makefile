@@ -36,6 +36,12 @@ test: ## Everything, on SQLite and on a Postgres of its own
 	@tests/prepare
 	INSTA_UPDATE=no cargo test
 
+.PHONY: faults
+faults: ## Faults from seeds on both databases: RUNS=100 each, the first SEED=1
+	@tests/prepare
+	MAKIMA_FAULT_RUNS=$(or $(RUNS),100) MAKIMA_FAULT_SEED=$(or $(SEED),1) \
+	    cargo test --test it faults::faults_on_ -- --nocapture
+
 .PHONY: interop
 interop: build ## grpcurl, a Python client and the real Claude Code CLI against it
 	@python=$$($(tools) python) && claude=$$($(tools) claude) && \

@@ -1,7 +1,7 @@
 //! One bad task, one bad disk, one bad repository: the fleet goes on.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     time::Duration,
@@ -102,6 +102,19 @@ impl Disk {
         command.status().is_ok_and(|status| status.success())
     }
 
+    /// Leaves nothing of a disk that is ours alone. The machine's memory is not: it is left as it is.
+    fn fill(&self, ballast: &Path) {
+        let mut file = fs::File::create(ballast).unwrap();
+        if !self.mounted {
+            return;
+        }
+        let block = vec![0; 64 << 10];
+        while io::Write::write_all(&mut file, &block).is_ok() {}
+        while io::Write::write_all(&mut file, &block[..1]).is_ok() {}
+        let stat = rustix::fs::statvfs(&self.path).unwrap();
+        assert_eq!(stat.f_bavail, 0, "the disk is full");
+    }
+
     /// Bytes free below which a daemon on it takes no work, and bytes that, written to it, leave less.
     fn floor_and_ballast(&self) -> (u64, u64) {
         let stat = rustix::fs::statvfs(&self.path).unwrap();
@@ -154,6 +167,46 @@ async fn a_full_disk_takes_work_again_when_it_has_room() {
     .await;
     world.kill_daemon("d");
     drop(process::sweep(&world.dir.join("daemon")));
+}
+
+/// An agent ends while there is not a byte left where its shim and its daemon write: its end is written down when there is
+/// room again, and counts. Rows 13, 31.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_without_a_byte_loses_no_end() {
+    let disk = Disk::new();
+    let mut world = World::start(Database::Sqlite).await;
+    fs::create_dir(world.dir.join("daemon")).unwrap();
+    symlink(&disk.path, world.daemon_state("d")).unwrap();
+    // What agents write is elsewhere: a disk that is full for them is for them to say.
+    fs::create_dir(world.dir.join("worktrees")).unwrap();
+    symlink(world.dir.join("worktrees"), disk.path.join("worktrees")).unwrap();
+    let config = "[daemon.disk_floor]\nbytes = 0\npercent = 0\n".to_owned();
+    world.start_daemon_with("d", DaemonOptions { config, ..DaemonOptions::default() }).await;
+    let repo = world.repo("repo");
+    let client = world.client();
+    let dir = world.dir.display();
+    let script = format!("echo x >> {dir}/starts; while [ ! -e {dir}/gate ]; do sleep 0.02; done; echo a > a");
+    let task = client.create(&repo.url(), vec![shell("a", &script, &[])]).await.tasks[0].task_id.clone();
+    world.file_appears(&world.dir.join("starts")).await;
+    let ballast = disk.path.join("ballast");
+    disk.fill(&ballast);
+    fs::write(world.dir.join("gate"), "").unwrap();
+    eventually("the agent has ended", || async {
+        let left = world.agents();
+        ensure(left.is_empty(), || format!("{left:?}"))
+    })
+    .await;
+    assert!(world.daemon("d").is_running());
+    fs::remove_file(ballast).unwrap();
+    eventually("it is done", || async {
+        let answer = client.task(&task).await;
+        let task = answer.task.clone().unwrap();
+        ensure((task.status(), task.attempt) == (TaskStatus::Done, 1), || format!("{answer:#?}"))
+    })
+    .await;
+    assert_eq!(fs::read_to_string(world.dir.join("starts")).unwrap(), "x\n");
+    world.kill_daemon("d");
+    drop(process::sweep(&world.dir));
 }
 
 /// A repository that a daemon is to have at hand and that never answers delays neither its attaching nor its heartbeats nor

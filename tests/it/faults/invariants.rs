@@ -31,6 +31,11 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Everything that does not hold.
 pub async fn check(run: &Run) -> Result<(), String> {
+    check_within(run, SETTLED).await
+}
+
+/// [`check`], with another time for what may still be on its way.
+async fn check_within(run: &Run, settled: Duration) -> Result<(), String> {
     let mut broken = Vec::new();
     let answers = answers(run).await?;
     broken.extend(attempts(run, &answers));
@@ -43,7 +48,7 @@ pub async fn check(run: &Run) -> Result<(), String> {
     broken.extend(early.lines().map(|line| format!("4: {line}")));
     broken.extend(other_owner(run).await);
     // What has to become true soon: said only if it does not.
-    let deadline = tokio::time::Instant::now() + SETTLED;
+    let deadline = tokio::time::Instant::now() + settled;
     loop {
         let unsettled = unsettled(run, &answers).await;
         if unsettled.is_empty() {
@@ -318,4 +323,42 @@ async fn output(run: &Run, answers: &[GetTaskResponse]) -> Vec<String> {
 fn the_mark_is_an_attempts_id() {
     assert_eq!(MARKER, makima::daemon::sweep::MARKER);
     assert!(AttemptId(uuid::Uuid::nil()).to_string().len() > 30);
+}
+
+/// After a run without faults everything holds; then each thing is broken from outside, and each is seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_broken_is_seen() {
+    let mut plan = super::plan::Plan::new(5, false);
+    plan.faults.clear();
+    let mut run = Run::start(plan, super::run::Story::new()).await;
+    run.to_the_end().await.unwrap();
+    check(&run).await.unwrap();
+
+    // A task that began too early, and one that is expected to have done more than it has.
+    fs::write(run.world.dir.join("violations"), "t1 started before t0\n").unwrap();
+    run.plan.jobs[0].lines += 1;
+    // A message that is owed, an attempt that holds its slot, a process that has outlived its attempt.
+    let journal = rusqlite::Connection::open(run.machines[0].journal()).unwrap();
+    const OWED: &str = "INSERT INTO outbox VALUES (999999, '', '', 1, 0, 'progress', '{}')";
+    journal.execute(OWED, []).unwrap();
+    let database = rusqlite::Connection::open(run.database()).unwrap();
+    database.busy_timeout(SETTLED).unwrap();
+    database.execute("UPDATE attempts SET live = 1 WHERE number = 1", []).unwrap();
+    let mut command = run.world.command();
+    command.env(MARKER, AttemptId(uuid::Uuid::nil()).to_string()).args(["server", "--listen", "127.0.0.1:0"]);
+    command.arg("--state-dir").arg(run.world.dir.join("stray"));
+    let mut stray = crate::harness::process::Program::new("stray", &run.world.dir.join("logs"));
+    stray.start(command);
+
+    let broken = check_within(&run, Duration::from_millis(500)).await.unwrap_err();
+    for seen in [
+        "4: t1 started before t0",
+        "1: t0.txt in the result of t0 is",
+        "2: attempt 1 of t0 said",
+        "2: the journal of m0 owes 1 messages",
+        "live attempts and 0 commands in the database",
+        "7: alive after the end of all attempts",
+    ] {
+        assert!(broken.contains(seen), "{seen} is not seen in\n{broken}");
+    }
 }
