@@ -16,6 +16,7 @@
 
 pub mod agents;
 pub mod attempt_dir;
+pub mod brief;
 pub mod bulk;
 pub mod config;
 pub mod git;
@@ -32,6 +33,7 @@ pub mod session;
 pub mod shim;
 mod supervisor;
 pub mod sweep;
+pub mod watch;
 pub mod worktree;
 
 use std::{
