@@ -17,6 +17,7 @@
 pub mod agents;
 pub mod attempt_dir;
 pub mod bulk;
+pub mod checkpoint;
 pub mod config;
 pub mod git;
 pub mod health;
@@ -28,6 +29,7 @@ mod recovery;
 pub mod repository;
 mod runner;
 pub mod sanity;
+mod secrets;
 pub mod session;
 pub mod shim;
 mod supervisor;

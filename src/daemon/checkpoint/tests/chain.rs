@@ -1,0 +1,1 @@
+//! Chains of deltas, and files that are damaged.
