@@ -44,7 +44,7 @@ pub(super) struct Survey {
     pub(super) moved: bool,
     /// What is not captured and came or changed since the capture began: news, unless git ignores it.
     pub(super) young: Vec<Vec<u8>>,
-    /// Directories with no file below them.
+    /// Directories with no captured file below them.
     pub(super) empty: Vec<Vec<u8>>,
     /// Directories that have a `.git`.
     pub(super) repositories: Vec<Vec<u8>>,
@@ -62,27 +62,33 @@ enum Kind {
 /// Walks through the directories of what the index has. `apart` are paths that are captured otherwise or left out.
 pub(super) fn survey(worktree: &Path, index: &Index, apart: &HashSet<Vec<u8>>, since: Moment) -> Survey {
     let files: HashMap<&[u8], &super::index::Entry> = index.entries.iter().map(|e| (e.path.as_slice(), e)).collect();
-    let mut dirs: HashSet<&[u8]> = HashSet::new();
-    for path in files.keys().copied().chain(apart.iter().map(Vec::as_slice)) {
-        let mut path = path;
-        while let Some(at) = path.iter().rposition(|byte| *byte == b'/') {
-            path = &path[..at];
-            if !dirs.insert(path) {
-                break;
-            }
-        }
-    }
-    let mut walk = Walk { worktree, files, dirs, apart, since, seen: 0, survey: Survey::default() };
+    let (mut dirs, mut bare) = (HashSet::new(), HashSet::new());
+    files.keys().for_each(|path| parents(path, &mut dirs));
+    apart.iter().for_each(|path| parents(path, &mut bare));
+    let mut walk = Walk { worktree, files, dirs, bare, apart, since, seen: 0, survey: Survey::default() };
     walk.directory(&[]);
     walk.survey.moved |= walk.seen != index.entries.len();
     walk.survey.empty.sort();
     walk.survey
 }
 
+/// Adds the directories that lead to a path.
+pub(super) fn parents<'a>(mut path: &'a [u8], dirs: &mut HashSet<&'a [u8]>) {
+    while let Some(at) = path.iter().rposition(|byte| *byte == b'/') {
+        path = &path[..at];
+        if !dirs.insert(path) {
+            break;
+        }
+    }
+}
+
 struct Walk<'a> {
     worktree: &'a Path,
     files: HashMap<&'a [u8], &'a super::index::Entry>,
+    /// Directories with files of the index below them.
     dirs: HashSet<&'a [u8]>,
+    /// Directories with something below them that is captured otherwise or left out.
+    bare: HashSet<&'a [u8]>,
     apart: &'a HashSet<Vec<u8>>,
     since: Moment,
     seen: usize,
@@ -114,6 +120,10 @@ impl Walk<'_> {
             } else if found.is_dir() && self.dirs.contains(path.as_slice()) {
                 self.directory(&path);
                 self.survey.modes.push((path, Kind::Directory, found.mode() & PERMISSIONS));
+            } else if found.is_dir() && self.bare.contains(path.as_slice()) {
+                self.directory(&path);
+                self.survey.modes.push((path.clone(), Kind::Directory, found.mode() & PERMISSIONS));
+                self.survey.empty.push(path);
             } else if found.is_dir() && has_no_file(&join(self.worktree, &path)) {
                 self.empty(path, &found);
             } else if (found.ctime(), found.ctime_nsec()) >= self.since {

@@ -21,6 +21,7 @@ use super::{
     container::{self, Header, damaged},
     dirs::{GitDirs, join},
     index::{Index, MODE_EXECUTABLE, MODE_GITLINK, MODE_LINK, mode_of},
+    look,
     manifest::{Head, Manifest, Modes, Name, Nested, Part},
     part::{self, Subject},
     shadow::Shadow,
@@ -671,13 +672,7 @@ fn set_modes(worktree: &Path, index: &Path, modes: &Modes) {
     let others: BTreeMap<&[u8], u32> = modes.others.iter().map(|(name, mode)| (name.0.as_slice(), *mode)).collect();
     let mut dirs: HashSet<&[u8]> = HashSet::new();
     for entry in &index.entries {
-        let mut dir = entry.path.as_slice();
-        while let Some(at) = dir.iter().rposition(|byte| *byte == b'/') {
-            dir = &dir[..at];
-            if !dirs.insert(dir) {
-                break;
-            }
-        }
+        look::parents(&entry.path, &mut dirs);
         if entry.mode() != MODE_LINK && !others.contains_key(entry.path.as_slice()) {
             let mode = if entry.mode() == MODE_EXECUTABLE { modes.executable } else { modes.file };
             set_mode(&join(worktree, &entry.path), mode);

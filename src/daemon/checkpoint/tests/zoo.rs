@@ -98,11 +98,8 @@ async fn nest(dir: &Path) {
     write(&deeper, &[("staged", "s"), ("untracked", "u"), ("key.pem", "secret")]);
     testing::run(&deeper, &["add", "staged"]).await;
     // A submodule that is there, with a commit of its own.
-    testing::run(
-        dir,
-        &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "./vendor/repository", "module"],
-    )
-    .await;
+    let url = format!("file://{}", inner.display());
+    testing::run(dir, &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &url, "module"]).await;
     testing::commit(&dir.join("module"), &[("m", "m")], "in the module").await;
 }
 
