@@ -5,6 +5,7 @@ mod attempts;
 mod dispatch;
 mod edges;
 mod log;
+mod measure;
 mod people;
 mod retention;
 mod samples;
