@@ -13,6 +13,7 @@
 //! | `makima_database_up == 0` for 1 min | the database does not answer: nothing can be decided, agents go on |
 //! | `makima_commands_unanswered_oldest_seconds > 60` and `makima_daemons{status="attached"} > 0` | a daemon does not take what it is told (one that is away takes it when it comes back) |
 //! | `makima_tasks_ready > 0 and sum(makima_slots_free) > 0` for 5 min | work and room do not meet: labels, profiles or repositories are missing; `makima task explain` says which |
+//! | `makima_checkpoint_age_seconds > 900` (three intervals) | the work of some running attempt is on its machine only: checkpoints fail or do not get away |
 //! | `rate(makima_messages_total{outcome="invalid"}[5m]) > 0` | a daemon says what cannot be stored; its log says what |
 //! | `rate(makima_messages_total{outcome="fenced"}[5m])` rises | daemons come back late: their attempts were given to others. No harm, but work done twice |
 //! | `rate(makima_retries_total[15m])` by class | what attempts die of: `daemon_lost` machines, `usage_limit` accounts, `setup_failed` repositories |
@@ -74,8 +75,8 @@ pub enum BatchOutcome {
 const BATCHES: [&str; 5] = ["committed", "empty", "refused", "unavailable", "unknown"];
 const MESSAGES: [&str; 4] = ["applied", "already_applied", "fenced", "invalid"];
 const ANSWERS: [&str; 3] = ["persisted", "rejected", "rejected_for_good"];
-/// How attempts end: well, or by class, in the order of [`FailureClass::ALL`].
-const ENDS: [&str; FailureClass::ALL.len() + 1] = [
+/// How attempts end: well, or by class, in the order of [`FailureClass::ALL`], or for nobody.
+const ENDS: [&str; FailureClass::ALL.len() + 2] = [
     "success",
     "daemon_lost",
     "worktree_lost",
@@ -90,6 +91,7 @@ const ENDS: [&str; FailureClass::ALL.len() + 1] = [
     "timeout",
     "repository",
     "cancelled",
+    "fenced",
 ];
 /// Words of the event log that are counted; others count as the last.
 const EVENTS: [&str; 13] = [
@@ -108,7 +110,7 @@ const EVENTS: [&str; 13] = [
     "other",
 ];
 /// States in which an attempt holds a slot; shown also when there is none.
-const LIVE: [&str; 5] = ["assigned", "accepted", "running", "ending", "disconnected"];
+const LIVE: [&str; 6] = ["assigned", "accepted", "running", "ending", "finalizing", "disconnected"];
 
 /// What the server counts. Everything here is an atomic or a lock held for a few additions.
 #[derive(Debug)]
@@ -255,10 +257,11 @@ impl Metrics {
         self.dispatch_seconds.observe(waited);
     }
 
-    /// An attempt has ended.
-    pub fn attempt_ended(&self, outcome: &Result<TaskResult, Failure>) {
+    /// An attempt has ended. However a fenced one ended, it changed nothing.
+    pub fn attempt_ended(&self, outcome: &Result<TaskResult, Failure>, fenced: bool) {
         let class = outcome.as_ref().err().map(|failure| failure.class);
-        if let Some(counter) = self.attempts_ended.get(end(class)) {
+        let index = if fenced { ENDS.len() - 1 } else { end(class) };
+        if let Some(counter) = self.attempts_ended.get(index) {
             counter.inc();
         }
     }
@@ -330,6 +333,7 @@ pub struct Measured {
 struct Standing {
     unanswered: Unanswered,
     attempts: Vec<(String, u64)>,
+    unsafe_since: Option<Timestamp>,
     tasks: Vec<(TaskStatus, u64)>,
     ready: u64,
     daemons: Vec<Line>,
@@ -372,6 +376,7 @@ impl Measured {
         let mut tx = self.store.read().await?;
         let unanswered = tx.commands_unanswered().await?;
         let attempts = tx.attempts_live_states().await?;
+        let unsafe_since = tx.attempts_unsafe_since().await?;
         let (tasks, ready) = tx.tasks_unfinished_counts().await?;
         let owners = tx.owners_list().await?;
         let attached = tx.daemons_attached().await?;
@@ -405,7 +410,7 @@ impl Measured {
             ..line
         };
         let daemons = lines.into_values().map(named).collect();
-        Ok(Standing { unanswered, attempts, tasks, ready, daemons, away, now: clock::now() })
+        Ok(Standing { unanswered, attempts, unsafe_since, tasks, ready, daemons, away, now: clock::now() })
     }
 
     /// What can be said without the database, and what it has said.
@@ -462,8 +467,14 @@ impl Standing {
         states.extend(self.attempts.iter().map(|(state, count)| (state.as_str(), *count)));
         figures.numbers(
             "attempts",
-            "Attempts that hold a slot, by state; worry when `assigned` or `ending` stay, or `disconnected` are many",
+            "Attempts that hold a slot, by state; worry when `assigned` or `ending` stay, or `disconnected` are many, or `finalizing` ones wait long for their results to arrive",
             states.into_iter().map(|(state, count)| (vec![("state", state.to_owned())], count)),
+        );
+        figures.seconds(
+            "checkpoint_age",
+            "Time since the last checkpoint of the running attempt whose last one is oldest, or since its start, 0 for none; worry above \
+             three intervals (15 min): that work is on one machine only",
+            self.unsafe_since.map_or(Duration::ZERO, |since| self.now.since(since)),
         );
         let unfinished = TaskStatus::ALL.into_iter().filter(|status| !status.is_final());
         let mut tasks: BTreeMap<String, u64> = unfinished.map(|status| (word(status), 0)).collect();
@@ -546,12 +557,15 @@ mod tests {
             assert_eq!(serde_json::to_value(class).unwrap(), ENDS[end(Some(class))]);
         }
         let metrics = Metrics::default();
-        metrics.attempt_ended(&Err(Failure::new(FailureClass::Timeout, "late")));
+        metrics.attempt_ended(&Err(Failure::new(FailureClass::Timeout, "late")), false);
+        metrics.attempt_ended(&Err(Failure::new(FailureClass::Cancelled, "ended as asked")), true);
         metrics.retried(FailureClass::DaemonLost);
         let text = encode(&metrics.registry);
         assert!(text.contains("makima_attempts_ended_total{outcome=\"timeout\"} 1\n"), "{text}");
         assert!(text.contains("makima_retries_total{class=\"daemon_lost\"} 1\n"), "{text}");
         assert!(text.contains("makima_attempts_ended_total{outcome=\"success\"} 0\n"), "{text}");
+        assert!(text.contains("makima_attempts_ended_total{outcome=\"fenced\"} 1\n"), "{text}");
+        assert!(text.contains("makima_attempts_ended_total{outcome=\"cancelled\"} 0\n"), "{text}");
     }
 
     #[test]
@@ -590,6 +604,7 @@ mod tests {
         Standing {
             unanswered: Unanswered { count: 2, oldest: Some(Timestamp(1_000_000)) },
             attempts: vec![("running".to_owned(), 3)],
+            unsafe_since: Some(Timestamp(500_000)),
             tasks: vec![(TaskStatus::AwaitingInput, 4)],
             ready: 5,
             daemons,
@@ -617,6 +632,7 @@ mod tests {
             "makima_commands_unanswered 2",
             "makima_commands_unanswered_oldest_seconds 2.5",
             "makima_attempts{state=\"running\"} 3",
+            "makima_checkpoint_age_seconds 3",
             "makima_attempts{state=\"disconnected\"} 0",
             "makima_tasks{status=\"awaiting_input\"} 4",
             "makima_tasks{status=\"pending\"} 0",

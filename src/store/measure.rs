@@ -75,6 +75,21 @@ impl Tx {
         Ok(rows.into_iter().map(|(status, counted)| (status, count(counted))).collect())
     }
 
+    /// Since when the work of the running attempt that is worst off is on its daemon's machine only: its last checkpoint, or
+    /// its start.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn attempts_unsafe_since(&mut self) -> Result<Option<Timestamp>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT min(CAST(coalesce(doc ->> 'checkpointed', doc ->> 'started') AS bigint)) AS since FROM attempts
+                 WHERE live AND doc -> 'state' ->> 'status' = 'running'",
+                &[],
+            )
+        });
+        let rows: Vec<(Option<i64>,)> = self.fetch_plain(&SQL).await?;
+        Ok(rows.into_iter().next().and_then(|(since,)| since).map(Timestamp))
+    }
+
     /// Daemons that have attempts which have not ended.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn daemons_busy(&mut self) -> Result<Vec<Busy>> {

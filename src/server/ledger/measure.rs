@@ -20,7 +20,7 @@ impl Work {
             if let AttemptState::Ended { outcome, .. } = &attempt.state
                 && was.is_none_or(|was| was.is_live())
             {
-                metrics.attempt_ended(outcome);
+                metrics.attempt_ended(outcome, attempt.fenced);
             }
         }
         for change in &self.changes {

@@ -3,7 +3,7 @@
 use makima::{
     domain::{
         CommandId, DaemonId, Timestamp,
-        attempt::AttemptState,
+        attempt::{Attempt, AttemptState},
         daemon::Daemon,
         order::Command,
         task::{TaskState, TaskStatus},
@@ -59,8 +59,8 @@ async fn live_attempts_are_counted(kind: Kind) {
     let was = Box::new(running());
     let attempts = [
         attempt(&task, 11, 1, here.id, AttemptState::Assigned { answer_by: at(1) }),
-        attempt(&task, 12, 2, here.id, running()),
-        attempt(&task, 13, 3, here.id, running()),
+        checkpointed(attempt(&task, 12, 2, here.id, running()), 50),
+        Attempt { checkpointed: None, ..attempt(&task, 13, 3, here.id, running()) },
         attempt(&task, 14, 4, here.id, AttemptState::Ended { at: at(1), outcome: Ok(result()) }),
         attempt(&task, 15, 5, gone.id, AttemptState::Disconnected { since: at(1), rerun_at: at(2), was }),
     ];
@@ -75,12 +75,26 @@ async fn live_attempts_are_counted(kind: Kind) {
     states.sort();
     let named = |state: &str, count| (state.to_owned(), count);
     assert_eq!(states, [named("assigned", 1), named("disconnected", 1), named("running", 2)]);
+    assert_eq!(tx.attempts_unsafe_since().await.unwrap(), Some(at(31)), "the one without a checkpoint, from its start");
     let mut busy = tx.daemons_busy().await.unwrap();
     busy.sort();
     let line = |daemon: &Daemon, live| Busy { daemon: daemon.id, owner: alice, name: daemon.card.name.clone(), live };
     assert_eq!(busy, [line(&here, 3), line(&gone, 1)]);
     assert_eq!(tx.daemons_away().await.unwrap(), 1);
     assert_eq!(tx.owners_list().await.unwrap(), [(alice, "alice".to_owned())]);
+    drop(tx);
+
+    let mut tx = fresh.begin().await;
+    tx.attempts_put(&[&checkpointed(attempts[2].clone(), 60)]).await.unwrap();
+    assert_eq!(tx.attempts_unsafe_since().await.unwrap(), Some(at(50)), "the older of two checkpoints");
+    let over = AttemptState::Ended { at: at(1), outcome: Ok(result()) };
+    let ended = attempts[1..3].iter().map(|attempt| Attempt { state: over.clone(), ..attempt.clone() });
+    tx.attempts_put(&ended.collect::<Vec<_>>().iter().collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(tx.attempts_unsafe_since().await.unwrap(), None, "nothing runs");
+}
+
+fn checkpointed(attempt: Attempt, when: i64) -> Attempt {
+    Attempt { checkpointed: Some(at(when)), ..attempt }
 }
 
 /// One in every state: those that are final do not count, and only what waits for nothing is ready.
