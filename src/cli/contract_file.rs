@@ -433,7 +433,7 @@ tasks:
     fn what_is_wrong_is_named_with_its_place() {
         insta::assert_snapshot!(refused("titel: x\ntasks: { a: { plan: x } }"), @"shop.yaml: unknown field `titel`, expected one of `name`, `repository`, `base`, `agent`, `limits`, `tasks`");
         insta::assert_snapshot!(refused("tasks:\n  a: { plan: x, depend_on: [b] }"), @"shop.yaml: tasks.a: unknown field `depend_on`, expected one of `plan`, `plan_file`, `depends_on`, `agent`, `model`, `priority`, `labels`, `setup`, `verify`, `copy_files` at line 2 column 17");
-        insta::assert_snapshot!(refused("limits: { concurency: 3 }\ntasks: { a: { plan: x } }"), @"shop.yaml: limits: unknown field `concurency`, expected one of `concurrency`, `max_retries`, `wall_time`, `rerun_after` at line 1 column 11");
+        insta::assert_snapshot!(refused("limits: { concurency: 3 }\ntasks: { a: { plan: x } }"), @"shop.yaml: limits: unknown field `concurency`, expected one of `concurrency`, `max_retries`, `wall_time`, `rerun_after`, `checkpoint_every`, `final_checkpoint` at line 1 column 11");
         insta::assert_snapshot!(refused("tasks:\n  a: { plan: x }\n  a: { plan: y }"), @"shop.yaml: tasks: the task a is there twice: rename one at line 2 column 3");
         insta::assert_snapshot!(refused("tasks: { a: { plan: x, plan_file: y.md } }"), @"shop.yaml: tasks.a: has both `plan` and `plan_file`: keep one");
         insta::assert_snapshot!(refused("tasks: { a: { agent: shell } }"), @"shop.yaml: tasks.a: has no plan: write `plan` or `plan_file`");

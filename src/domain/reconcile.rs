@@ -380,7 +380,7 @@ mod tests {
         let line = |matrix: &mut String, name: &str, cells: &[String]| {
             let mut text = format!("{name:26}");
             for cell in cells {
-                write!(text, "{cell:31}").unwrap();
+                write!(text, "{cell:38}").unwrap();
             }
             writeln!(matrix, "{}", text.trim_end()).unwrap();
         };

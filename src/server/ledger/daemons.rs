@@ -414,7 +414,9 @@ impl Work {
         };
         chain.extend(checkpoint.chain.last().cloned());
         let event = TaskEvent::Checkpointed { attempt: reference.number, checkpoint: checkpoint.id };
-        let orphan = self.task_event(reference.task, &event, &format!("daemon:{daemon}")).is_err();
+        // Refused also where the task is done: then it is kept beside the result.
+        let _ = self.task_event(reference.task, &event, &format!("daemon:{daemon}"));
+        let orphan = self.tasks.get(reference.task).is_none_or(|task| task.attempt != reference.number);
         let now = self.now;
         if let Some(attempt) = self.attempts.get_mut(reference.id) {
             attempt.checkpoint = Some(checkpoint.id);
