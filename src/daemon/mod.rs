@@ -16,7 +16,9 @@
 
 pub mod agents;
 pub mod attempt_dir;
+pub mod brief;
 pub mod bulk;
+pub mod checkpoint;
 pub mod config;
 pub mod git;
 pub mod health;
@@ -29,10 +31,12 @@ mod recovery;
 pub mod repository;
 mod runner;
 pub mod sanity;
+mod secrets;
 pub mod session;
 pub mod shim;
 mod supervisor;
 pub mod sweep;
+pub mod watch;
 pub mod worktree;
 
 use std::{
