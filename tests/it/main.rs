@@ -6,6 +6,7 @@ mod explain;
 mod harness;
 mod in_doubt;
 mod ledger;
+mod metrics;
 mod refusals;
 mod shim;
 mod standing;

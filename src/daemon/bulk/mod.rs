@@ -67,6 +67,14 @@ const SILENCE: Duration = Duration::from_secs(45);
 pub struct Bulk {
     announce: mpsc::Sender<Upload>,
     wake: Arc<Notify>,
+    backlog: Arc<Backlog>,
+}
+
+/// What the server does not have yet, as the loop last saw it.
+#[derive(Debug, Default)]
+struct Backlog {
+    uploads: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// The output of one attempt, as its runner sees it. Dropping it leaves the upload as it is.
@@ -88,7 +96,14 @@ impl Bulk {
     pub fn new() -> (Self, Inbox) {
         let (announce, announced) = mpsc::channel(ANNOUNCED);
         let wake = Arc::new(Notify::new());
-        (Self { announce, wake: Arc::clone(&wake) }, Inbox { announced, wake })
+        let backlog = Arc::new(Backlog::default());
+        let bulk = Self { announce, wake: Arc::clone(&wake), backlog: Arc::clone(&backlog) };
+        (bulk, Inbox { announced, wake, backlog })
+    }
+
+    /// Uploads that are not over, and bytes of them that the server has not said to have.
+    pub fn backlog(&self) -> (u64, u64) {
+        (self.backlog.uploads.load(Ordering::Relaxed), self.backlog.bytes.load(Ordering::Relaxed))
     }
 
     /// Announces the output of an attempt. What is secret in it is masked on the way.
@@ -129,6 +144,7 @@ impl Output {
 pub struct Inbox {
     announced: mpsc::Receiver<Upload>,
     wake: Arc<Notify>,
+    backlog: Arc<Backlog>,
 }
 
 /// One upload. Offsets of the file and of the upload are the same.
@@ -147,6 +163,8 @@ struct Upload {
     sent: u64,
     /// The server has everything up to here.
     received: u64,
+    /// The same over all connections, for whoever wants to know how much is left.
+    confirmed: u64,
     /// When the last chunk was sent.
     sent_at: Option<Instant>,
     /// It has been asked again, because an answer is missing.
@@ -167,6 +185,7 @@ impl Upload {
             asked: false,
             sent: 0,
             received: 0,
+            confirmed: 0,
             sent_at: None,
             doubted: false,
             ended: false,
@@ -177,6 +196,7 @@ impl Upload {
     fn begin_again(&mut self) {
         *self = Self {
             file: self.file.take(),
+            confirmed: self.confirmed,
             ..Self::new(self.attempt, self.path.clone(), self.mask.clone(), Arc::clone(&self.length))
         };
     }
@@ -277,6 +297,7 @@ impl Upload {
     /// The server has said how far it is.
     fn answered(&mut self, receipt: &Receipt) {
         self.received = receipt.received;
+        self.confirmed = self.confirmed.max(receipt.received);
         if !self.known {
             self.known = true;
             // It may have more than the file does, after the power went here: then there is only the end to say.
@@ -355,6 +376,9 @@ impl Uploader {
         while let Ok(upload) = self.inbox.announced.try_recv() {
             self.uploads.insert(upload.attempt, upload);
         }
+        let left = self.uploads.values().map(|upload| upload.bytes().saturating_sub(upload.confirmed)).sum();
+        self.inbox.backlog.bytes.store(left, Ordering::Relaxed);
+        self.inbox.backlog.uploads.store(self.uploads.len() as u64, Ordering::Relaxed);
     }
 
     /// One connection, until there has been nothing to send for a while (`Ok`), or it breaks.

@@ -39,7 +39,9 @@ impl Api {
             let mut known = HashMap::new();
             // A stream that breaks off is a daemon that will come again.
             while let Ok(Some(request)) = chunks.message().await {
+                let bytes = request.data.len();
                 let answer = api.take_chunk(owner, &mut known, request).await?;
+                api.ledger.metrics().chunk(bytes, answer.refused);
                 sink.send(answer).await?;
             }
             Ok(())
