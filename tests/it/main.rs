@@ -2,6 +2,7 @@
 
 mod bed;
 mod daemon;
+mod explain;
 mod faults;
 mod harness;
 mod in_doubt;
@@ -13,3 +14,4 @@ mod standing;
 mod store;
 mod survive;
 mod tidy;
+mod verbs;

@@ -122,8 +122,8 @@ const ALL: [Kind; 32] = [
 
 /// What cannot be promised yet, and what it waits for. A line goes when the feature comes.
 const WAITING: [(Kind, &str); 2] = [
-    (WorktreeDeleted, "worktrees that are worked in are not watched yet"),
-    (GitFileDeleted, "worktrees that are worked in are not watched yet"),
+    (WorktreeDeleted, "the runner does not watch the worktree of its attempt yet"),
+    (GitFileDeleted, "the runner does not watch the worktree of its attempt yet"),
 ];
 
 /// The faults that a run on this database may meet.

@@ -538,6 +538,8 @@ impl Run {
     pub(super) fn watch_again(&mut self) {
         self.watch = Watch::start(self.client.clone(), self.contract.clone());
         self.events_at_last = 0;
+        // Sessions are numbered from where they were then.
+        self.fired.iter_mut().flat_map(|fired| &mut fired.hit).for_each(|(_, epoch)| *epoch = -1);
     }
 
     // === healing ===
