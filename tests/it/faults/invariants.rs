@@ -85,7 +85,7 @@ fn attempts(run: &Run, answers: &[GetTaskResponse]) -> Vec<String> {
         let made: Vec<_> = answer.attempts.iter().filter(|attempt| !attempt.result_commit.is_empty()).collect();
         let is_its =
             |attempt: &&pb::Attempt| attempt.number == task.attempt && attempt.result_commit == task.result_commit;
-        if !(made.len() == 1 && made.iter().all(|attempt| is_its(&attempt))) {
+        if !(made.len() == 1 && made.iter().all(|attempt| is_its(attempt))) {
             broken.push(format!("1: {name} is the work of one attempt, and has {made:#?}"));
         }
         let numbers: Vec<u32> = answer.attempts.iter().map(|attempt| attempt.number).collect();
@@ -331,7 +331,7 @@ async fn what_is_broken_is_seen() {
     let mut plan = super::plan::Plan::new(5, false);
     plan.faults.clear();
     let mut run = Run::start(plan, super::run::Story::new()).await;
-    run.to_the_end().await.unwrap();
+    run.go_on_to_the_end().await.unwrap();
     check(&run).await.unwrap();
 
     // A task that began too early, and one that is expected to have done more than it has.

@@ -105,7 +105,7 @@ async fn suite(postgres: bool) {
 async fn one(plan: Plan, story: Story) -> Result<Costs, String> {
     story.tell(format!("{plan:?}"));
     let mut run = Run::start(plan, story).await;
-    let outcome = match run.to_the_end().await {
+    let outcome = match run.go_on_to_the_end().await {
         Ok(()) => invariants::check(&run).await,
         Err(why) => Err(why),
     };

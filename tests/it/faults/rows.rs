@@ -217,12 +217,12 @@ fn every_row_has_a_test_or_a_reason() {
     let mut missing = Vec::new();
     for (number, what, cover) in &ROWS {
         match cover {
-            Tests(tests) if tests.is_empty() => missing.push(format!("{number} ({what}): no test")),
+            Tests([]) => missing.push(format!("{number} ({what}): no test")),
             Tests(tests) => {
                 let gone = tests.iter().filter(|test| !functions.contains(**test));
                 missing.extend(gone.map(|test| format!("{number} ({what}): no test {test}")));
             }
-            Cannot(why) if why.is_empty() => missing.push(format!("{number} ({what}): no reason")),
+            Cannot("") => missing.push(format!("{number} ({what}): no reason")),
             Cannot(_) => {}
         }
     }

@@ -262,7 +262,7 @@ impl Run {
     }
 
     /// Goes on until the contract is done and everything has healed.
-    pub async fn to_the_end(&mut self) -> Result<(), String> {
+    pub async fn go_on_to_the_end(&mut self) -> Result<(), String> {
         let mut done = false;
         loop {
             tokio::time::sleep(TURN).await;
@@ -345,6 +345,7 @@ impl Run {
 
     /// Who has gone on since a fault has fired.
     fn measure(&mut self, looked: Instant) {
+        let gone: Vec<&String> = self.machines.iter().filter(|machine| machine.gone).map(|m| &m.name).collect();
         let (tasks, daemons, dir, jobs) = (&self.tasks, &self.daemons, &self.world.dir, &self.plan.jobs);
         for fired in self.fired.iter_mut().filter(|fired| fired.recovery.is_none() && fired.is_measured()) {
             let goes_on = |&(job, said): &(usize, u64)| {
@@ -355,7 +356,8 @@ impl Run {
             let is_back = |(name, epoch): &(String, i64)| {
                 let needed = if fired.planned.kind.ends_sessions() { *epoch + 1 } else { *epoch };
                 let is = |daemon: &&pb::Daemon| daemon.name == *name && daemon.status() == DaemonStatus::Attached;
-                daemons.iter().find(is).is_some_and(|daemon| daemon.session_epoch >= needed)
+                // Nobody waits for a machine that another fault has taken away meanwhile.
+                gone.contains(&name) || daemons.iter().find(is).is_some_and(|daemon| daemon.session_epoch >= needed)
             };
             let begun_after = looked > fired.at;
             if begun_after && fired.affected.iter().all(goes_on) && fired.hit.iter().all(is_back) {

@@ -62,7 +62,7 @@ async fn say(bed: &Bed, daemon: &Daemon, command: &Command, word: Word) {
         Word::Accepted => daemon.answer(bed, command, Answer::Persisted).await,
         Word::Started => tell(bed, daemon, command.attempt, 1, started()).await,
         Word::Done => {
-            tell(bed, daemon, command.attempt, 2, Report::Complete(complete(Ok(result(command.attempt))))).await
+            tell(bed, daemon, command.attempt, 2, Report::Complete(complete(Ok(result(command.attempt))))).await;
         }
     }
 }
