@@ -16,7 +16,7 @@ use super::{
     contract::Hold,
     id::{CheckpointId, DaemonId},
     retry::{self, Next},
-    task::{Avoid, Task, TaskState, TaskStatus, Tries, Wait},
+    task::{Avoid, Task, TaskState, TaskStatus, Tries, Wait, WaitReason},
     time::Timestamp,
 };
 
@@ -345,7 +345,13 @@ impl Task {
             },
             TaskEvent::Reassign { to } => match status {
                 TaskStatus::Pending if to.is_none() || self.prefer == *to => Ok(Step::Already),
-                TaskStatus::Pending => Ok(self.moved(now, |task| task.prefer = *to)),
+                TaskStatus::Pending => Ok(self.moved(now, |task| {
+                    task.prefer = *to;
+                    // Whoever says where means now. A usage limit is the account's, wherever the agent runs.
+                    if let TaskState::Pending { wait, .. } = &mut task.state {
+                        wait.take_if(|wait| wait.why == WaitReason::Backoff);
+                    }
+                })),
                 TaskStatus::Starting
                 | TaskStatus::Running
                 | TaskStatus::Paused
