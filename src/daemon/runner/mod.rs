@@ -314,8 +314,8 @@ impl Runner {
             state: Some(State::Running),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            stop: None,
             reports,
+            ..Change::default()
         };
         self.record(change).await.map_err(|Left| Halt::Shutdown)?;
         self.row.state = State::Running;
@@ -511,8 +511,8 @@ impl Runner {
             state: Some(State::Interrupted),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            stop: None,
             reports: vec![detected],
+            ..Change::default()
         };
         self.record(change).await?;
         if let Some(tail) = &mut self.tail {
