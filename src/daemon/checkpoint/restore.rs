@@ -345,9 +345,10 @@ impl Stored {
         let files = Files { subject: subject(&shadow, main, &dirs, &nested.path.0), tree };
         // Its own objects: the outer repository may forget what no ref of it holds.
         files.hand_over(nested).await?;
+        put_refs(&dirs, nested, warnings).await?;
+        // After the refs: setting those wrote to their logs, the stash's among them.
         files.put_state(&nested.part, true, ("", "")).await?;
         files.check_out(&nested.part).await?;
-        put_refs(&dirs, nested, warnings).await?;
         files.put_index(&nested.part, &path, warnings).await?;
         let (index, modes) = (shadow.index(), nested.part.modes.clone());
         blocking(move || {
