@@ -6,19 +6,23 @@
 //!   time ────> reaper: silence, due times, forgetting ──> ledger
 //! ```
 //!
-//! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output` and `blobs` keep
-//! what is too big for a table, `listen` puts it all on a socket, `run` starts and ends it.
+//! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output`, `uploads` and `blobs`
+//! keep what is too big for a table, `listen` puts it all on a socket (`trace` gives every call its span), `metrics` shows how
+//! it goes, `run` starts and ends it.
 
 pub mod auth;
 pub mod blobs;
 pub mod ledger;
 pub mod listen;
+pub mod metrics;
 pub mod output;
 pub mod reaper;
 mod run;
 pub mod services;
 pub mod session;
 pub mod task_keys;
+mod trace;
+pub mod uploads;
 
 pub use run::{Config, Error, run};
 
@@ -31,6 +35,7 @@ pub fn api_error(error: ledger::Error) -> ApiError {
     match error {
         Error::NotFound { kind: "contract", .. } => ApiError::new(Reason::ContractNotFound, text),
         Error::NotFound { kind: "daemon", .. } => ApiError::new(Reason::DaemonNotFound, text),
+        Error::NotFound { kind: "checkpoint", .. } => ApiError::new(Reason::CheckpointNotFound, text),
         Error::NotFound { kind: "key", .. } => ApiError::new(Reason::KeyNotFound, text),
         Error::NotFound { .. } => ApiError::new(Reason::TaskNotFound, text),
         Error::Invalid(violations) => {
@@ -47,6 +52,7 @@ pub fn api_error(error: ledger::Error) -> ApiError {
         Error::Etag { .. } => ApiError::new(Reason::EtagMismatch, text),
         Error::RequestIdReused(_) => ApiError::new(Reason::RequestIdReused, text),
         Error::Exists(_) => ApiError::new(Reason::NameTaken, text),
+        Error::Unfit(_) => ApiError::new(Reason::DaemonUnfit, text),
         Error::Forbidden(_) => ApiError::new(Reason::ForeignDaemon, text),
         Error::StaleSession(_) => ApiError::new(Reason::WrongState, text),
         // What the database says of itself is for the log.

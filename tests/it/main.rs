@@ -2,12 +2,15 @@
 
 mod bed;
 mod daemon;
+mod explain;
 mod harness;
 mod in_doubt;
 mod ledger;
+mod metrics;
 mod refusals;
 mod shim;
 mod standing;
 mod store;
 mod survive;
 mod tidy;
+mod verbs;

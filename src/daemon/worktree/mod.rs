@@ -17,6 +17,7 @@
 mod copy;
 mod finish;
 mod list;
+mod look;
 mod prepare;
 mod setup;
 
@@ -27,6 +28,8 @@ use serde::Serialize;
 pub use super::git::Error;
 pub use finish::finish;
 pub use list::{list, remove};
+use look::admin_dir;
+pub use look::{Look, look};
 pub use prepare::prepare;
 pub(in crate::daemon) use prepare::{choose_branch, clear_the_way, discard};
 pub use setup::setup;
@@ -85,17 +88,7 @@ pub struct Listed {
 
 /// The worktree is there and belongs to its repository.
 pub fn is_intact(place: &Place) -> bool {
-    admin_dir(&place.worktree).is_some_and(|admin| {
-        admin.join("HEAD").is_file()
-            && admin.parent().and_then(Path::parent).and_then(|common| common.canonicalize().ok())
-                == place.repo.git_dir.canonicalize().ok()
-    })
-}
-
-/// What its `.git` file points to.
-fn admin_dir(worktree: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(worktree.join(".git")).ok()?;
-    Some(worktree.join(text.strip_prefix("gitdir:")?.trim()))
+    matches!(look(place), Look::Intact { .. })
 }
 
 /// Variables that give commits an identity there; none where one is configured.
