@@ -333,7 +333,7 @@ impl Work {
     }
 
     fn failed_event(
-        &self,
+        &mut self,
         reference: AttemptRef,
         daemon: &DaemonId,
         failure: Failure,
@@ -344,7 +344,7 @@ impl Work {
         let contract = task.and_then(|task| self.contracts.get(task.contract));
         let own = task.and_then(|task| task.spec.limits.max_retries);
         let max_retries = own.or(contract.map(|contract| contract.limits.max_retries)).unwrap_or(0);
-        let jitter = rand::random::<f64>();
+        let jitter = self.dice.fraction();
         TaskEvent::AttemptFailed {
             attempt: reference.number,
             failure,

@@ -12,13 +12,14 @@ use uuid::Uuid;
 
 use super::{
     op::{Op, Request},
+    rows::Rows,
     work::Work,
 };
 use crate::{
     domain::{
         AttemptId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind, report::Report,
     },
-    store::{Due as _, Result, Tx},
+    store::{Due as _, Result},
 };
 
 /// Attempts, waits and cancellations that one sweep takes; the next takes the rest.
@@ -174,7 +175,7 @@ pub(super) fn task_id(text: &str) -> Option<TaskId> {
 
 impl Work {
     /// Reads what these operations need.
-    pub(super) async fn load(&mut self, tx: &mut Tx, requests: &[&Request]) -> Result<()> {
+    pub(super) async fn load(&mut self, tx: &mut impl Rows, requests: &[&Request]) -> Result<()> {
         let mut keys = Keys::of(requests);
         if keys.sweep {
             self.load_due(tx, &mut keys).await?;
@@ -186,7 +187,7 @@ impl Work {
         self.load_contracts(tx, &keys).await
     }
 
-    async fn load_due(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_due(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         self.due_attempts = tx.attempts_due(self.now, SWEEP_PORTION).await?;
         self.due_tasks = tx.tasks_wait_over(self.now, SWEEP_PORTION).await?;
         for contract in tx.contracts_cancelling(8).await? {
@@ -210,7 +211,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_people(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_people(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
         let wanted: Vec<_> = keys.requests.iter().cloned().collect();
         for remembered in tx.requests_fetch(&wanted).await? {
             self.remembered.insert((remembered.owner, remembered.id.clone()), remembered);
@@ -237,7 +238,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_daemons(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_daemons(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         // What is remembered of a repeated request is answered from its things as they are now.
         for remembered in self.remembered.values() {
             keys.tasks.extend(&remembered.tasks);
@@ -268,7 +269,11 @@ impl Work {
     }
 
     /// Reads daemons that are not here yet.
-    pub(super) async fn load_daemon_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = DaemonId>) -> Result<()> {
+    pub(super) async fn load_daemon_rows(
+        &mut self,
+        tx: &mut impl Rows,
+        ids: impl Iterator<Item = DaemonId>,
+    ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.daemons.contains(*id)).collect();
         for daemon in tx.daemons_fetch(&missing).await? {
             self.daemons.loaded(daemon.id, daemon);
@@ -276,7 +281,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_tasks(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_tasks(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         for root in &keys.closures {
             let closure = tx.dependents_closure(&[*root]).await?;
             keys.tasks.extend(&closure);
@@ -303,7 +308,7 @@ impl Work {
     }
 
     /// Reads tasks that are not here yet.
-    pub(super) async fn load_task_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = TaskId>) -> Result<()> {
+    pub(super) async fn load_task_rows(&mut self, tx: &mut impl Rows, ids: impl Iterator<Item = TaskId>) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.tasks.contains(*id)).collect();
         for task in tx.tasks_fetch(&missing).await? {
             self.task_loaded(task);
@@ -311,7 +316,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_graph(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_graph(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         let upstream: Vec<_> = keys.upstream.iter().copied().collect();
         let downstream: Vec<_> = keys.downstream.iter().copied().collect();
         let mut edges = tx.edges_from(&upstream).await?;
@@ -329,7 +334,7 @@ impl Work {
         self.load_task_rows(tx, neighbours.into_iter()).await
     }
 
-    async fn load_contracts(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_contracts(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
         let of_tasks = self.tasks.values().map(|task| task.contract);
         let of_attempts = self.attempts.values().map(|attempt| attempt.contract);
         let wanted: HashSet<ContractId> = keys.contracts.iter().copied().chain(of_tasks).chain(of_attempts).collect();
@@ -339,7 +344,7 @@ impl Work {
     /// Reads contracts that are not here yet.
     pub(super) async fn load_contract_rows(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut impl Rows,
         ids: impl Iterator<Item = ContractId>,
     ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.contracts.contains(*id)).collect();
