@@ -510,7 +510,7 @@ mod tests {
         limits       10 at once, 3 retries, rerun after 2m00s
         created      1m30s ago
         ");
-        insta::assert_snapshot!(serde_json::to_string(&view::Contract::from(&contract)).unwrap(), @r#"{"contract_id":"01938f3e-0000-7000-8000-00c0ffee1234","owner_id":"","name":"shop","description":"","repository":"/srv/shop","base_branch":"main","limits":{"concurrency":10,"max_retries":3,"wall_time":null,"rerun_after":120.0},"status":"ACTIVE","held_by":"key:1: lunch","task_counts":{"pending":2,"starting":0,"running":1,"finalizing":0,"done":2,"merged":0,"failed":0,"cancelled":0},"anonymous":false,"live_attempts":0,"create_time":"1970-01-01T00:16:40.000000Z","update_time":null,"end_time":null,"etag":""}"#);
+        insta::assert_snapshot!(serde_json::to_string(&view::Contract::from(&contract)).unwrap(), @r#"{"contract_id":"01938f3e-0000-7000-8000-00c0ffee1234","owner_id":"","name":"shop","description":"","repository":"/srv/shop","base_branch":"main","limits":{"concurrency":10,"max_retries":3,"wall_time":null,"rerun_after":120.0,"checkpoint_every":null,"final_checkpoint":null},"status":"ACTIVE","held_by":"key:1: lunch","task_counts":{"pending":2,"starting":0,"running":1,"finalizing":0,"done":2,"merged":0,"failed":0,"cancelled":0},"anonymous":false,"live_attempts":0,"create_time":"1970-01-01T00:16:40.000000Z","update_time":null,"end_time":null,"etag":""}"#);
     }
 
     #[test]

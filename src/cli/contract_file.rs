@@ -76,6 +76,8 @@ struct Limits {
     max_retries: Option<u32>,
     wall_time: Option<Span>,
     rerun_after: Option<Span>,
+    checkpoint_every: Option<Span>,
+    final_checkpoint: Option<bool>,
 }
 
 #[derive(Default)]
@@ -159,6 +161,8 @@ pub fn parse(text: &str, origin: &str, name: &str, folder: &Path) -> Result<Cont
             rerun_after: file.limits.rerun_after.map(|span| duration(span.0)),
             cost_micro_usd: None,
             iterations: None,
+            checkpoint_every: file.limits.checkpoint_every.map(|span| duration(span.0)),
+            final_checkpoint: file.limits.final_checkpoint,
         },
         tasks: tasks.collect::<Result<_>>()?,
         folder: folder.to_owned(),
@@ -429,7 +433,7 @@ tasks:
     fn what_is_wrong_is_named_with_its_place() {
         insta::assert_snapshot!(refused("titel: x\ntasks: { a: { plan: x } }"), @"shop.yaml: unknown field `titel`, expected one of `name`, `repository`, `base`, `agent`, `limits`, `tasks`");
         insta::assert_snapshot!(refused("tasks:\n  a: { plan: x, depend_on: [b] }"), @"shop.yaml: tasks.a: unknown field `depend_on`, expected one of `plan`, `plan_file`, `depends_on`, `agent`, `model`, `priority`, `labels`, `setup`, `verify`, `copy_files` at line 2 column 17");
-        insta::assert_snapshot!(refused("limits: { concurency: 3 }\ntasks: { a: { plan: x } }"), @"shop.yaml: limits: unknown field `concurency`, expected one of `concurrency`, `max_retries`, `wall_time`, `rerun_after` at line 1 column 11");
+        insta::assert_snapshot!(refused("limits: { concurency: 3 }\ntasks: { a: { plan: x } }"), @"shop.yaml: limits: unknown field `concurency`, expected one of `concurrency`, `max_retries`, `wall_time`, `rerun_after`, `checkpoint_every`, `final_checkpoint` at line 1 column 11");
         insta::assert_snapshot!(refused("tasks:\n  a: { plan: x }\n  a: { plan: y }"), @"shop.yaml: tasks: the task a is there twice: rename one at line 2 column 3");
         insta::assert_snapshot!(refused("tasks: { a: { plan: x, plan_file: y.md } }"), @"shop.yaml: tasks.a: has both `plan` and `plan_file`: keep one");
         insta::assert_snapshot!(refused("tasks: { a: { agent: shell } }"), @"shop.yaml: tasks.a: has no plan: write `plan` or `plan_file`");

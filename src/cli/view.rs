@@ -93,6 +93,8 @@ struct Limits {
     max_retries: Option<u32>,
     wall_time: Option<f64>,
     rerun_after: Option<f64>,
+    checkpoint_every: Option<f64>,
+    final_checkpoint: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -123,6 +125,8 @@ impl<'a> From<&'a pb::Contract> for Contract<'a> {
                 max_retries: limits.max_retries,
                 wall_time: seconds(limits.wall_time.as_ref()),
                 rerun_after: seconds(limits.rerun_after.as_ref()),
+                checkpoint_every: seconds(limits.checkpoint_every.as_ref()),
+                final_checkpoint: limits.final_checkpoint,
             },
             status: contract_status(contract.status()),
             held_by: &contract.held_by,

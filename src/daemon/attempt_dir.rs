@@ -399,6 +399,9 @@ pub(super) mod tests {
             depth: 0,
             task_key: String::new(),
             contract_tasks: Vec::new(),
+            checkpoint_every: Duration::ZERO,
+            final_checkpoint: false,
+            resume: None,
         }
     }
 

@@ -129,12 +129,19 @@ mod tests {
             commit: "a".repeat(40),
             result_ref: String::new(),
             daemon: None,
+            blob: String::new(),
+            blob_sha256: String::new(),
         }
     }
 
     fn known(n: u128, state: State, commit: &str) -> Row {
-        let result =
-            TaskResult { commit: commit.to_owned(), branch: String::new(), result_ref: String::new(), published: true };
+        let result = TaskResult {
+            commit: commit.to_owned(),
+            branch: String::new(),
+            result_ref: String::new(),
+            published: true,
+            ..TaskResult::default()
+        };
         Row {
             attempt: attempt(n),
             state,

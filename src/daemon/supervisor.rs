@@ -245,6 +245,7 @@ impl Supervisor {
             Order::Cancel { reason, grace } => {
                 self.stop(command.attempt, Stop { why: Why::Cancelled, reason, grace }).await;
             }
+            Order::Checkpoint => {}
         }
     }
 

@@ -8,14 +8,19 @@
 //!      └───── cancel / fence (any live state) ──> ENDING ──complete────^
 //!      └───── daemon lost ──> DISCONNECTED ──revived──> what it was    │
 //!                                   └──────rerun_after─────────────────┘
+//!   RUNNING ──complete, result on its way──> FINALIZING ──stored──> ENDED
 //! ```
+//!
+//! A FINALIZING attempt has no process left and keeps its slot until its result has arrived: so a daemon that dies with the
+//! only copy of a result is a lost daemon like any other, and the task is tried again from its last checkpoint.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    id::{AttemptId, AttemptRef, ContractId, DaemonId, OwnerId, TaskId},
+    checkpoint::Origin,
+    id::{AttemptId, AttemptRef, CheckpointId, ContractId, DaemonId, OwnerId, TaskId},
     time::Timestamp,
 };
 
@@ -64,6 +69,15 @@ pub struct Attempt {
     pub output_bytes: i64,
     /// Sequences of the daemon's commands about it that may not be answered yet; forgotten with its end.
     pub commands: Vec<i64>,
+    /// What it began from.
+    #[serde(default)]
+    pub origin: Origin,
+    /// Its newest checkpoint on the server.
+    #[serde(default)]
+    pub checkpoint: Option<CheckpointId>,
+    /// When the server had that.
+    #[serde(default)]
+    pub checkpointed: Option<Timestamp>,
 }
 
 /// Warnings kept for an attempt; later ones are dropped.
@@ -107,6 +121,13 @@ pub enum AttemptState {
         /// Why, for people.
         reason: String,
     },
+    /// Its agent has ended well, and its result is on its way to the server.
+    Finalizing {
+        /// Since when.
+        since: Timestamp,
+        /// What it made.
+        result: TaskResult,
+    },
     /// Its daemon has gone quiet.
     Disconnected {
         /// Since when.
@@ -137,6 +158,8 @@ pub enum AttemptStatus {
     Running,
     /// Being ended.
     Ending,
+    /// Its result is on its way.
+    Finalizing,
     /// Its daemon has gone quiet.
     Disconnected,
     /// Over.
@@ -151,6 +174,7 @@ impl AttemptState {
             Self::Accepted { .. } => AttemptStatus::Accepted,
             Self::Running { .. } => AttemptStatus::Running,
             Self::Ending { .. } => AttemptStatus::Ending,
+            Self::Finalizing { .. } => AttemptStatus::Finalizing,
             Self::Disconnected { .. } => AttemptStatus::Disconnected,
             Self::Ended { .. } => AttemptStatus::Ended,
         }
@@ -158,7 +182,7 @@ impl AttemptState {
 }
 
 /// A result: a commit that dependents build on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskResult {
     /// The commit, 40 hex digits.
     pub commit: String,
@@ -168,6 +192,33 @@ pub struct TaskResult {
     pub result_ref: String,
     /// The repository that dependents use has it; otherwise only the daemon's clone does.
     pub published: bool,
+    /// The pack that brings it to the server; `None` where all that could need it can reach it already.
+    #[serde(default)]
+    pub pack: Option<Pack>,
+    /// Name of the blob that holds the pack, once the server has it; empty before that.
+    #[serde(default)]
+    pub blob: String,
+}
+
+impl TaskResult {
+    /// The same thing was made, whether or not the server has it by now.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.commit == other.commit && self.result_ref == other.result_ref
+    }
+
+    /// The server waits for its pack.
+    pub fn is_awaited(&self) -> bool {
+        self.pack.is_some() && self.blob.is_empty()
+    }
+}
+
+/// A file as its maker has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// How long it is.
+    pub bytes: i64,
+    /// SHA-256 of it, 64 hex digits.
+    pub sha256: String,
 }
 
 /// An end without a result.
@@ -289,6 +340,11 @@ pub enum AttemptEvent {
     },
     /// Its daemon is back, and has it.
     Revived,
+    /// No process of it is left, and its result is on its way.
+    Finalizing {
+        /// What it made.
+        result: TaskResult,
+    },
     /// No process of it is left, or its daemon is not coming back.
     Ended {
         /// How it ended.
@@ -332,6 +388,19 @@ impl Attempt {
             (_, AttemptEvent::Ended { outcome }) => {
                 moved(&|attempt| attempt.state = S::Ended { at: now, outcome: outcome.clone() })
             }
+            (S::Disconnected { was, .. }, AttemptEvent::Finalizing { .. }) => {
+                let attempt = Self { state: (**was).clone(), ..self.clone() };
+                match attempt.apply(event, now) {
+                    AttemptStep::Already => AttemptStep::Moved(Box::new(attempt)),
+                    step => step,
+                }
+            }
+            (S::Finalizing { result: awaited, .. }, AttemptEvent::Finalizing { result }) if awaited.is_same(result) => {
+                AttemptStep::Already
+            }
+            (_, AttemptEvent::Finalizing { result }) => {
+                moved(&|attempt| attempt.state = S::Finalizing { since: now, result: result.clone() })
+            }
             (S::Assigned { .. }, AttemptEvent::Accepted) => {
                 moved(&|attempt| attempt.state = S::Accepted { since: now })
             }
@@ -347,11 +416,22 @@ impl Attempt {
                 attempt.started = Some(now);
                 attempt.state = S::Running { since: now };
             }),
-            (S::Running { .. } | S::Ending { .. }, AttemptEvent::Started) => AttemptStep::Already,
+            (S::Running { .. } | S::Ending { .. } | S::Finalizing { .. }, AttemptEvent::Started) => {
+                AttemptStep::Already
+            }
+            // Nothing of it is alive that could be ended; its work stays where it is.
+            (S::Finalizing { result, .. }, AttemptEvent::End { .. }) => moved(&|attempt| {
+                attempt.fenced = true;
+                attempt.state = S::Ended { at: now, outcome: Ok(result.clone()) };
+            }),
             (S::Ending { .. }, AttemptEvent::End { .. }) => AttemptStep::Already,
             (S::Disconnected { since, rerun_at, was }, AttemptEvent::End { reason }) => {
-                if was.status() == AttemptStatus::Ending {
-                    return AttemptStep::Already;
+                match &**was {
+                    S::Ending { .. } => return AttemptStep::Already,
+                    S::Finalizing { .. } => {
+                        return Self { state: (**was).clone(), ..self.clone() }.apply(event, now);
+                    }
+                    _ => {}
                 }
                 moved(&|attempt| {
                     attempt.fenced = true;

@@ -17,6 +17,8 @@ pub const DEFAULT_CONCURRENCY: u32 = 10;
 pub const DEFAULT_MAX_RETRIES: u32 = 3;
 /// How long a disconnected attempt is waited for, unless it says otherwise.
 pub const DEFAULT_RERUN_AFTER: Duration = Duration::from_secs(120);
+/// How often the work of a running attempt is checkpointed, unless it says otherwise.
+pub const DEFAULT_CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 
 /// A goal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +106,20 @@ pub struct ContractLimits {
     pub wall_time: Option<Duration>,
     /// How long a disconnected attempt is waited for.
     pub rerun_after: Duration,
+    /// How often the work of a running attempt is checkpointed; zero: not while it runs.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: Duration,
+    /// The work of an attempt is checkpointed when it ends; without it a retry goes on from the last one before that.
+    #[serde(default = "default_final_checkpoint")]
+    pub final_checkpoint: bool,
+}
+
+fn default_checkpoint_every() -> Duration {
+    DEFAULT_CHECKPOINT_EVERY
+}
+
+fn default_final_checkpoint() -> bool {
+    true
 }
 
 impl Default for ContractLimits {
@@ -113,6 +129,8 @@ impl Default for ContractLimits {
             max_retries: DEFAULT_MAX_RETRIES,
             wall_time: None,
             rerun_after: DEFAULT_RERUN_AFTER,
+            checkpoint_every: DEFAULT_CHECKPOINT_EVERY,
+            final_checkpoint: true,
         }
     }
 }

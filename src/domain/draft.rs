@@ -70,6 +70,10 @@ pub struct ContractUpdate {
     pub wall_time: Option<Option<Duration>>,
     /// New wait for disconnected attempts.
     pub rerun_after: Option<Duration>,
+    /// New time between checkpoints.
+    pub checkpoint_every: Option<Duration>,
+    /// Checkpoints at the end or none.
+    pub final_checkpoint: Option<bool>,
 }
 
 /// A change of a task that has not started; `None` leaves a field as it is.

@@ -70,6 +70,8 @@ ids! {
     BootId,
     /// One journal of a daemon; messages are numbered within it.
     JournalId,
+    /// One checkpoint.
+    CheckpointId,
     /// One batch of the ledger, looked up when the outcome of a COMMIT is unknown.
     BatchId,
 }

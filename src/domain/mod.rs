@@ -9,12 +9,14 @@
 //!                      │ analysis:   which edges plans and paths suggest
 //!                      │ schedule:   which ready task goes to which daemon
 //!                      │ reconcile:  what a returning daemon is to do with what it has
-//!                      └ retry:      what an ended attempt means for its task
+//!                      │ retry:      what an ended attempt means for its task
+//!                      └ checkpoint: what the next attempt goes on from
 //!   order:  what the server tells a daemon        report: what a daemon tells the server
 //! ```
 
 pub mod analysis;
 pub mod attempt;
+pub mod checkpoint;
 pub mod contract;
 pub mod daemon;
 pub mod dependency;
@@ -34,7 +36,7 @@ pub mod time;
 pub mod transition;
 
 pub use id::{
-    AttemptId, AttemptRef, BatchId, BootId, ClassId, CommandId, ContractId, DaemonId, Epoch, JournalId, KeyId, OwnerId,
-    TaskId,
+    AttemptId, AttemptRef, BatchId, BootId, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, JournalId,
+    KeyId, OwnerId, TaskId,
 };
 pub use time::Timestamp;

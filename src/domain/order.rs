@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     analysis::Category,
-    id::{AttemptRef, CommandId, ContractId, DaemonId, Epoch, TaskId},
+    checkpoint::Link,
+    id::{AttemptRef, CheckpointId, CommandId, ContractId, DaemonId, Epoch, TaskId},
     task::TaskStatus,
 };
 
@@ -44,6 +45,30 @@ pub enum Order {
         /// From TERM to KILL.
         grace: Duration,
     },
+    /// Take a checkpoint now, and bring it to the server.
+    Checkpoint,
+}
+
+impl Order {
+    /// Its kind.
+    pub fn kind(&self) -> OrderKind {
+        match self {
+            Self::Spawn(_) => OrderKind::Spawn,
+            Self::Cancel { .. } => OrderKind::Cancel,
+            Self::Checkpoint => OrderKind::Checkpoint,
+        }
+    }
+}
+
+/// An order without what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OrderKind {
+    /// Start the attempt.
+    Spawn,
+    /// End the attempt.
+    Cancel,
+    /// Take a checkpoint.
+    Checkpoint,
 }
 
 /// Everything a daemon needs to start an attempt, nothing it must look up.
@@ -89,6 +114,52 @@ pub struct Spawn {
     pub task_key: String,
     /// Other unfinished tasks of the contract, for the sanity check; at most 100.
     pub contract_tasks: Vec<ContractTask>,
+    /// How often to checkpoint the work; zero: not while the agent runs.
+    #[serde(default)]
+    pub checkpoint_every: Duration,
+    /// Checkpoint the work when the attempt ends without a result.
+    #[serde(default)]
+    pub final_checkpoint: bool,
+    /// What to go on from; `None`: the base and the dependencies' results.
+    #[serde(default)]
+    pub resume: Option<Resume>,
+}
+
+/// Work that an attempt goes on from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// A worktree on this daemon; preferred to the checkpoint, and where it is gone the attempt ends as worktree lost.
+    pub here: Option<EarlierWorktree>,
+    /// Files of the checkpoint, the whole one first; empty where there is none.
+    pub chain: Vec<Link>,
+    /// Commit that the work had started from.
+    pub base_commit: String,
+    /// The agent's own session to go on with; empty for a new one, which is told what was done.
+    pub session_id: String,
+    /// That session goes on elsewhere as well: go on with a copy of it.
+    pub fork_session: bool,
+    /// Why the earlier attempt ended, for the agent.
+    pub reason: String,
+    /// The agent's last message there.
+    pub last_message: String,
+    /// What was done there.
+    pub summary: String,
+}
+
+impl Resume {
+    /// The checkpoint to restore.
+    pub fn checkpoint(&self) -> Option<CheckpointId> {
+        self.chain.last().map(|link| link.id)
+    }
+}
+
+/// A worktree in which an earlier attempt worked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierWorktree {
+    /// That attempt.
+    pub attempt: AttemptRef,
+    /// Where it is.
+    pub path: String,
 }
 
 /// One dependency, with what it made.
@@ -106,6 +177,12 @@ pub struct DependencyResult {
     pub result_ref: String,
     /// Daemon that made it.
     pub daemon: Option<DaemonId>,
+    /// Blob that holds it as a pack, for a repository that does not have it; empty for none.
+    #[serde(default)]
+    pub blob: String,
+    /// SHA-256 of that blob, 64 hex digits.
+    #[serde(default)]
+    pub blob_sha256: String,
 }
 
 /// Another task of the contract, as the sanity check sees it.

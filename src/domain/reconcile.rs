@@ -9,6 +9,7 @@
 //!                      ├─> reconcile() ──┼─> accepted     ASSIGNED and listed: its answer was lost
 //!   daemon's inventory ┘                 ├─> revived      DISCONNECTED, or given up and not replaced, and it is back
 //!                                        ├─> interrupted  accepted or running here, not listed there: try again
+//!                                        ├─> recovered    its agent is gone there: go on from what it has done
 //!                                        └─> gone         ENDING here, not listed there: its end is confirmed
 //! ```
 //!
@@ -23,10 +24,11 @@
 //!   it goes on, and if it has a report it counts: until a newer attempt exists a quiet daemon is not yet a rerun.
 //! * An attempt that is over by its own report but said to be running is FENCED: a journal that fell back in time must not
 //!   let an agent work on, and what it did is kept.
-//! * INTERRUPTED on the daemon is KEEP: its `RecoveryDetected` message follows, and that decides, in one place.
-//!
-//! [`Verdict::ResumeHere`] and [`Verdict::Restore`] are part of the protocol and are not given yet: until checkpoints exist
-//! the answer to `RecoveryDetected` is a new attempt from the base.
+//! * INTERRUPTED on the daemon ends the attempt here and now: RESUME_HERE where its worktree is intact, and the next attempt
+//!   goes on in it; RESTORE where it is not, and the next one begins from a checkpoint. The `RecoveryDetected` message that
+//!   says the same comes to the same, whichever arrives first. One that was given up and has not been replaced is taken
+//!   back for that: an intact worktree is more than a checkpoint.
+//! * A FINALIZING attempt is listed for as long as its result is on its way: one that is not listed is INTERRUPTED.
 
 use std::collections::{HashMap, HashSet};
 
@@ -69,6 +71,8 @@ pub struct Reconciled {
     pub revived: Vec<AttemptRef>,
     /// Accepted or running for the server, unknown to the daemon.
     pub interrupted: Vec<AttemptRef>,
+    /// Their agents are gone; whether the worktree is intact, and where it is.
+    pub recovered: Vec<(AttemptRef, bool, String)>,
     /// ENDING or fenced for the server, unknown to the daemon: no process is left, their slots are free. Commands for them
     /// that are unanswered are dropped with them.
     pub gone: Vec<AttemptRef>,
@@ -88,14 +92,16 @@ pub fn reconcile(daemon: DaemonId, owner: OwnerId, known: &[Attempt], inventory:
         if !listed.insert(item.attempt) {
             continue;
         }
-        let word =
-            by_name.get(&item.attempt).map_or(Word::only(Verdict::Salvage), |attempt| verdict(attempt, item.state));
+        let word = by_name.get(&item.attempt).map_or(Word::only(Verdict::Salvage), |attempt| verdict(attempt, item));
         reconciled.verdicts.push((item.attempt, word.verdict));
         if word.accepted {
             reconciled.accepted.push(item.attempt);
         }
         if word.revived {
             reconciled.revived.push(item.attempt);
+        }
+        if matches!(word.verdict, Verdict::ResumeHere | Verdict::Restore) {
+            reconciled.recovered.push((item.attempt, item.worktree_intact, item.worktree.clone()));
         }
     }
     for attempt in known {
@@ -128,18 +134,20 @@ impl Word {
     }
 }
 
-fn verdict(attempt: &Attempt, item: InventoryState) -> Word {
+fn verdict(attempt: &Attempt, item: &InventoryItem) -> Word {
     use InventoryState::{Accepted, Ending, Interrupted, Reported, Running};
 
     let (was, disconnected) = settled(&attempt.state);
     if attempt.fenced {
-        let over = matches!(item, Ending | Reported | Interrupted);
+        let over = matches!(item.state, Ending | Reported | Interrupted);
         let verdict = if over && heard(was) { Verdict::Forget } else { Verdict::Fenced };
         return Word { revived: disconnected, ..Word::only(verdict) };
     }
-    let alive = match item {
-        Accepted | Running | Ending | Interrupted => Verdict::Keep,
+    let alive = match item.state {
+        Accepted | Running | Ending => Verdict::Keep,
         Reported => Verdict::ReportAgain,
+        Interrupted if item.worktree_intact => Verdict::ResumeHere,
+        Interrupted => Verdict::Restore,
     };
     match was {
         AttemptState::Assigned { .. } => Word { verdict: alive, accepted: true, revived: disconnected },
@@ -147,17 +155,25 @@ fn verdict(attempt: &Attempt, item: InventoryState) -> Word {
             Word { revived: disconnected, ..Word::only(alive) }
         }
         AttemptState::Ending { .. } => {
-            let verdict = match item {
+            let verdict = match item.state {
                 Accepted | Running | Ending | Interrupted => Verdict::Cancel,
                 Reported => Verdict::ReportAgain,
             };
             Word { revived: disconnected, ..Word::only(verdict) }
         }
-        AttemptState::Ended { outcome: Err(failure), .. } if failure.class == FailureClass::DaemonLost => match item {
-            Accepted | Running | Ending | Reported => Word { revived: true, ..Word::only(alive) },
-            Interrupted => Word::only(Verdict::Forget),
-        },
-        AttemptState::Ended { .. } => match item {
+        // What has a result and is on its way needs nothing; what has none any more is said so by RESTORE.
+        AttemptState::Finalizing { .. } => {
+            let verdict = if item.state == Reported { Verdict::Keep } else { alive };
+            Word { revived: disconnected, ..Word::only(verdict) }
+        }
+        AttemptState::Ended { outcome: Err(failure), .. } if failure.class == FailureClass::DaemonLost => {
+            match item.state {
+                Accepted | Running | Ending | Reported => Word { revived: true, ..Word::only(alive) },
+                Interrupted if item.worktree_intact => Word { revived: true, ..Word::only(alive) },
+                Interrupted => Word::only(Verdict::Forget),
+            }
+        }
+        AttemptState::Ended { .. } => match item.state {
             Accepted | Running => Word::only(Verdict::Fenced),
             Ending | Reported | Interrupted => Word::only(Verdict::Forget),
         },
@@ -201,7 +217,9 @@ fn silence(attempt: &Attempt) -> Silence {
         _ if attempt.fenced => Silence::Gone,
         AttemptState::Assigned { .. } if disconnected => Silence::Revived,
         AttemptState::Assigned { .. } => Silence::Nothing,
-        AttemptState::Accepted { .. } | AttemptState::Running { .. } => Silence::Interrupted,
+        AttemptState::Accepted { .. } | AttemptState::Running { .. } | AttemptState::Finalizing { .. } => {
+            Silence::Interrupted
+        }
         AttemptState::Ending { .. } => Silence::Gone,
         AttemptState::Disconnected { .. } => Silence::Nothing,
     }
@@ -226,6 +244,7 @@ mod tests {
     use crate::domain::{
         Timestamp,
         attempt::{Failure, TaskResult, Usage},
+        checkpoint::Origin,
         id::{AttemptId, ContractId, TaskId},
     };
 
@@ -241,6 +260,10 @@ mod tests {
         InventoryState::Reported,
         InventoryState::Interrupted,
     ];
+
+    fn damaged(attempt: &Attempt) -> InventoryItem {
+        InventoryItem { worktree_intact: false, ..item(attempt, InventoryState::Interrupted) }
+    }
 
     fn attempt(state: AttemptState, fenced: bool) -> Attempt {
         Attempt {
@@ -265,6 +288,9 @@ mod tests {
             started: None,
             output_bytes: 0,
             commands: Vec::new(),
+            origin: Origin::Base,
+            checkpoint: None,
+            checkpointed: None,
         }
     }
 
@@ -288,6 +314,10 @@ mod tests {
         AttemptState::Ending { since: NOW, reason: String::new() }
     }
 
+    fn finalizing() -> AttemptState {
+        AttemptState::Finalizing { since: NOW, result: TaskResult::default() }
+    }
+
     fn disconnected(was: AttemptState) -> AttemptState {
         AttemptState::Disconnected { since: NOW, rerun_at: NOW, was: Box::new(was) }
     }
@@ -297,8 +327,7 @@ mod tests {
     }
 
     fn done() -> AttemptState {
-        let result =
-            TaskResult { commit: String::new(), branch: String::new(), result_ref: String::new(), published: true };
+        let result = TaskResult { published: true, ..TaskResult::default() };
         AttemptState::Ended { at: NOW, outcome: Ok(result) }
     }
 
@@ -314,11 +343,13 @@ mod tests {
             ("accepted", Some(attempt(accepted(), false))),
             ("running", Some(attempt(running(), false))),
             ("ending", Some(attempt(ending(), false))),
+            ("finalizing", Some(attempt(finalizing(), false))),
             ("ending, fenced", Some(attempt(ending(), true))),
             ("disconnected, assigned", Some(attempt(disconnected(assigned()), false))),
             ("disconnected, accepted", Some(attempt(disconnected(accepted()), false))),
             ("disconnected, running", Some(attempt(disconnected(running()), false))),
             ("disconnected, ending", Some(attempt(disconnected(ending()), false))),
+            ("disconnected, finalizing", Some(attempt(disconnected(finalizing()), false))),
             ("disconnected, fenced", Some(attempt(disconnected(ending()), true))),
             ("ended, daemon lost", Some(attempt(ended(FailureClass::DaemonLost), false))),
             ("ended, cancelled", Some(attempt(ended(FailureClass::Cancelled), false))),
@@ -336,6 +367,7 @@ mod tests {
             (&reconciled.interrupted, "interrupted"),
             (&reconciled.gone, "gone"),
         ];
+        words.extend((!reconciled.recovered.is_empty()).then(|| "recovered".to_owned()));
         words.extend(lists.into_iter().filter(|(list, _)| !list.is_empty()).map(|(_, word)| word.to_owned()));
         if words.is_empty() { "-".to_owned() } else { words.join(" ") }
     }
@@ -344,11 +376,11 @@ mod tests {
     #[test]
     fn the_matrix() {
         let mut matrix = String::new();
-        let heads = STATES.map(|state| format!("{state:?}"));
+        let heads = STATES.map(|state| format!("{state:?}")).into_iter().chain(["and damaged".to_owned()]);
         let line = |matrix: &mut String, name: &str, cells: &[String]| {
-            let mut text = format!("{name:24}");
+            let mut text = format!("{name:26}");
             for cell in cells {
-                write!(text, "{cell:31}").unwrap();
+                write!(text, "{cell:38}").unwrap();
             }
             writeln!(matrix, "{}", text.trim_end()).unwrap();
         };
@@ -361,6 +393,7 @@ mod tests {
             let mut cells = vec![cell(&reconcile(HERE, OWNER, &known, &[]))];
             // "other id": the daemon lists the id of `listed`, the server has another under the same number.
             cells.extend(STATES.map(|state| cell(&reconcile(HERE, OWNER, &known, &[item(&listed, state)]))));
+            cells.push(cell(&reconcile(HERE, OWNER, &known, &[damaged(&listed)])));
             line(&mut matrix, name, &cells);
         }
         insta::assert_snapshot!(matrix);

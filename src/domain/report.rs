@@ -82,11 +82,13 @@ impl Report {
             Self::Progress(progress) => Self::Progress(progress.bounded()),
             Self::Complete(complete) => Self::Complete(Complete {
                 outcome: match complete.outcome {
-                    Ok(TaskResult { commit, branch, result_ref, published }) => Ok(TaskResult {
+                    Ok(TaskResult { commit, branch, result_ref, published, pack, blob }) => Ok(TaskResult {
                         commit: line(commit),
                         branch: line(branch),
                         result_ref: line(result_ref),
                         published,
+                        pack,
+                        blob,
                     }),
                     Err(Failure { class, message, reset }) => {
                         Err(Failure { class, message: clean(message, MAX_FAILURE_BYTES), reset })

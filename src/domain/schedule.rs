@@ -9,7 +9,7 @@
 //!         └ contracts, fewest live attempts first (counting what this round gave them)
 //!             └ tasks, oldest first, then by id
 //!                 └ daemons of that owner that fit and have a free slot:
-//!                     not avoided > holds results of its dependencies > has the repository > most free slots > id
+//!                     chosen, or has its worktree > not avoided > holds results of its dependencies > has the repository > most free slots > id
 //! ```
 //!
 //! Promises:
@@ -59,6 +59,8 @@ pub struct Head {
     pub created: Timestamp,
     /// URL or path it works on; a daemon that has it at hand is preferred.
     pub repository: String,
+    /// Daemons that go before all others, the first of them first: one that a person chose, one that has its worktree.
+    pub first: Vec<DaemonId>,
     /// Daemons that made the results it builds on; the first [`MAX_NEAR`] are looked at.
     pub near: Vec<DaemonId>,
     /// Daemons to try last, those whose time has not run out.
@@ -301,8 +303,8 @@ impl<'a> Fleet<'a> {
     /// Finds the best daemon for a head and takes one of its slots.
     fn take(&mut self, head: &'a Head, now: Timestamp) -> Option<DaemonId> {
         let avoided: Vec<DaemonId> = head.avoid.iter().filter(|a| a.until > now).map(|a| a.daemon).collect();
-        let place = self
-            .best_near(head, &avoided)
+        let place = (head.first.iter().find_map(|daemon| self.rank(head, std::iter::once(daemon))))
+            .or_else(|| self.best_near(head, &avoided))
             .or_else(|| self.best(head, Some(&head.repository), &avoided))
             .or_else(|| self.best(head, None, &avoided))
             .or_else(|| self.best_of(head, &avoided))?;

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     attempt::{Failure, TaskResult, Usage},
+    checkpoint::Here,
     contract::Hold,
-    id::{ClassId, ContractId, DaemonId, OwnerId, TaskId},
+    id::{CheckpointId, ClassId, ContractId, DaemonId, OwnerId, TaskId},
     time::Timestamp,
 };
 
@@ -66,6 +67,15 @@ pub struct Task {
     pub started: Option<Timestamp>,
     /// When an attempt was last interrupted.
     pub interrupted: Option<Timestamp>,
+    /// What the next attempt goes on from, wherever it runs: the newest checkpoint, or the one a person chose.
+    #[serde(default)]
+    pub checkpoint: Option<CheckpointId>,
+    /// The worktree in which the next attempt may go on, on the daemon that has it.
+    #[serde(default)]
+    pub here: Option<Here>,
+    /// The daemon that a person chose for the next attempt; another one takes it where that one has no room.
+    #[serde(default)]
+    pub prefer: Option<DaemonId>,
 }
 
 impl Task {
@@ -155,6 +165,20 @@ pub struct TaskSpec {
     pub hidden: bool,
     /// The task that made this one.
     pub parent: Option<TaskId>,
+    /// The work that this one began from, instead of the base.
+    #[serde(default)]
+    pub branched_from: Option<BranchedFrom>,
+}
+
+/// The work of another task that a task began from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchedFrom {
+    /// That task.
+    pub task: TaskId,
+    /// Its checkpoint.
+    pub checkpoint: CheckpointId,
+    /// With the agent's conversation, which is forked.
+    pub conversation: bool,
 }
 
 /// What bounds one task beyond its contract.

@@ -12,10 +12,11 @@
 
 use super::{
     attempt::{Failure, FailureClass, TaskResult, Usage},
+    checkpoint::Here,
     contract::Hold,
-    id::DaemonId,
+    id::{CheckpointId, DaemonId},
     retry::{self, Next},
-    task::{Task, TaskState, TaskStatus, Tries, Wait},
+    task::{Avoid, Task, TaskState, TaskStatus, Tries, Wait},
     time::Timestamp,
 };
 
@@ -49,6 +50,8 @@ pub enum TaskEvent {
     ResultStored {
         /// Number of the attempt.
         attempt: u32,
+        /// Name of the blob that the server has of it; empty where none is needed.
+        blob: String,
     },
     /// This attempt has ended without a result.
     AttemptFailed {
@@ -66,6 +69,15 @@ pub enum TaskEvent {
         jitter: f64,
         /// No retry, whatever the class says: the daemon refused it for good.
         finally: bool,
+        /// The worktree is intact there: the next attempt may go on in it.
+        here: Option<Here>,
+    },
+    /// The server has a checkpoint of this attempt.
+    Checkpointed {
+        /// Number of the attempt.
+        attempt: u32,
+        /// The checkpoint.
+        checkpoint: CheckpointId,
     },
     /// The daemon of this attempt was given up, is back, and has it: nothing has taken its place yet.
     Revived {
@@ -91,7 +103,14 @@ pub enum TaskEvent {
         reason: String,
     },
     /// A person wants another try.
-    Retry,
+    Retry(RetryFrom),
+    /// A person wants it tried elsewhere, now, with its work.
+    Reassign {
+        /// Where; `None`: wherever there is room.
+        to: Option<DaemonId>,
+    },
+    /// An operator unsticks it: whatever it waits for is given up.
+    ForceRelease,
     /// Somebody wants it not to start.
     Hold(Hold),
     /// The hold is over.
@@ -107,6 +126,18 @@ pub enum TaskEvent {
     },
     /// The person answered.
     InputGiven,
+}
+
+/// What another try goes on from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RetryFrom {
+    /// The work done so far, if it has not come to a result.
+    #[default]
+    Work,
+    /// Nothing: the base, and what its dependencies have made.
+    Base,
+    /// A checkpoint.
+    Checkpoint(CheckpointId),
 }
 
 /// What an event did.
@@ -153,6 +184,8 @@ impl Task {
                     task.attempt = *attempt;
                     task.daemon = Some(*daemon);
                     task.branch.clone_from(branch);
+                    task.here = None;
+                    task.prefer = None;
                     task.state = TaskState::Starting { since: now };
                 })),
                 TaskStatus::Starting if *attempt == self.attempt => Ok(Step::Already),
@@ -169,27 +202,34 @@ impl Task {
             },
             TaskEvent::Completed { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
             TaskEvent::Completed { attempt, result, usage } => match status {
-                TaskStatus::Starting | TaskStatus::Running | TaskStatus::Paused | TaskStatus::AwaitingInput => Ok(self
-                    .moved(now, |task| {
-                        task.usage = task.usage.plus(usage);
-                        task.state = TaskState::Finalizing { result: result.clone(), since: now };
-                    })),
-                TaskStatus::Finalizing | TaskStatus::Done | TaskStatus::Merged if self.result() == Some(result) => {
+                TaskStatus::Finalizing | TaskStatus::Done | TaskStatus::Merged
+                    if self.result().is_some_and(|made| made.is_same(result)) =>
+                {
                     Ok(Step::Already)
                 }
+                // From FINALIZING: a journal that fell back in time has come to another result.
+                TaskStatus::Starting
+                | TaskStatus::Running
+                | TaskStatus::Paused
+                | TaskStatus::AwaitingInput
+                | TaskStatus::Finalizing => Ok(self.moved(now, |task| {
+                    task.usage = task.usage.plus(usage);
+                    task.state = TaskState::Finalizing { result: result.clone(), since: now };
+                })),
                 _ => fenced(*attempt),
             },
-            TaskEvent::ResultStored { attempt } if *attempt != self.attempt => fenced(*attempt),
-            TaskEvent::ResultStored { attempt } => match &self.state {
+            TaskEvent::ResultStored { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
+            TaskEvent::ResultStored { attempt, blob } => match &self.state {
                 TaskState::Finalizing { result, .. } => Ok(self.moved(now, |task| {
                     task.tries = Tries::default();
-                    task.state = TaskState::Done { result: result.clone(), at: now };
+                    let result = TaskResult { blob: blob.clone(), ..result.clone() };
+                    task.state = TaskState::Done { result, at: now };
                 })),
                 TaskState::Done { .. } | TaskState::Merged { .. } => Ok(Step::Already),
                 _ => fenced(*attempt),
             },
             TaskEvent::AttemptFailed { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
-            TaskEvent::AttemptFailed { attempt, failure, daemon, usage, max_retries, jitter, finally } => {
+            TaskEvent::AttemptFailed { attempt, failure, daemon, usage, max_retries, jitter, finally, here } => {
                 match status {
                     TaskStatus::Starting
                     | TaskStatus::Running
@@ -204,6 +244,7 @@ impl Task {
                             task.usage = task.usage.plus(usage);
                             task.interrupted = Some(now);
                             task.tries = tries;
+                            task.here.clone_from(here);
                             task.state = match next {
                                 Next::Retry(wait) => TaskState::Pending { wait, held: None },
                                 Next::Hold(reason) => TaskState::Pending {
@@ -220,6 +261,20 @@ impl Task {
                     _ => fenced(*attempt),
                 }
             }
+            TaskEvent::Checkpointed { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
+            TaskEvent::Checkpointed { attempt, checkpoint } => match status {
+                // What is done has more than a checkpoint.
+                TaskStatus::Done | TaskStatus::Merged => fenced(*attempt),
+                _ if self.checkpoint == Some(*checkpoint) => Ok(Step::Already),
+                TaskStatus::Pending
+                | TaskStatus::Starting
+                | TaskStatus::Running
+                | TaskStatus::Paused
+                | TaskStatus::AwaitingInput
+                | TaskStatus::Finalizing
+                | TaskStatus::Failed
+                | TaskStatus::Cancelled => Ok(self.moved(now, |task| task.checkpoint = Some(*checkpoint))),
+            },
             TaskEvent::Revived { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
             TaskEvent::Revived { attempt, running } => {
                 let lost = |failure: &Failure| failure.class == FailureClass::DaemonLost;
@@ -229,6 +284,7 @@ impl Task {
                     {
                         Ok(self.moved(now, |task| {
                             task.tries = retry::forgive(&task.tries, task.daemon);
+                            task.here = None;
                             task.state = match running {
                                 true => TaskState::Running { since: now },
                                 false => TaskState::Starting { since: now },
@@ -274,20 +330,60 @@ impl Task {
                     task.state = TaskState::Cancelled { reason: reason.clone(), by: by.clone(), at: now };
                 })),
             },
-            TaskEvent::Retry => match &self.state {
-                TaskState::Failed { .. } | TaskState::Cancelled { .. } | TaskState::Done { .. } => {
-                    Ok(self.moved(now, |task| {
-                        task.tries = Tries::default();
-                        task.state = TaskState::Pending { wait: None, held: None };
-                    }))
-                }
+            TaskEvent::Retry(from) => match &self.state {
                 // A person who asks for a retry means: now, and whoever held it is overruled.
-                TaskState::Pending { wait, held } if wait.is_some() || held.is_some() => Ok(self.moved(now, |task| {
-                    task.tries = Tries::default();
-                    task.state = TaskState::Pending { wait: None, held: None };
-                })),
+                TaskState::Failed { .. }
+                | TaskState::Cancelled { .. }
+                | TaskState::Done { .. }
+                | TaskState::Pending { wait: Some(_), .. }
+                | TaskState::Pending { held: Some(_), .. } => Ok(self.moved(now, |task| task.begin_again(*from))),
+                TaskState::Pending { .. } if *from != RetryFrom::Work && !self.goes_on(*from) => {
+                    Ok(self.moved(now, |task| task.begin_again(*from)))
+                }
                 TaskState::Pending { .. } => Ok(Step::Already),
                 _ => wrong("retried"),
+            },
+            TaskEvent::Reassign { to } => match status {
+                TaskStatus::Pending if to.is_none() || self.prefer == *to => Ok(Step::Already),
+                TaskStatus::Pending => Ok(self.moved(now, |task| task.prefer = *to)),
+                TaskStatus::Starting
+                | TaskStatus::Running
+                | TaskStatus::Paused
+                | TaskStatus::AwaitingInput
+                | TaskStatus::Finalizing => Ok(self.moved(now, |task| {
+                    task.ending = Some(task.attempt);
+                    task.here = None;
+                    task.prefer = *to;
+                    if let Some(daemon) = task.daemon.filter(|daemon| Some(*daemon) != *to) {
+                        task.tries.avoid.retain(|avoid| avoid.daemon != daemon);
+                        task.tries.avoid.push(Avoid { daemon, until: now.after(retry::AVOID_FOR) });
+                    }
+                    task.interrupted = Some(now);
+                    task.state = TaskState::Pending { wait: None, held: None };
+                })),
+                TaskStatus::Done | TaskStatus::Merged | TaskStatus::Failed | TaskStatus::Cancelled => {
+                    wrong("moved to another daemon")
+                }
+            },
+            TaskEvent::ForceRelease => match &self.state {
+                TaskState::Pending { wait: None, held: None } if self.ending.is_none() => Ok(Step::Already),
+                TaskState::Done { .. }
+                | TaskState::Merged { .. }
+                | TaskState::Failed { .. }
+                | TaskState::Cancelled { .. } => match self.ending {
+                    None => Ok(Step::Already),
+                    Some(_) => Ok(self.moved(now, |task| task.ending = None)),
+                },
+                TaskState::Pending { .. }
+                | TaskState::Starting { .. }
+                | TaskState::Running { .. }
+                | TaskState::Paused { .. }
+                | TaskState::AwaitingInput { .. }
+                | TaskState::Finalizing { .. } => Ok(self.moved(now, |task| {
+                    task.ending = None;
+                    task.here = None;
+                    task.state = TaskState::Pending { wait: None, held: None };
+                })),
             },
             TaskEvent::Hold(hold) => match &self.state {
                 TaskState::Pending { held: Some(_), .. } => Ok(Step::Already),
@@ -327,6 +423,28 @@ impl Task {
                 _ => wrong("answered"),
             },
         }
+    }
+
+    /// Back to the start, with what a person chose to go on from.
+    fn begin_again(&mut self, from: RetryFrom) {
+        match from {
+            RetryFrom::Work if self.status().is_complete() => (self.checkpoint, self.here) = (None, None),
+            RetryFrom::Work => {}
+            RetryFrom::Base => (self.checkpoint, self.here) = (None, None),
+            RetryFrom::Checkpoint(id) => (self.checkpoint, self.here) = (Some(id), None),
+        }
+        self.tries = Tries::default();
+        self.state = TaskState::Pending { wait: None, held: None };
+    }
+
+    /// The next attempt goes on from there as things stand.
+    fn goes_on(&self, from: RetryFrom) -> bool {
+        let chosen = match from {
+            RetryFrom::Work => return true,
+            RetryFrom::Base => None,
+            RetryFrom::Checkpoint(id) => Some(id),
+        };
+        self.here.is_none() && self.checkpoint == chosen
     }
 
     fn moved(&self, now: Timestamp, change: impl FnOnce(&mut Self)) -> Step {

@@ -11,7 +11,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, local::LocalFil
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    domain::{AttemptId, OwnerId, Timestamp},
+    domain::{AttemptId, CheckpointId, OwnerId, Timestamp},
     store::{self, BlobKind, Store},
 };
 
@@ -77,6 +77,17 @@ impl Blobs {
     /// The name of a blob: by owner, attempt and kind, then by what it holds.
     pub fn name(owner: OwnerId, attempt: AttemptId, kind: BlobKind, start: i64, length: usize) -> String {
         format!("{}/{}/{}/{start:016}-{length}", owner.0.simple(), attempt.0.simple(), kind.word())
+    }
+
+    /// The name of a checkpoint's blob.
+    pub fn checkpoint_name(owner: OwnerId, attempt: AttemptId, checkpoint: CheckpointId) -> String {
+        format!("{}/{}/checkpoint/{}", owner.0.simple(), attempt.0.simple(), checkpoint.0.simple())
+    }
+
+    /// The name of the blob of a result's pack; the digest is in it, so that whether the server has *this* pack is a question
+    /// of the name.
+    pub fn result_name(owner: OwnerId, attempt: AttemptId, sha256: &str) -> String {
+        format!("{}/{}/result/{sha256}", owner.0.simple(), attempt.0.simple())
     }
 
     /// Makes a blob durable; one of the same name is replaced whole.

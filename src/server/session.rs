@@ -31,7 +31,7 @@ use crate::{
         AttemptRef, DaemonId, Epoch, JournalId, KeyId, OwnerId, Timestamp,
         attempt::{Failure, FailureClass},
         daemon::Hello,
-        order::{Command, Order},
+        order::{Command, OrderKind},
         report::{Complete, Message, MessageOutcome, Progress, Report},
     },
     runtime::{clock, lifecycle::Shutdown},
@@ -223,8 +223,8 @@ struct Session {
     actor: String,
     out: mpsc::Sender<Result<pb::AttachResponse, Status>>,
     pushes: mpsc::Receiver<Push>,
-    /// Commands sent and not answered: which attempt, and whether it is its spawn.
-    outstanding: HashMap<i64, (AttemptRef, bool)>,
+    /// Commands sent and not answered: which attempt, and what of it.
+    outstanding: HashMap<i64, (AttemptRef, OrderKind)>,
     /// Messages whose commit is under way, in order.
     pending: VecDeque<Pending>,
     /// The first heartbeat has come.
@@ -320,9 +320,9 @@ impl Session {
                 let answer = wire::command_answered(&answer).map_err(|error| resync(error.to_string()))?;
                 let (sequence, _, answer) = answer;
                 // An answer that was heard before, or to a command that is no longer wanted, says nothing new.
-                let Some((attempt, spawn)) = self.outstanding.remove(&sequence) else { return Ok(()) };
+                let Some((attempt, of)) = self.outstanding.remove(&sequence) else { return Ok(()) };
                 let (daemon, epoch) = (self.daemon, self.epoch);
-                self.tell(Op::Answered { daemon, epoch, attempt, spawn, sequence, answer }).await
+                self.tell(Op::Answered { daemon, epoch, attempt, of, sequence, answer }).await
             }
             Some(pb::attach_request::Kind::Message(message)) => self.message(&message).await,
             Some(pb::attach_request::Kind::Hello(_)) => Err(resync("hello comes once".to_owned())),
@@ -425,8 +425,7 @@ impl Session {
 
     async fn command(&mut self, mut command: Command) -> Result<(), End> {
         command.epoch = self.epoch;
-        let spawn = matches!(command.order, Order::Spawn(_));
-        self.outstanding.insert(command.sequence, (command.attempt, spawn));
+        self.outstanding.insert(command.sequence, (command.attempt, command.order.kind()));
         self.send(pb::attach_response::Kind::Command((&command).into())).await
     }
 

@@ -38,6 +38,7 @@ impl Due for Attempt {
             AttemptState::Accepted { .. }
             | AttemptState::Running { .. }
             | AttemptState::Ending { .. }
+            | AttemptState::Finalizing { .. }
             | AttemptState::Ended { .. } => None,
         }
     }

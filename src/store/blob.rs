@@ -49,6 +49,10 @@ impl Blob {
 pub enum BlobKind {
     /// The agent's output.
     Output,
+    /// A checkpoint; the whole of it.
+    Checkpoint,
+    /// The pack of a result; the whole of it.
+    Result,
 }
 
 impl BlobKind {
@@ -56,6 +60,17 @@ impl BlobKind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Output => "output",
+            Self::Checkpoint => "checkpoint",
+            Self::Result => "result",
+        }
+    }
+
+    /// The kind of that word; what this version does not write is nothing it reads.
+    fn of(word: &str) -> Self {
+        match word {
+            "checkpoint" => Self::Checkpoint,
+            "result" => Self::Result,
+            _ => Self::Output,
         }
     }
 }
@@ -65,6 +80,7 @@ struct BlobRow {
     name: String,
     owner: Uuid,
     attempt: Uuid,
+    kind: String,
     start: i64,
     length: i64,
     gap: bool,
@@ -79,8 +95,7 @@ impl From<BlobRow> for Blob {
             name: row.name,
             owner: OwnerId(row.owner),
             attempt: AttemptId(row.attempt),
-            // The only kind there is; a second one makes this a conversion that can fail.
-            kind: BlobKind::Output,
+            kind: BlobKind::of(&row.kind),
             start: row.start,
             length: row.length,
             gap: row.gap,
@@ -97,7 +112,7 @@ struct Name<'a> {
 
 const NAME: &[(&str, Kind)] = &[("name", Kind::Text)];
 
-const BLOB: &str = "b.name, b.owner, b.attempt, b.start, b.length, b.gap, b.final, b.created";
+const BLOB: &str = "b.name, b.owner, b.attempt, b.kind, b.start, b.length, b.gap, b.final, b.created";
 
 impl Tx {
     /// Writes rows of blobs that are durable. A name that has a row keeps its place.
@@ -172,6 +187,19 @@ impl Tx {
             LazySql::new(|| Sql::new(&format!("SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.name = rows.name"), NAME));
         let rows: Vec<BlobRow> = self.fetch(&SQL, &[Name { name }]).await?;
         Ok(rows.into_iter().next().map(Blob::from))
+    }
+
+    /// Names of the results' packs that are kept of these attempts.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn blobs_of_results(&mut self, attempts: &[AttemptId]) -> Result<Vec<String>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new("SELECT b.name FROM {rows} JOIN blobs b ON b.attempt = rows.id WHERE b.kind = 'result'", ID)
+        });
+        if attempts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<(String,)> = self.fetch(&SQL, &ids(attempts)).await?;
+        Ok(rows.into_iter().map(|(name,)| name).collect())
     }
 
     /// Of these names, those that a row has.

@@ -13,6 +13,7 @@
 
 mod attempt;
 mod blob;
+mod checkpoint;
 mod contract;
 mod daemon;
 mod dispatch;

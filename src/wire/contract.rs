@@ -24,6 +24,8 @@ pub const MAX_CONCURRENCY: u32 = 100_000;
 pub const MAX_RETRIES: u32 = 100;
 /// The shortest wall time: anything below is a mistake in the unit.
 pub const MIN_WALL_TIME: Duration = Duration::from_secs(1);
+/// The shortest time between checkpoints: below it a daemon would do nothing else.
+const MIN_CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 
 // === in ===
 
@@ -99,6 +101,8 @@ pub fn update(owner: OwnerId, request: pb::UpdateContractRequest) -> ApiResult<C
         max_retries: None,
         wall_time: None,
         rerun_after: None,
+        checkpoint_every: None,
+        final_checkpoint: None,
     };
     let new = limits(&mut check, request.limits.as_ref());
     let paths = request.update_mask.unwrap_or_default().paths;
@@ -119,11 +123,15 @@ pub fn update(owner: OwnerId, request: pb::UpdateContractRequest) -> ApiResult<C
                 update.max_retries = Some(new.max_retries);
                 update.wall_time = Some(new.wall_time);
                 update.rerun_after = Some(new.rerun_after);
+                update.checkpoint_every = Some(new.checkpoint_every);
+                update.final_checkpoint = Some(new.final_checkpoint);
             }
             "limits.concurrency" => update.concurrency = Some(new.concurrency),
             "limits.max_retries" => update.max_retries = Some(new.max_retries),
             "limits.wall_time" => update.wall_time = Some(new.wall_time),
             "limits.rerun_after" => update.rerun_after = Some(new.rerun_after),
+            "limits.checkpoint_every" => update.checkpoint_every = Some(new.checkpoint_every),
+            "limits.final_checkpoint" => update.final_checkpoint = Some(new.final_checkpoint),
             other => check.violation(
                 format!("update_mask.paths[{index}]"),
                 format!("`{}` is not a field that can be changed", common::shown(other)),
@@ -148,6 +156,13 @@ fn limits(check: &mut Check, limits: Option<&pb::ContractLimits>) -> ContractLim
     if let Some(rerun_after) = &limits.rerun_after {
         known.rerun_after = check.take(common::duration_from("limits.rerun_after", rerun_after));
     }
+    if let Some(every) = &limits.checkpoint_every {
+        known.checkpoint_every = check.take(common::duration_from("limits.checkpoint_every", every));
+        if !known.checkpoint_every.is_zero() && known.checkpoint_every < MIN_CHECKPOINT_EVERY {
+            check.violation("limits.checkpoint_every", "must be at least 1 s, or 0 for none while an agent runs");
+        }
+    }
+    known.final_checkpoint = limits.final_checkpoint.unwrap_or(known.final_checkpoint);
     check.unserved("limits.cost_micro_usd", limits.cost_micro_usd.is_some());
     check.unserved("limits.iterations", limits.iterations.is_some());
     known
@@ -209,6 +224,8 @@ pub fn contract(contract: &Contract, stuck: bool) -> pb::Contract {
             rerun_after: Some(common::duration(contract.limits.rerun_after)),
             cost_micro_usd: None,
             iterations: None,
+            checkpoint_every: Some(common::duration(contract.limits.checkpoint_every)),
+            final_checkpoint: Some(contract.limits.final_checkpoint),
         }),
         status: pb::ContractStatus::from(status).into(),
         held_by: contract.held.as_ref().map(task::hold).unwrap_or_default(),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
+    checkpoint::{pack, sha256_bytes},
     common::{
         Invalid, attempt_ref, duration, duration_from, failure_class, id, id_text, optional_id, required_timestamp,
         shown, task_status, timestamp, timestamp_from,
@@ -26,7 +27,7 @@ use crate::domain::{
     analysis::Category,
     attempt::{Failure, TaskResult, Usage},
     daemon::{Card, Hello, Profile},
-    order::{Answer, Command, ContractTask, DependencyResult, Order, Spawn},
+    order::{Answer, Command, ContractTask, DependencyResult, Order, Resume, Spawn},
     reconcile::Verdict,
     report::{Complete, InventoryItem, InventoryState, Message, MessageOutcome, Progress, Report},
 };
@@ -348,6 +349,7 @@ impl From<&Command> for pb::DaemonCommand {
                 reason: reason.clone(),
                 grace: Some(duration(*grace)),
             }),
+            Order::Checkpoint => pb::daemon_command::Kind::TakeCheckpoint(pb::TakeCheckpoint {}),
         };
         Self {
             sequence: command.sequence,
@@ -371,6 +373,7 @@ impl TryFrom<&pb::DaemonCommand> for Command {
                 reason: cancel.reason.clone(),
                 grace: span_or("cancel_task.grace", cancel.grace.as_ref(), crate::domain::order::DEFAULT_GRACE)?,
             },
+            pb::daemon_command::Kind::TakeCheckpoint(_) => Order::Checkpoint,
         };
         Ok(Self {
             sequence: command.sequence,
@@ -409,8 +412,11 @@ impl From<&Spawn> for pb::SpawnTask {
             depth: spawn.depth,
             task_key: spawn.task_key.clone(),
             contract_tasks: spawn.contract_tasks.iter().map(pb::ContractTask::from).collect(),
-            checkpoint_id: String::new(),
-            resume_session: false,
+            checkpoint_id: id_text(spawn.resume.as_ref().and_then(Resume::checkpoint)),
+            resume_session: spawn.resume.as_ref().is_some_and(|resume| !resume.session_id.is_empty()),
+            checkpoint_every: Some(duration(spawn.checkpoint_every)),
+            final_checkpoint: spawn.final_checkpoint,
+            resume: spawn.resume.as_ref().map(pb::Resume::from),
             conversation_blob: String::new(),
             is_supervisor: false,
             autonomous_loop: false,
@@ -426,8 +432,9 @@ impl TryFrom<&pb::SpawnTask> for Spawn {
     fn try_from(spawn: &pb::SpawnTask) -> Result<Self, Invalid> {
         // What this version does not serve is refused, never ignored: another daemon may do better.
         let unserved = [
-            ("checkpoint_id", !spawn.checkpoint_id.is_empty()),
-            ("resume_session", spawn.resume_session),
+            // They only repeat what `resume` says.
+            ("checkpoint_id", !spawn.checkpoint_id.is_empty() && spawn.resume.is_none()),
+            ("resume_session", spawn.resume_session && spawn.resume.is_none()),
             ("conversation_blob", !spawn.conversation_blob.is_empty()),
             ("is_supervisor", spawn.is_supervisor),
             ("autonomous_loop", spawn.autonomous_loop),
@@ -462,6 +469,9 @@ impl TryFrom<&pb::SpawnTask> for Spawn {
             depth: spawn.depth,
             task_key: spawn.task_key.clone(),
             contract_tasks: spawn.contract_tasks.iter().map(ContractTask::try_from).collect::<Result<_, _>>()?,
+            checkpoint_every: span_or("checkpoint_every", spawn.checkpoint_every.as_ref(), Duration::ZERO)?,
+            final_checkpoint: spawn.final_checkpoint,
+            resume: (spawn.resume.as_ref().map(Resume::try_from).transpose()).map_err(|e| e.within("resume"))?,
         })
     }
 }
@@ -475,7 +485,8 @@ impl From<&DependencyResult> for pb::DependencyResult {
             result_commit: dependency.commit.clone(),
             result_ref: dependency.result_ref.clone(),
             daemon_id: id_text(dependency.daemon),
-            result_blob: String::new(),
+            result_blob: dependency.blob.clone(),
+            result_sha256: sha256_bytes(&dependency.blob_sha256),
         }
     }
 }
@@ -491,6 +502,8 @@ impl TryFrom<&pb::DependencyResult> for DependencyResult {
             commit: dependency.result_commit.clone(),
             result_ref: dependency.result_ref.clone(),
             daemon: optional_id("dependencies.daemon_id", &dependency.daemon_id)?,
+            blob: dependency.result_blob.clone(),
+            blob_sha256: crate::domain::text::hex(&dependency.result_sha256),
         })
     }
 }
@@ -620,8 +633,17 @@ impl From<Report> for pb::daemon_message::Kind {
 impl From<Complete> for pb::TaskComplete {
     fn from(complete: Complete) -> Self {
         let outcome = match complete.outcome {
-            Ok(TaskResult { commit, branch, result_ref, published }) => {
-                pb::task_complete::Outcome::Success(pb::Success { commit, branch, result_ref, published })
+            Ok(TaskResult { commit, branch, result_ref, published, pack, blob: _ }) => {
+                let (pack_bytes, pack_sha256) =
+                    pack.map_or_else(Default::default, |p| (p.bytes, sha256_bytes(&p.sha256)));
+                pb::task_complete::Outcome::Success(pb::Success {
+                    commit,
+                    branch,
+                    result_ref,
+                    published,
+                    pack_bytes,
+                    pack_sha256,
+                })
             }
             Err(Failure { class, message, reset }) => pb::task_complete::Outcome::Failure(pb::Failure {
                 failure_class: pb::FailureClass::from(class).into(),
@@ -681,6 +703,8 @@ impl TryFrom<&pb::TaskComplete> for Complete {
                 branch: success.branch.clone(),
                 result_ref: success.result_ref.clone(),
                 published: success.published,
+                pack: pack(success.pack_bytes, &success.pack_sha256).map_err(|e| e.within("success"))?,
+                blob: String::new(),
             }),
             pb::task_complete::Outcome::Failure(failure) => Err(Failure {
                 class: failure_class("failure.failure_class", failure.failure_class)?,
@@ -761,6 +785,7 @@ impl From<Chunk> for pb::UploadChunksRequest {
             data: chunk.data,
             last: chunk.last,
             gap: chunk.gap,
+            ..Self::default()
         }
     }
 }
@@ -812,6 +837,7 @@ impl From<Receipt> for pb::UploadChunksResponse {
             received_offset: i64::try_from(receipt.received).unwrap_or(i64::MAX),
             complete: receipt.complete,
             refused: receipt.refused,
+            ..Self::default()
         }
     }
 }

@@ -4,13 +4,14 @@
 //!   pb (generated) ──contract, task, key, fleet: check form, every violation at once──> domain drafts and ids
 //!   domain values  ──contract, task, key, fleet, event──────────────────────────────> pb
 //!   errors         ──status: one table───────────────────────────────────────────────> tonic::Status
-//!   common: ids, times, words      daemon: the session's messages      page: page and resume tokens
+//!   common: ids, times, words      daemon, checkpoint: the session's messages, uploads      page: page and resume tokens
 //! ```
 //!
 //! Form is checked here (sizes, characters, ranges, what is not served yet); substance (does the task exist, is there a
 //! cycle) by the ledger, in the transaction that would rely on it.
 
 pub mod check;
+pub mod checkpoint;
 pub mod common;
 pub mod contract;
 pub mod daemon;

@@ -10,6 +10,7 @@ use super::{
 use crate::domain::{
     ContractId, OwnerId, TaskId,
     attempt::{Attempt, AttemptState, AttemptStatus},
+    checkpoint::Origin,
     contract::Hold,
     draft::{NewTask, NewTasks, TaskUpdate},
     explain::{Explained, PendingReason},
@@ -151,6 +152,7 @@ fn draft(check: &mut Check, prefix: &str, given: pb::TaskSpec) -> NewTask {
         limits,
         hidden: given.hidden,
         parent,
+        branched_from: None,
     };
     NewTask { spec, depends_on }
 }
@@ -382,6 +384,7 @@ pub fn task(view: View<'_>) -> pb::Task {
         version: task.version,
         etag: etag(task.version),
         usage: Some((&task.usage).into()),
+        checkpoint_id: common::id_text(task.checkpoint),
     }
 }
 
@@ -419,6 +422,11 @@ pub fn attempt(attempt: &Attempt, daemon_name: &str, output_bytes: i64) -> pb::A
     };
     let failure = outcome.and_then(|outcome| outcome.as_ref().err());
     let result = outcome.and_then(|outcome| outcome.as_ref().ok());
+    let (restored, resumed_attempt) = match attempt.origin {
+        Origin::Base => (String::new(), 0),
+        Origin::Worktree { attempt } => (String::new(), attempt),
+        Origin::Checkpoint { id } => (id.to_string(), 0),
+    };
     pb::Attempt {
         task_id: attempt.task.to_string(),
         number: attempt.number,
@@ -440,6 +448,10 @@ pub fn attempt(attempt: &Attempt, daemon_name: &str, output_bytes: i64) -> pb::A
         output_bytes,
         warnings: attempt.warnings.clone(),
         last_message: attempt.last_message.clone(),
+        checkpoint_id: common::id_text(attempt.checkpoint),
+        checkpoint_time: attempt.checkpointed.map(common::timestamp),
+        restored_checkpoint_id: restored,
+        resumed_attempt,
     }
 }
 
@@ -480,6 +492,7 @@ impl From<AttemptStatus> for pb::AttemptStatus {
             AttemptStatus::Accepted => Self::Accepted,
             AttemptStatus::Running => Self::Running,
             AttemptStatus::Ending => Self::Ending,
+            AttemptStatus::Finalizing => Self::Finalizing,
             AttemptStatus::Disconnected => Self::Disconnected,
             AttemptStatus::Ended => Self::Ended,
         }
@@ -550,11 +563,20 @@ mod tests {
             updated: Timestamp::from_secs(1_001),
             started: None,
             interrupted: None,
+            checkpoint: None,
+            here: None,
+            prefer: None,
         }
     }
 
     fn result() -> TaskResult {
-        TaskResult { commit: "c0ffee".into(), branch: "b".into(), result_ref: "r".into(), published: true }
+        TaskResult {
+            commit: "c0ffee".into(),
+            branch: "b".into(),
+            result_ref: "r".into(),
+            published: true,
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -616,6 +638,9 @@ mod tests {
             started: Some(Timestamp(2)),
             output_bytes: 70,
             commands: Vec::new(),
+            origin: Default::default(),
+            checkpoint: None,
+            checkpointed: None,
         };
         let shown = attempt(&failed, "box", 64);
         assert_eq!((shown.status(), shown.failure_class()), (pb::AttemptStatus::Ended, pb::FailureClass::Timeout));

@@ -287,7 +287,7 @@ impl Daemon {
             daemon: self.id,
             epoch: self.epoch,
             attempt: command.attempt,
-            spawn: matches!(command.order, Order::Spawn(_)),
+            of: command.order.kind(),
             sequence: command.sequence,
             answer,
         };
@@ -339,6 +339,7 @@ pub fn result(attempt: AttemptRef) -> TaskResult {
         branch: "b".to_owned(),
         result_ref: format!("refs/makima/results/{}", attempt.task),
         published: true,
+        ..TaskResult::default()
     }
 }
 
@@ -386,6 +387,7 @@ pub async fn crew(bed: Arc<Bed>, name: &str, slots: u32) -> Arc<Mutex<Log>> {
                     Order::Cancel { .. } => {
                         hand.failed(&bed, command.attempt, FailureClass::Cancelled).await;
                     }
+                    Order::Checkpoint => {}
                 }
             });
         }

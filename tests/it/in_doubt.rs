@@ -17,7 +17,7 @@ use makima::{
     domain::{
         TaskId, Timestamp,
         contract::{Contract, ContractLimits},
-        order::{Answer, Command, Order},
+        order::{Answer, Command},
         report::{Message, MessageOutcome, Report},
         task::TaskStatus,
     },
@@ -295,7 +295,7 @@ async fn answer(bed: &Bed, daemon: &Daemon, command: &Command) {
             daemon: daemon.id,
             epoch: daemon.epoch,
             attempt: command.attempt,
-            spawn: matches!(command.order, Order::Spawn(_)),
+            of: command.order.kind(),
             sequence: command.sequence,
             answer: Answer::Persisted,
         })

@@ -56,6 +56,9 @@ impl Bench {
             depth: 0,
             task_key: String::new(),
             contract_tasks: Vec::new(),
+            checkpoint_every: Duration::ZERO,
+            final_checkpoint: false,
+            resume: None,
         };
         let attempt = AttemptRef { task: TaskId(Uuid::new_v4()), number: 1, id: AttemptId(Uuid::new_v4()) };
         let mut manifest = Manifest {

@@ -2,6 +2,7 @@
 //! value; a page ends where it should; one writer excludes another and no reader sees half of anything.
 
 mod attempts;
+mod checkpoints;
 mod dispatch;
 mod edges;
 mod log;

@@ -131,7 +131,7 @@ pub(super) fn command_accept(db: &Connection, command: &Command, now: Timestamp)
     }
     let content = match &command.order {
         Order::Spawn(_) => None,
-        Order::Cancel { .. } => Some(json(&command.order)?),
+        Order::Cancel { .. } | Order::Checkpoint => Some(json(&command.order)?),
     };
     db.prepare_cached(
         "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -177,18 +177,22 @@ pub(super) fn command_accept(db: &Connection, command: &Command, now: Timestamp)
             }
             Ok(Accepted::New)
         }
+        // What is to be copied is what there is when it is done: nothing of it is kept here.
+        Order::Checkpoint => Ok(Accepted::New),
     }
 }
 
 fn same_content(db: &Connection, command: &Command, content: Option<&str>) -> Result<bool, Error> {
     Ok(match (&command.order, content) {
-        (order @ Order::Cancel { .. }, Some(content)) => parse::<Order>("commands", content)? == *order,
+        (order @ (Order::Cancel { .. } | Order::Checkpoint), Some(content)) => {
+            parse::<Order>("commands", content)? == *order
+        }
         (Order::Spawn(spawn), None) => match attempt_fetch(db, command.attempt)? {
             Some(Row { spawn: Some(known), .. }) => known == **spawn,
             // Forgotten, or cancelled before it came: nothing is left to compare.
             Some(Row { spawn: None, .. }) | None => true,
         },
-        (Order::Cancel { .. }, None) | (Order::Spawn(_), Some(_)) => false,
+        (Order::Cancel { .. } | Order::Checkpoint, None) | (Order::Spawn(_), Some(_)) => false,
     })
 }
 

@@ -37,6 +37,9 @@ pub(crate) fn spawn(name: &str) -> Spawn {
         depth: 0,
         task_key: "mk_task_x".to_owned(),
         contract_tasks: Vec::new(),
+        checkpoint_every: Duration::ZERO,
+        final_checkpoint: false,
+        resume: None,
     }
 }
 

@@ -50,7 +50,7 @@ pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
     let result_ref = manifest.spawn.result_ref.clone();
     set_ref(place, &result_ref, &commit).await?;
     let published = publish(place, &result_ref, &commit, &mut warnings).await?;
-    Ok(Finished { result: TaskResult { commit, branch, result_ref, published }, warnings })
+    Ok(Finished { result: TaskResult { commit, branch, result_ref, published, ..TaskResult::default() }, warnings })
 }
 
 /// Nobody is alive who could hold a lock of this worktree.

@@ -87,6 +87,8 @@ impl Bench {
             commit: finished.result.commit,
             result_ref: finished.result.result_ref,
             daemon: None,
+            blob: String::new(),
+            blob_sha256: String::new(),
         }
     }
 }

@@ -47,6 +47,9 @@ fn task() -> Task {
         updated: NOW,
         started: None,
         interrupted: None,
+        checkpoint: None,
+        here: None,
+        prefer: None,
     }
 }
 

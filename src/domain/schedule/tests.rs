@@ -65,6 +65,7 @@ impl World {
             priority: 0,
             created: NOW,
             repository: URL.to_owned(),
+            first: Vec::new(),
             near: Vec::new(),
             avoid: Vec::new(),
         });

@@ -23,7 +23,13 @@ fn hold() -> Hold {
 }
 
 fn result() -> TaskResult {
-    TaskResult { commit: "c0ffee".to_owned(), branch: "b".to_owned(), result_ref: "r".to_owned(), published: true }
+    TaskResult {
+        commit: "c0ffee".to_owned(),
+        branch: "b".to_owned(),
+        result_ref: "r".to_owned(),
+        published: true,
+        ..TaskResult::default()
+    }
 }
 
 fn failure(class: FailureClass) -> Failure {
@@ -52,6 +58,9 @@ fn task(state: TaskState) -> Task {
         updated: NOW,
         started: None,
         interrupted: None,
+        checkpoint: None,
+        here: None,
+        prefer: None,
     }
 }
 
@@ -82,6 +91,7 @@ fn failed(attempt: u32, class: FailureClass) -> TaskEvent {
         max_retries: 3,
         jitter: 0.0,
         finally: false,
+        here: None,
     }
 }
 
@@ -95,7 +105,7 @@ fn events(newest: u32) -> Vec<(&'static str, TaskEvent)> {
             "completed, by an older attempt",
             TaskEvent::Completed { attempt: newest.wrapping_sub(1), result: result(), usage: Usage::default() },
         ),
-        ("result stored", TaskEvent::ResultStored { attempt: newest }),
+        ("result stored", TaskEvent::ResultStored { attempt: newest, blob: "blob".to_owned() }),
         ("attempt crashed", failed(newest, FailureClass::AgentCrashed)),
         ("attempt failed for good", failed(newest, FailureClass::Repository)),
         ("attempt failed, an older one", failed(newest.wrapping_sub(1), FailureClass::AgentCrashed)),
@@ -104,13 +114,23 @@ fn events(newest: u32) -> Vec<(&'static str, TaskEvent)> {
         ("wait over", TaskEvent::WaitOver),
         ("merged", TaskEvent::Merged),
         ("cancel", TaskEvent::Cancel { by: "key:1".to_owned(), reason: "no".to_owned() }),
-        ("retry", TaskEvent::Retry),
+        ("retry", TaskEvent::Retry(RetryFrom::Work)),
         ("hold", TaskEvent::Hold(hold())),
         ("release", TaskEvent::Release),
         ("paused", TaskEvent::Paused(hold())),
         ("resumed", TaskEvent::Resumed),
         ("asks input", TaskEvent::AsksInput { question: "why?".to_owned() }),
         ("input given", TaskEvent::InputGiven),
+        ("checkpointed", TaskEvent::Checkpointed { attempt: newest, checkpoint: CheckpointId(Uuid::from_u128(8)) }),
+        (
+            "checkpointed, an older one",
+            TaskEvent::Checkpointed { attempt: newest.wrapping_sub(1), checkpoint: CheckpointId(Uuid::from_u128(8)) },
+        ),
+        ("retry from the base", TaskEvent::Retry(RetryFrom::Base)),
+        ("retry from a checkpoint", TaskEvent::Retry(RetryFrom::Checkpoint(CheckpointId(Uuid::from_u128(7))))),
+        ("reassign", TaskEvent::Reassign { to: None }),
+        ("reassign to a daemon", TaskEvent::Reassign { to: Some(daemon()) }),
+        ("force release", TaskEvent::ForceRelease),
     ]
 }
 
@@ -149,7 +169,7 @@ proptest! {
     /// Whatever happens in whatever order: versions grow with each move, an older attempt changes nothing, what is complete
     /// stays complete until a person reopens it, and the same event twice is never two moves where it is a report.
     #[test]
-    fn histories_keep_the_rules(picks in prop::collection::vec((0_usize..21, 0_u64..400), 0..60)) {
+    fn histories_keep_the_rules(picks in prop::collection::vec((0_usize..28, 0_u64..400), 0..60)) {
         let mut current = task(TaskState::Pending { wait: None, held: None });
         let mut now = NOW;
         for (pick, secs) in picks {
@@ -158,7 +178,7 @@ proptest! {
             let stale = matches!(
                 &event,
                 TaskEvent::Started { attempt } | TaskEvent::Completed { attempt, .. }
-                | TaskEvent::AttemptFailed { attempt, .. } if *attempt != current.attempt
+                | TaskEvent::AttemptFailed { attempt, .. } | TaskEvent::Checkpointed { attempt, .. } if *attempt != current.attempt
             );
             match current.apply(&event, now) {
                 Ok(Step::Moved(after)) => {
@@ -166,7 +186,7 @@ proptest! {
                     prop_assert_eq!(after.version, current.version + 1);
                     prop_assert!(after.attempt == current.attempt || after.attempt == current.attempt + 1);
                     if current.status().is_complete() {
-                        prop_assert!(after.status().is_complete() || event == TaskEvent::Retry);
+                        prop_assert!(after.status().is_complete() || matches!(event, TaskEvent::Retry(_)));
                     }
                     if matches!(event, TaskEvent::Started { .. } | TaskEvent::Completed { .. }
                         | TaskEvent::ResultStored { .. } | TaskEvent::AttemptFailed { .. } | TaskEvent::AttemptGone { .. }) {

@@ -153,6 +153,9 @@ fn attempt() -> Attempt {
         started: None,
         output_bytes: 0,
         commands: Vec::new(),
+        origin: Default::default(),
+        checkpoint: None,
+        checkpointed: None,
     }
 }
 

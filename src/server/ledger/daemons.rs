@@ -6,17 +6,22 @@ use super::{
     op::{Attach, Error, Op, Reply},
     work::Work,
 };
-use crate::domain::{
-    AttemptRef, DaemonId, Epoch, OwnerId,
-    attempt::{
-        Attempt, AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass, MAX_WARNINGS, Usage,
+use crate::{
+    domain::{
+        AttemptRef, DaemonId, Epoch, OwnerId,
+        attempt::{
+            Attempt, AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass, MAX_WARNINGS,
+            TaskResult, Usage,
+        },
+        checkpoint::{Checkpoint, Here, MAX_CHAIN},
+        daemon::Daemon,
+        order::{Answer, OrderKind},
+        reconcile::reconcile,
+        report::{Complete, Message, MessageOutcome, Report},
+        task::TaskStatus,
+        transition::{Refused, TaskEvent},
     },
-    daemon::Daemon,
-    order::Answer,
-    reconcile::reconcile,
-    report::{Complete, Message, MessageOutcome, Report},
-    task::TaskStatus,
-    transition::{Refused, TaskEvent},
+    server::blobs::Blobs,
 };
 
 /// On a live session, a command has this long to be answered.
@@ -50,12 +55,17 @@ impl Work {
                 }
                 Ok(Reply::Done)
             }
-            Op::Answered { daemon, epoch, attempt, spawn, sequence, answer } => {
+            Op::Answered { daemon, epoch, attempt, of, sequence, answer } => {
                 self.current(*daemon, *epoch)?;
-                self.answered(*daemon, *attempt, *spawn, *sequence, answer);
+                self.answered(*daemon, *attempt, *of, *sequence, answer);
                 Ok(Reply::Done)
             }
             Op::Message { daemon, message } => Ok(Reply::Message(self.message(*daemon, message))),
+            Op::CheckpointStored(checkpoint) => self.checkpoint_stored(checkpoint),
+            Op::ResultStored { attempt, blob } => {
+                self.result_stored(*attempt, blob);
+                Ok(Reply::Done)
+            }
             Op::DaemonLost { daemon, epoch } => {
                 self.daemon_lost(*daemon, *epoch)?;
                 Ok(Reply::Done)
@@ -114,7 +124,10 @@ impl Work {
         for reference in &reconciled.interrupted {
             let failure =
                 Failure::new(FailureClass::WorktreeLost, "the daemon came back without knowing of this attempt");
-            self.attempt_failed(*reference, failure, &Usage::default(), false);
+            self.attempt_failed(*reference, failure, &Usage::default(), false, None);
+        }
+        for (reference, intact, worktree) in &reconciled.recovered {
+            self.recovered(*reference, *intact, worktree);
         }
         for reference in &reconciled.gone {
             self.attempt_cancelled(*reference);
@@ -190,24 +203,26 @@ impl Work {
 
     // === answers ===
 
-    fn answered(&mut self, daemon: DaemonId, reference: AttemptRef, spawn: bool, sequence: i64, answer: &Answer) {
+    fn answered(&mut self, daemon: DaemonId, reference: AttemptRef, of: OrderKind, sequence: i64, answer: &Answer) {
         self.commands_gone.insert((daemon, sequence));
         if let Some(attempt) = self.attempts.get_mut(reference.id) {
             attempt.commands.retain(|command| *command != sequence);
         }
         let Some(attempt) = self.attempt_named(reference).filter(|attempt| attempt.daemon == daemon) else { return };
-        match answer {
-            Answer::Persisted if spawn => {
+        match (of, answer) {
+            (OrderKind::Spawn, Answer::Persisted) => {
                 self.attempt_event(reference.id, &AttemptEvent::Accepted);
             }
-            Answer::Persisted => {}
-            Answer::Rejected { .. } if attempt.fenced => self.attempt_cancelled(reference),
-            Answer::Rejected { reason, retryable, counts } if spawn => {
-                let class = if *counts { FailureClass::SetupFailed } else { FailureClass::Refused };
-                self.attempt_failed(reference, Failure::new(class, reason.clone()), &Usage::default(), !retryable);
-            }
+            (OrderKind::Cancel | OrderKind::Checkpoint, Answer::Persisted)
+            | (OrderKind::Checkpoint, Answer::Rejected { .. }) => {}
             // It does not know the attempt that was to be ended: then nothing of it is left there.
-            Answer::Rejected { .. } => self.attempt_cancelled(reference),
+            (OrderKind::Cancel, Answer::Rejected { .. }) => self.attempt_cancelled(reference),
+            (OrderKind::Spawn, Answer::Rejected { .. }) if attempt.fenced => self.attempt_cancelled(reference),
+            (OrderKind::Spawn, Answer::Rejected { reason, retryable, counts }) => {
+                let class = if *counts { FailureClass::SetupFailed } else { FailureClass::Refused };
+                let failure = Failure::new(class, reason.clone());
+                self.attempt_failed(reference, failure, &Usage::default(), !retryable, None);
+            }
         }
     }
 
@@ -264,19 +279,17 @@ impl Work {
             }
             Report::Complete(complete) => self.complete(reference, complete, &actor),
             Report::RecoveryDetected { worktree_intact, worktree, .. } => {
-                if !attempt.is_live() {
+                if !attempt.is_live() && *worktree_intact && !attempt.fenced && self.waits_for(&attempt) {
+                    // Given up, not replaced, and its work is there.
+                    self.revive(reference);
+                } else if !attempt.is_live() {
                     return MessageOutcome::AlreadyApplied;
                 }
                 if attempt.fenced {
                     self.attempt_cancelled(reference);
                     return MessageOutcome::Fenced;
                 }
-                let (class, state) = match worktree_intact {
-                    true => (FailureClass::Recovered, "intact"),
-                    false => (FailureClass::WorktreeLost, "gone or damaged"),
-                };
-                let text = format!("the agent was gone when its daemon came back; its worktree {worktree} is {state}");
-                self.attempt_failed(reference, Failure::new(class, text), &Usage::default(), false);
+                self.recovered(reference, *worktree_intact, worktree);
                 MessageOutcome::Applied
             }
         }
@@ -292,12 +305,21 @@ impl Work {
             // Given up, not replaced, and here is its result: it counts.
             self.revive(reference);
         }
-        let outcome = match self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: complete.outcome.clone() })
+        if let (AttemptState::Ended { outcome: Ok(made), .. }, Ok(again)) = (&before.state, &complete.outcome)
+            && made.is_same(again)
         {
+            return MessageOutcome::AlreadyApplied;
+        }
+        let outcome = &self.with_pack(&before, &complete.outcome);
+        let event = match outcome {
+            Ok(result) if result.is_awaited() && !before.fenced => AttemptEvent::Finalizing { result: result.clone() },
+            _ => AttemptEvent::Ended { outcome: outcome.clone() },
+        };
+        match self.attempt_event(reference.id, &event) {
             AttemptStep::Already => return MessageOutcome::AlreadyApplied,
             AttemptStep::Over => return MessageOutcome::Fenced,
-            AttemptStep::Moved(_) => &complete.outcome,
-        };
+            AttemptStep::Moved(_) => {}
+        }
         if let Some(attempt) = self.attempts.get_mut(reference.id) {
             attempt.usage = complete.progress.usage.clone();
             attempt.output_bytes = complete.output_bytes;
@@ -318,19 +340,111 @@ impl Work {
             Ok(result) => {
                 let completed = TaskEvent::Completed { attempt, result: result.clone(), usage };
                 let moved = self.task_event(reference.task, &completed, actor);
-                if moved.is_ok() {
-                    // The result is in the repository that its dependents use; see `TaskResult::published`.
-                    let _ = self.task_event(reference.task, &TaskEvent::ResultStored { attempt }, "server");
+                if moved.is_ok() && !result.is_awaited() {
+                    let stored = TaskEvent::ResultStored { attempt, blob: result.blob.clone() };
+                    // Not refused: the task has just become FINALIZING.
+                    let _ = self.task_event(reference.task, &stored, "server");
                 }
                 judged(&moved)
             }
             Err(failure) => {
-                let event = self.failed_event(reference, &before.daemon, failure.clone(), usage, false);
+                let event = self.failed_event(reference, &before.daemon, failure.clone(), usage, false, None);
                 let moved = self.task_event(reference.task, &event, actor);
                 judged(&moved)
             }
         }
     }
+
+    /// The outcome with the blob of its pack, if the server has that already: an upload may be faster than a report.
+    fn with_pack(&self, attempt: &Attempt, outcome: &Result<TaskResult, Failure>) -> Result<TaskResult, Failure> {
+        let mut outcome = outcome.clone();
+        if let Ok(result) = &mut outcome
+            && let Some(pack) = &result.pack
+        {
+            let name = Blobs::result_name(attempt.owner, attempt.id, &pack.sha256);
+            if self.packs.contains(&name) {
+                result.blob = name;
+            }
+        }
+        outcome
+    }
+
+    // === work that has arrived ===
+
+    /// The pack of a result is here. Whoever does not wait for it by now finds it when the report comes.
+    fn result_stored(&mut self, reference: AttemptRef, blob: &str) {
+        let Some(attempt) = self.attempt_named(reference) else { return };
+        let mut state = &attempt.state;
+        while let AttemptState::Disconnected { was, .. } = state {
+            state = was;
+        }
+        let AttemptState::Finalizing { result, .. } = state else { return };
+        let expected = result.pack.as_ref().map(|pack| Blobs::result_name(attempt.owner, attempt.id, &pack.sha256));
+        if expected.as_deref() != Some(blob) {
+            return;
+        }
+        let result = TaskResult { blob: blob.to_owned(), ..result.clone() };
+        let fenced = attempt.fenced;
+        self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Ok(result) });
+        if fenced {
+            return self.attempt_gone(reference.task, reference.number, "server");
+        }
+        let stored = TaskEvent::ResultStored { attempt: reference.number, blob: blob.to_owned() };
+        // Refused only if the task is no longer in this attempt's hands.
+        let _ = self.task_event(reference.task, &stored, "server");
+    }
+
+    /// A checkpoint is here.
+    fn checkpoint_stored(&mut self, checkpoint: &Checkpoint) -> Result<Reply, Error> {
+        let reference = checkpoint.attempt;
+        if self.checkpoints.contains_key(&checkpoint.id) {
+            return Ok(Reply::Done);
+        }
+        let Some(attempt) = self.attempt_named(reference).filter(|attempt| attempt.owner == checkpoint.owner) else {
+            return Err(Error::NotFound { kind: "attempt", id: reference.id.to_string() });
+        };
+        let (contract, daemon) = (attempt.contract, attempt.daemon);
+        let mut chain = match checkpoint.about.base {
+            None => Vec::new(),
+            Some(base) => match self.checkpoints.get(&base).filter(|base| base.owner == checkpoint.owner) {
+                Some(base) if base.chain.len() < MAX_CHAIN => base.chain.clone(),
+                Some(_) => return Err(Error::Precondition(format!("a chain has at most {MAX_CHAIN} links"))),
+                None => return Err(Error::Precondition("it builds on a checkpoint that is not kept".to_owned())),
+            },
+        };
+        chain.extend(checkpoint.chain.last().cloned());
+        let event = TaskEvent::Checkpointed { attempt: reference.number, checkpoint: checkpoint.id };
+        // Refused also where the task is done: then it is kept beside the result.
+        let _ = self.task_event(reference.task, &event, &format!("daemon:{daemon}"));
+        let orphan = self.tasks.get(reference.task).is_none_or(|task| task.attempt != reference.number);
+        let now = self.now;
+        if let Some(attempt) = self.attempts.get_mut(reference.id) {
+            attempt.checkpoint = Some(checkpoint.id);
+            attempt.checkpointed = Some(now);
+        }
+        if orphan && let Some(task) = self.tasks.get(reference.task).cloned() {
+            let detail = format!("kept of attempt {}, whose place is taken: {}", reference.number, checkpoint.id);
+            self.log_task(&task, "task.orphan_kept", Vec::new(), &format!("daemon:{daemon}"), detail);
+        }
+        let stored = Checkpoint { contract, daemon, chain, orphan, stored: now, ..checkpoint.clone() };
+        self.checkpoints_new.push(stored.id);
+        self.checkpoints.insert(stored.id, stored);
+        Ok(Reply::Done)
+    }
+
+    /// The daemon is back, and the agent is gone. Where its worktree is intact the next attempt goes on in it.
+    fn recovered(&mut self, reference: AttemptRef, intact: bool, worktree: &str) {
+        let Some(daemon) = self.attempts.get(reference.id).map(|attempt| attempt.daemon) else { return };
+        let (class, state) = match intact {
+            true => (FailureClass::Recovered, "intact"),
+            false => (FailureClass::WorktreeLost, "gone or damaged"),
+        };
+        let text = format!("the agent was gone when its daemon came back; its worktree {worktree} is {state}");
+        let here = intact.then(|| Here { attempt: reference, daemon, worktree: worktree.to_owned() });
+        self.attempt_failed(reference, Failure::new(class, text), &Usage::default(), false, here);
+    }
+
+    // === ends ===
 
     fn failed_event(
         &mut self,
@@ -339,6 +453,7 @@ impl Work {
         failure: Failure,
         usage: Usage,
         finally: bool,
+        here: Option<Here>,
     ) -> TaskEvent {
         let task = self.tasks.get(reference.task);
         let contract = task.and_then(|task| self.contracts.get(task.contract));
@@ -353,11 +468,19 @@ impl Work {
             max_retries,
             jitter,
             finally,
+            here,
         }
     }
 
     /// Ends an attempt without a result, and judges what follows for its task.
-    fn attempt_failed(&mut self, reference: AttemptRef, failure: Failure, usage: &Usage, finally: bool) {
+    fn attempt_failed(
+        &mut self,
+        reference: AttemptRef,
+        failure: Failure,
+        usage: &Usage,
+        finally: bool,
+        here: Option<Here>,
+    ) {
         let Some(attempt) = self.attempts.get(reference.id).cloned() else { return };
         let ended = AttemptEvent::Ended { outcome: Err(failure.clone()) };
         if let AttemptStep::Moved(_) = self.attempt_event(reference.id, &ended) {
@@ -365,7 +488,7 @@ impl Work {
                 self.attempt_gone(reference.task, reference.number, "server");
                 return;
             }
-            let event = self.failed_event(reference, &attempt.daemon, failure, usage.clone(), finally);
+            let event = self.failed_event(reference, &attempt.daemon, failure, usage.clone(), finally, here);
             let actor = format!("daemon:{}", attempt.daemon);
             // Refused only if the task is no longer in this attempt's hands; then nothing follows.
             let _ = self.task_event(reference.task, &event, &actor);
@@ -420,7 +543,7 @@ impl Work {
                 AttemptState::Disconnected { rerun_at, .. } if *rerun_at <= self.now => {
                     let text = format!("daemon {} did not come back in time", self.daemon_name(attempt.daemon));
                     let failure = Failure::new(FailureClass::DaemonLost, text);
-                    self.attempt_failed(attempt.reference(), failure, &attempt.usage, false);
+                    self.attempt_failed(attempt.reference(), failure, &attempt.usage, false, None);
                 }
                 _ => {}
             }
@@ -442,7 +565,7 @@ impl Work {
     fn not_answered(&mut self, reference: AttemptRef) {
         let Some(attempt) = self.attempts.get(reference.id).cloned() else { return };
         let failure = Failure::new(FailureClass::Refused, "the daemon did not answer in time");
-        let event = self.failed_event(reference, &attempt.daemon, failure, Usage::default(), false);
+        let event = self.failed_event(reference, &attempt.daemon, failure, Usage::default(), false, None);
         let _ = self.task_event(reference.task, &event, "server");
         self.end_attempt(reference.id, "not answered in time");
     }

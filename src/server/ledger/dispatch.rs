@@ -18,8 +18,11 @@ use crate::{
         AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
         analysis::{self, Category},
         attempt::{Attempt, AttemptState, Usage},
+        checkpoint::Origin,
         daemon::{Card, Requirements, is_path},
-        order::{ContractTask, DEFAULT_GRACE, DEFAULT_SETUP_TIMEOUT, DependencyResult, Order, Spawn},
+        order::{
+            ContractTask, DEFAULT_GRACE, DEFAULT_SETUP_TIMEOUT, DependencyResult, EarlierWorktree, Order, Resume, Spawn,
+        },
         schedule::{self, Head, Host, Input, Load},
         task::Task,
         transition::TaskEvent,
@@ -122,6 +125,7 @@ impl Work {
         }
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
         self.load_replaced(tx, assignments.iter().map(|assignment| assignment.task)).await?;
+        self.load_restored(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         self.load_sanity(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         for assignment in assignments {
             self.assign(assignment.task, assignment.daemon, keys);
@@ -214,6 +218,12 @@ impl Work {
         Ok(())
     }
 
+    /// The checkpoints that the next attempts go on from.
+    async fn load_restored(&mut self, tx: &mut impl Rows, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
+        let wanted: Vec<_> = tasks.filter_map(|id| self.tasks.get(id)?.checkpoint).collect();
+        self.load_checkpoints(tx, wanted.into_iter()).await
+    }
+
     /// Unfinished tasks of the contracts of those tasks whose plans could violate an order.
     async fn load_sanity(&mut self, tx: &mut impl Rows, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
         let contracts: HashSet<ContractId> = tasks
@@ -246,7 +256,8 @@ impl Work {
         }
         let Some(contract) = self.contracts.get_mut(task.contract) else { return };
         contract.live += 1;
-        let (contract_name, contract_wall_time) = (contract.name.clone(), contract.limits.wall_time);
+        let (contract_name, limits) = (contract.name.clone(), contract.limits.clone());
+        let (resume, origin) = self.resume(&task, daemon);
         let attempt = Attempt {
             task: id,
             number,
@@ -264,11 +275,14 @@ impl Work {
             last_message: String::new(),
             usage: Usage::default(),
             warnings: Vec::new(),
-            wall_time: task.spec.limits.wall_time.or(contract_wall_time),
+            wall_time: task.spec.limits.wall_time.or(limits.wall_time),
             assigned: self.now,
             started: None,
             output_bytes: 0,
             commands: Vec::new(),
+            origin,
+            checkpoint: None,
+            checkpointed: None,
         };
         let reference = attempt.reference();
         let spec = &task.spec;
@@ -293,11 +307,48 @@ impl Work {
             depth: task.depth,
             task_key: keys.derive(reference),
             contract_tasks: self.contract_tasks(&task),
+            checkpoint_every: limits.checkpoint_every,
+            final_checkpoint: limits.final_checkpoint,
+            resume,
         };
         self.attempt_numbers.insert((id, number), attempt.id);
         self.attempts.insert(attempt.id, attempt);
         self.served.insert((task.contract, task.class), task.owner);
         self.command(daemon, reference, Order::Spawn(Box::new(spawn)));
+    }
+
+    /// What the next attempt of a task on this daemon goes on from: the worktree, if it is there, else the checkpoint.
+    fn resume(&self, task: &Task, daemon: DaemonId) -> (Option<Resume>, Origin) {
+        let earlier = self.attempt_numbers.get(&(task.id, task.attempt)).and_then(|id| self.attempts.get(*id));
+        let checkpoint = task.checkpoint.and_then(|id| self.checkpoints.get(&id));
+        let here = task.here.as_ref().filter(|here| here.daemon == daemon);
+        let origin = match (here, checkpoint) {
+            (Some(here), _) => Origin::Worktree { attempt: here.attempt.number },
+            (None, Some(checkpoint)) => Origin::Checkpoint { id: checkpoint.id },
+            (None, None) => return (None, Origin::Base),
+        };
+        let branched = task.spec.branched_from.filter(|from| Some(from.checkpoint) == task.checkpoint);
+        let in_checkpoint = || checkpoint.map(|checkpoint| checkpoint.about.session_id.clone()).unwrap_or_default();
+        let session_id = match (here, branched) {
+            (Some(_), _) => earlier.map(|earlier| earlier.agent_session_id.clone()).unwrap_or_default(),
+            (None, Some(from)) if !from.conversation => String::new(),
+            (None, _) => in_checkpoint(),
+        };
+        let base_commit = match here {
+            Some(_) => earlier.map(|earlier| earlier.base_commit.clone()),
+            None => checkpoint.map(|checkpoint| checkpoint.about.base_commit.clone()),
+        };
+        let resume = Resume {
+            here: here.map(|here| EarlierWorktree { attempt: here.attempt, path: here.worktree.clone() }),
+            chain: checkpoint.map(|checkpoint| checkpoint.chain.clone()).unwrap_or_default(),
+            base_commit: base_commit.unwrap_or_default(),
+            session_id,
+            fork_session: branched.is_some_and(|from| from.conversation),
+            reason: task.tries.last_failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default(),
+            last_message: earlier.map(|earlier| earlier.last_message.clone()).unwrap_or_default(),
+            summary: checkpoint.map(|checkpoint| checkpoint.about.summary.clone()).unwrap_or_default(),
+        };
+        (Some(resume), origin)
     }
 
     fn dependency_results(&self, id: TaskId) -> Vec<DependencyResult> {
@@ -311,6 +362,11 @@ impl Work {
                 commit: task.result().map(|result| result.commit.clone()).unwrap_or_default(),
                 result_ref: task.result().map(|result| result.result_ref.clone()).unwrap_or_default(),
                 daemon: task.daemon,
+                blob: task.result().map(|result| result.blob.clone()).unwrap_or_default(),
+                blob_sha256: task
+                    .result()
+                    .and_then(|result| Some(result.pack.as_ref()?.sha256.clone()))
+                    .unwrap_or_default(),
             })
             .collect();
         results.sort_by_key(|result| result.task);
@@ -365,6 +421,7 @@ fn head(task: &Task, near: Option<&Vec<DaemonId>>) -> Head {
         priority: task.spec.priority,
         created: task.created,
         repository: task.spec.repository.clone(),
+        first: task.prefer.into_iter().chain(task.here.as_ref().map(|here| here.daemon)).collect(),
         near: near.cloned().unwrap_or_default(),
         avoid: task.tries.avoid.clone(),
     }

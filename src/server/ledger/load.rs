@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     domain::{
-        AttemptId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind, report::Report,
+        AttemptId, CheckpointId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind,
+        report::Report,
     },
     store::{Due as _, Result},
 };
@@ -47,6 +48,9 @@ struct Keys {
     upstream: HashSet<TaskId>,
     /// Tasks whose newest attempt is needed.
     newest: HashSet<TaskId>,
+    /// Attempts whose results' packs may be here.
+    packs: HashSet<AttemptId>,
+    checkpoints: HashSet<CheckpointId>,
     /// Tasks with everything that depends on them.
     closures: HashSet<TaskId>,
     /// Tasks whose whole ancestry is needed, to see a cycle.
@@ -154,10 +158,22 @@ impl Keys {
                 self.daemons.insert(*daemon);
                 self.attempts.insert(message.attempt.id);
                 if let Report::Complete(complete) = &message.report
-                    && complete.outcome.is_ok()
+                    && let Ok(result) = &complete.outcome
                 {
                     self.downstream.insert(message.attempt.task);
+                    if result.is_awaited() {
+                        self.packs.insert(message.attempt.id);
+                    }
                 }
+            }
+            Op::CheckpointStored(checkpoint) => {
+                self.attempts.insert(checkpoint.attempt.id);
+                self.checkpoints.insert(checkpoint.id);
+                self.checkpoints.extend(checkpoint.about.base);
+            }
+            Op::ResultStored { attempt, .. } => {
+                self.attempts.insert(attempt.id);
+                self.downstream.insert(attempt.task);
             }
             Op::DaemonLost { daemon, .. } => {
                 self.daemons.insert(*daemon);
@@ -181,6 +197,7 @@ impl Work {
             self.load_due(tx, &mut keys).await?;
         }
         self.load_people(tx, &keys).await?;
+        self.load_blobs(tx, &keys).await?;
         self.load_daemons(tx, &mut keys).await?;
         self.load_tasks(tx, &mut keys).await?;
         self.load_graph(tx, &mut keys).await?;
@@ -208,6 +225,24 @@ impl Work {
         self.next_due = tx.next_due(self.now).await?;
         keys.attempts.extend(&self.due_attempts);
         keys.tasks.extend(&self.due_tasks);
+        Ok(())
+    }
+
+    async fn load_blobs(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
+        let packs: Vec<_> = keys.packs.iter().copied().collect();
+        self.packs.extend(tx.blobs_of_results(&packs).await?);
+        self.load_checkpoints(tx, keys.checkpoints.iter().copied()).await
+    }
+
+    /// Reads checkpoints that are not here yet.
+    pub(super) async fn load_checkpoints(
+        &mut self,
+        tx: &mut impl Rows,
+        ids: impl Iterator<Item = CheckpointId>,
+    ) -> Result<()> {
+        let missing: Vec<_> = ids.filter(|id| !self.checkpoints.contains_key(id)).collect();
+        let found = tx.checkpoints_fetch(&missing).await?;
+        self.checkpoints.extend(found.into_iter().map(|checkpoint| (checkpoint.id, checkpoint)));
         Ok(())
     }
 

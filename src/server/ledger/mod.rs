@@ -318,6 +318,8 @@ impl Writer {
             | Op::Seen(_)
             | Op::Answered { .. }
             | Op::Message { .. }
+            | Op::CheckpointStored(_)
+            | Op::ResultStored { .. }
             | Op::DaemonLost { .. }
             | Op::Sweep => {
                 let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -5,11 +5,12 @@ use tokio::sync::mpsc;
 
 use crate::domain::{
     AttemptRef, DaemonId, Epoch, KeyId, OwnerId, Timestamp,
+    checkpoint::Checkpoint,
     contract::Contract,
     daemon::{Daemon, Hello},
     id::{ContractId, TaskId},
     key::{Key, KeyKind},
-    order::{Answer, Command},
+    order::{Answer, Command, OrderKind},
     reconcile::Verdict,
     report::{Message, MessageOutcome},
     task::Task,
@@ -81,9 +82,13 @@ pub enum Op {
     /// Coarse times of last hearing. [`Reply::Done`].
     Seen(Vec<(DaemonId, Epoch, Timestamp)>),
     /// A daemon answered a command. [`Reply::Done`].
-    Answered { daemon: DaemonId, epoch: Epoch, attempt: AttemptRef, spawn: bool, sequence: i64, answer: Answer },
+    Answered { daemon: DaemonId, epoch: Epoch, attempt: AttemptRef, of: OrderKind, sequence: i64, answer: Answer },
     /// A daemon reported. [`Reply::Message`].
     Message { daemon: DaemonId, message: Message },
+    /// The server has a checkpoint, durably; its chain may hold only ids where it builds on others. [`Reply::Done`].
+    CheckpointStored(Box<Checkpoint>),
+    /// The server has the pack of an attempt's result, durably, as this blob. [`Reply::Done`].
+    ResultStored { attempt: AttemptRef, blob: String },
     /// A daemon has been quiet for lost-after. [`Reply::Done`].
     DaemonLost { daemon: DaemonId, epoch: Epoch },
     /// Whatever a time has come for. [`Reply::Swept`].

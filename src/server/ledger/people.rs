@@ -18,7 +18,7 @@ use crate::{
         draft::{ContractUpdate, NewContract, NewTask, NewTasks, TaskUpdate},
         key::{Key, KeyKind},
         task::{MAX_TASKS, Task, TaskState, TaskStatus, Tries},
-        transition::TaskEvent,
+        transition::{RetryFrom, TaskEvent},
     },
     store::{Edge, Remembered},
 };
@@ -266,6 +266,9 @@ impl Work {
                 updated: self.now,
                 started: None,
                 interrupted: None,
+                checkpoint: None,
+                here: None,
+                prefer: None,
             };
             self.task_new(task, actor);
         }
@@ -312,6 +315,8 @@ impl Work {
             limits.max_retries = update.max_retries.unwrap_or(limits.max_retries);
             limits.wall_time = update.wall_time.unwrap_or(limits.wall_time);
             limits.rerun_after = update.rerun_after.unwrap_or(limits.rerun_after);
+            limits.checkpoint_every = update.checkpoint_every.unwrap_or(limits.checkpoint_every);
+            limits.final_checkpoint = update.final_checkpoint.unwrap_or(limits.final_checkpoint);
         })
     }
 
@@ -548,7 +553,8 @@ impl Work {
         if self.contracts.get(contract).is_some_and(|contract| contract.cancelled.is_some()) {
             return Err(Error::Precondition("the contract is cancelled; its tasks cannot be retried".to_owned()));
         }
-        self.task_event(id, &TaskEvent::Retry, actor).map_err(|refused| Error::Precondition(refused.to_string()))?;
+        self.task_event(id, &TaskEvent::Retry(RetryFrom::Work), actor)
+            .map_err(|refused| Error::Precondition(refused.to_string()))?;
         self.reply_task(id)
     }
 

@@ -4,8 +4,9 @@
 
 use crate::{
     domain::{
-        AttemptId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        AttemptId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
         attempt::Attempt,
+        checkpoint::Checkpoint,
         contract::Contract,
         daemon::{Daemon, Requirements},
         event::Change,
@@ -55,6 +56,8 @@ rows! {
     fn edges_to(&mut self, dependencies: &[TaskId]) -> Vec<Edge>;
     fn edges_upstream(&mut self, of: &[TaskId]) -> Vec<Edge>;
     fn contracts_fetch(&mut self, contracts: &[ContractId]) -> Vec<Contract>;
+    fn checkpoints_fetch(&mut self, checkpoints: &[CheckpointId]) -> Vec<Checkpoint>;
+    fn blobs_of_results(&mut self, attempts: &[AttemptId]) -> Vec<String>;
 
     // Reading, for `dispatch`.
     fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Vec<LaneHead>;
@@ -72,6 +75,7 @@ rows! {
     fn edges_put(&mut self, edges: &[Edge]) -> ();
     fn edges_delete(&mut self, edges: &[Edge]) -> ();
     fn attempts_put(&mut self, attempts: &[&Attempt]) -> ();
+    fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> ();
     fn daemons_put(&mut self, daemons: &[&Daemon]) -> ();
     fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> ();
     fn commands_delete(&mut self, commands: &[(DaemonId, i64)]) -> ();

@@ -9,8 +9,10 @@ use uuid::Uuid;
 use super::{dice::Dice, op::Error, op::Push, rows::Rows, table::Table};
 use crate::{
     domain::{
-        AttemptId, AttemptRef, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
+        Timestamp,
         attempt::{Attempt, AttemptEvent, AttemptStep},
+        checkpoint::Checkpoint,
         contract::{Contract, ContractStatus},
         daemon::{Daemon, Requirements},
         event::{Change, What},
@@ -42,6 +44,11 @@ pub(super) struct Work {
     pub(super) attempt_numbers: HashMap<(TaskId, u32), AttemptId>,
     pub(super) respecs: HashSet<TaskId>,
     pub(super) classes: HashMap<ClassId, (OwnerId, Requirements)>,
+    /// Loaded, or stored by this batch.
+    pub(super) checkpoints: HashMap<CheckpointId, Checkpoint>,
+    pub(super) checkpoints_new: Vec<CheckpointId>,
+    /// Names of results' packs that the server has, of attempts that are loaded for their ends.
+    pub(super) packs: HashSet<String>,
     pub(super) commands: Vec<(DaemonId, Command)>,
     pub(super) commands_gone: HashSet<(DaemonId, i64)>,
     pub(super) unanswered: HashMap<DaemonId, Vec<Command>>,
@@ -147,7 +154,7 @@ impl Work {
                 // First what happened to the task, then what that brings about.
                 self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail(event, &after));
                 self.status_changed(&before, &after);
-                if *event == TaskEvent::Retry {
+                if matches!(event, TaskEvent::Retry(_)) {
                     self.recount(id);
                 }
                 Ok(true)
@@ -277,6 +284,11 @@ impl Work {
     /// Wants an attempt ended: fences it and tells its daemon.
     pub(super) fn end_attempt(&mut self, id: AttemptId, reason: &str) {
         if let AttemptStep::Moved(attempt) = self.attempt_event(id, &AttemptEvent::End { reason: reason.to_owned() }) {
+            if !attempt.is_live() {
+                // Nothing of it was left to end.
+                self.attempt_gone(attempt.task, attempt.number, "server");
+                return;
+            }
             let order = Order::Cancel { reason: reason.to_owned(), grace: crate::domain::order::DEFAULT_GRACE };
             self.command(attempt.daemon, attempt.reference(), order);
         }
@@ -393,6 +405,8 @@ impl Work {
         tx.edges_put(&edges).await?;
         let gone: Vec<Edge> = self.edges_gone.values().copied().collect();
         tx.edges_delete(&gone).await?;
+        let checkpoints: Vec<_> = self.checkpoints_new.iter().filter_map(|id| self.checkpoints.get(id)).collect();
+        tx.checkpoints_insert(&checkpoints).await?;
         tx.attempts_put(&self.attempts.dirty()).await?;
         tx.daemons_put(&self.daemons.dirty()).await?;
         let commands: Vec<_> = self
@@ -446,6 +460,7 @@ impl Work {
             && self.daemons.dirty().is_empty()
             && self.edges.dirty().is_empty()
             && self.edges_gone.is_empty()
+            && self.checkpoints_new.is_empty()
             && self.commands.is_empty()
             && self.commands_gone.is_empty()
             && self.remember.is_empty()
@@ -467,7 +482,10 @@ fn event_word(event: &TaskEvent, after: &Task) -> &'static str {
         TaskEvent::WaitOver => "task.wait_over",
         TaskEvent::Merged => "task.merged",
         TaskEvent::Cancel { .. } => "task.cancelled",
-        TaskEvent::Retry => "task.retried",
+        TaskEvent::Retry(_) => "task.retried",
+        TaskEvent::Checkpointed { .. } => "task.checkpointed",
+        TaskEvent::Reassign { .. } => "task.reassigned",
+        TaskEvent::ForceRelease => "task.force_released",
         TaskEvent::Hold(_) => "task.held",
         TaskEvent::Release => "task.released",
         TaskEvent::Paused(_) => "task.paused",
@@ -484,13 +502,16 @@ fn detail(event: &TaskEvent, after: &Task) -> String {
         TaskEvent::Hold(hold) | TaskEvent::Paused(hold) => hold.reason.clone(),
         TaskEvent::Assigned { .. } => after.branch.clone(),
         TaskEvent::ResultStored { .. } => after.result().map(|result| result.commit.clone()).unwrap_or_default(),
+        TaskEvent::Checkpointed { checkpoint, .. } => checkpoint.to_string(),
         TaskEvent::Started { .. }
         | TaskEvent::Completed { .. }
         | TaskEvent::Revived { .. }
         | TaskEvent::AttemptGone { .. }
         | TaskEvent::WaitOver
         | TaskEvent::Merged
-        | TaskEvent::Retry
+        | TaskEvent::Retry(_)
+        | TaskEvent::Reassign { .. }
+        | TaskEvent::ForceRelease
         | TaskEvent::Release
         | TaskEvent::Resumed
         | TaskEvent::InputGiven => String::new(),
@@ -511,6 +532,7 @@ fn fields(before: &Task, after: &Task) -> Vec<String> {
         ("not_before", before.wait() != after.wait()),
         ("start_time", before.started != after.started),
         ("interrupt_time", before.interrupted != after.interrupted),
+        ("checkpoint_id", before.checkpoint != after.checkpoint),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()
 }

@@ -73,6 +73,7 @@ impl Api {
             received_offset: progress.received,
             complete: progress.complete,
             refused,
+            ..Default::default()
         };
         let is_output = request.kind() == pb::ChunkKind::Output;
         if !is_output || !self.knows(owner, known, attempt).await? {

@@ -192,6 +192,7 @@ impl PlayedDaemon {
             branch: "b".into(),
             result_ref: "refs/r".into(),
             published: true,
+            ..Default::default()
         };
         let complete = pb::TaskComplete {
             outcome: Some(pb::task_complete::Outcome::Success(success)),
@@ -360,6 +361,7 @@ async fn output_is_followed_while_it_comes() {
         crc32: crc32fast::hash(data),
         last,
         gap: false,
+        ..Default::default()
     };
     chunks.send(chunk(0, b"hello ", false)).await.unwrap();
     let answer = answers.message().await.unwrap().unwrap();

@@ -5,7 +5,9 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::{
-    attempt::FailureClass,
+    attempt::{FailureClass, Pack},
+    checkpoint::{Link, MAX_BYTES, MAX_CHAIN},
+    order::{EarlierWorktree, Resume},
     report::{MAX_FAILURE_BYTES, MAX_LINE_BYTES},
     task::TaskStatus,
 };
@@ -70,12 +72,23 @@ fn progresses() -> impl Strategy<Value = Progress> {
 
 fn outcomes() -> impl Strategy<Value = Result<TaskResult, Failure>> {
     prop_oneof![
-        ("[0-9a-f]{40}", "[a-z/-]{1,60}", "[a-z/-]{1,60}", any::<bool>()).prop_map(
-            |(commit, branch, result_ref, published)| Ok(TaskResult { commit, branch, result_ref, published })
+        ("[0-9a-f]{40}", "[a-z/-]{1,60}", "[a-z/-]{1,60}", any::<bool>(), prop::option::of(packs())).prop_map(
+            |(commit, branch, result_ref, published, pack)| Ok(TaskResult {
+                commit,
+                branch,
+                result_ref,
+                published,
+                pack,
+                blob: String::new()
+            })
         ),
         (prop::sample::select(&FailureClass::ALL[..]), "[^\0]{0,300}", prop::option::of(times()))
             .prop_map(|(class, message, reset)| Err(Failure { class, message, reset })),
     ]
+}
+
+fn packs() -> impl Strategy<Value = Pack> {
+    (1..=MAX_BYTES, "[0-9a-f]{64}").prop_map(|(bytes, sha256)| Pack { bytes, sha256 })
 }
 
 fn reports() -> impl Strategy<Value = Report> {
@@ -110,15 +123,41 @@ fn reports() -> impl Strategy<Value = Report> {
     ]
 }
 
+fn resumes() -> impl Strategy<Value = Resume> {
+    let here = (attempt_refs(), "/[a-z]{1,9}").prop_map(|(attempt, path)| EarlierWorktree { attempt, path });
+    let link = (ids(), "[a-z/]{1,20}", packs()).prop_map(|(id, blob, Pack { bytes, sha256 })| Link {
+        id,
+        blob,
+        bytes,
+        sha256,
+    });
+    let words = ("[0-9a-f]{0,40}", "[a-z0-9-]{0,36}", ".{0,60}", ".{0,60}", ".{0,60}");
+    (prop::option::of(here), prop::collection::vec(link, 0..=MAX_CHAIN), words, any::<bool>()).prop_map(
+        |(here, chain, (base_commit, session_id, reason, last_message, summary), fork_session)| Resume {
+            here,
+            chain,
+            base_commit,
+            session_id,
+            fork_session,
+            reason,
+            last_message,
+            summary,
+        },
+    )
+}
+
 fn spawns() -> impl Strategy<Value = Spawn> {
     let dependency = (ids(), "[a-z]{1,9}", statuses(), "[0-9a-f]{0,40}", "[a-z/]{0,40}", prop::option::of(ids()))
-        .prop_map(|(task, name, status, commit, result_ref, daemon)| DependencyResult {
+        .prop_flat_map(|dependency| (Just(dependency), "[a-z/]{0,20}", "[0-9a-f]{64}"))
+        .prop_map(|((task, name, status, commit, result_ref, daemon), blob, blob_sha256)| DependencyResult {
             task,
             name,
             status,
             commit,
             result_ref,
             daemon,
+            blob,
+            blob_sha256,
         });
     let categories = prop::collection::vec(
         prop::sample::select(vec![Category::Schema, Category::Types, Category::Backend, Category::Ui]),
@@ -130,7 +169,8 @@ fn spawns() -> impl Strategy<Value = Spawn> {
     let git = ("[a-z]{0,9}", "[a-z/]{1,40}", "[a-z/]{1,40}", ".{0,60}", prop::collection::vec("[a-z*]{1,9}", 0..4));
     let times = (spans(), prop::option::of(spans()), spans());
     let tree = (prop::option::of(ids()), any::<u32>(), "[a-z0-9_]{0,40}");
-    let lists = (prop::collection::vec(dependency, 0..4), prop::collection::vec(other, 0..4));
+    let work = (spans(), any::<bool>(), prop::option::of(resumes()));
+    let lists = (prop::collection::vec(dependency, 0..4), prop::collection::vec(other, 0..4), work);
     (ids(), words, git, times, tree, lists).prop_map(|(contract, words, git, times, tree, lists)| Spawn {
         contract,
         contract_name: words.0,
@@ -152,6 +192,9 @@ fn spawns() -> impl Strategy<Value = Spawn> {
         task_key: tree.2,
         dependencies: lists.0,
         contract_tasks: lists.1,
+        checkpoint_every: lists.2.0,
+        final_checkpoint: lists.2.1,
+        resume: lists.2.2,
     })
 }
 
@@ -159,6 +202,7 @@ fn orders() -> impl Strategy<Value = Order> {
     prop_oneof![
         spawns().prop_map(|spawn| Order::Spawn(Box::new(spawn))),
         (".{0,60}", spans()).prop_map(|(reason, grace)| Order::Cancel { reason, grace }),
+        Just(Order::Checkpoint),
     ]
 }
 

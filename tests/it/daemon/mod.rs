@@ -119,6 +119,9 @@ impl Bench {
             depth: 0,
             task_key: "mk_task_0123456789abcdef".to_owned(),
             contract_tasks: Vec::new(),
+            checkpoint_every: Duration::ZERO,
+            final_checkpoint: false,
+            resume: None,
         }
     }
 

@@ -37,6 +37,7 @@ async fn attempts_come_back_whole(kind: Kind) {
         AttemptState::Running { since: at(7) },
         AttemptState::Ending { since: at(8), reason: ODD.to_owned() },
         disconnected(9),
+        AttemptState::Finalizing { since: at(9), result: result() },
         AttemptState::Ended { at: at(10), outcome: Ok(result()) },
         AttemptState::Ended { at: at(11), outcome: Err(failure()) },
     ];

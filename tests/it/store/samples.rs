@@ -3,14 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use makima::domain::{
-    AttemptId, AttemptRef, ClassId, CommandId, ContractId, DaemonId, Epoch, KeyId, OwnerId, TaskId, Timestamp,
+    AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, KeyId, OwnerId, TaskId,
+    Timestamp,
     analysis::Category,
-    attempt::{Attempt, AttemptState, Failure, FailureClass, TaskResult, Usage},
+    attempt::{Attempt, AttemptState, Failure, FailureClass, Pack, TaskResult, Usage},
+    checkpoint::{About, Checkpoint, Here, Link, Origin, Reason},
     contract::{Cancelled, Contract, ContractLimits, Counts, Hold},
     daemon::{Card, Daemon, Profile, Requirements},
     event::{Change, What},
-    order::{Command, ContractTask, DependencyResult, Order, Spawn},
-    task::{Avoid, Task, TaskLimits, TaskSpec, TaskState, TaskStatus, Tries, Wait, WaitReason},
+    order::{Command, ContractTask, DependencyResult, Order, Resume, Spawn},
+    task::{Avoid, BranchedFrom, Task, TaskLimits, TaskSpec, TaskState, TaskStatus, Tries, Wait, WaitReason},
 };
 use uuid::Uuid;
 
@@ -51,6 +53,8 @@ pub fn contract(owner: OwnerId, n: u128) -> Contract {
             max_retries: 7,
             wall_time: Some(Duration::from_nanos(1_234_567_891)),
             rerun_after: Duration::from_millis(1),
+            checkpoint_every: Duration::from_millis(2),
+            final_checkpoint: false,
         },
         anonymous: false,
         held: Some(hold()),
@@ -94,6 +98,11 @@ pub fn spec(name: &str) -> TaskSpec {
         limits: TaskLimits { wall_time: Some(Duration::from_secs(9)), max_retries: Some(0) },
         hidden: false,
         parent: Some(TaskId(id(999))),
+        branched_from: Some(BranchedFrom {
+            task: TaskId(id(998)),
+            checkpoint: CheckpointId(id(997)),
+            conversation: true,
+        }),
     }
 }
 
@@ -126,6 +135,13 @@ pub fn task(contract: &Contract, n: u128, name: &str) -> Task {
         updated: at(11),
         started: Some(at(12)),
         interrupted: Some(at(13)),
+        checkpoint: Some(CheckpointId(id(14))),
+        here: Some(Here {
+            attempt: AttemptRef { task: TaskId(id(n)), number: 3, id: AttemptId(id(15)) },
+            daemon: DaemonId(id(7)),
+            worktree: ODD.to_owned(),
+        }),
+        prefer: Some(DaemonId(id(9))),
     }
 }
 
@@ -143,6 +159,8 @@ pub fn result() -> TaskResult {
         branch: ODD.to_owned(),
         result_ref: "refs/makima/results/x".to_owned(),
         published: true,
+        pack: Some(Pack { bytes: 1, sha256: "d".repeat(64) }),
+        blob: "o/a/result/x".to_owned(),
     }
 }
 
@@ -200,6 +218,9 @@ pub fn attempt(task: &Task, n: u128, number: u32, daemon: DaemonId, state: Attem
         started: Some(at(31)),
         output_bytes: 1 << 40,
         commands: vec![1, i64::MAX],
+        origin: Origin::Worktree { attempt: 1 },
+        checkpoint: Some(CheckpointId(id(16))),
+        checkpointed: Some(at(32)),
     }
 }
 
@@ -225,6 +246,37 @@ pub fn daemon(owner: OwnerId, n: u128, name: &str) -> Daemon {
         last_command: 1 << 50,
         created: at(40),
         last_seen: at(41),
+    }
+}
+
+/// One file of a checkpoint's chain.
+pub fn link(n: u128) -> Link {
+    Link { id: CheckpointId(id(n)), blob: format!("o/a/checkpoint/{n}"), bytes: 1 << 20, sha256: "f".repeat(64) }
+}
+
+/// A checkpoint of an attempt, with something in every field.
+pub fn checkpoint(task: &Task, n: u128, attempt: AttemptRef) -> Checkpoint {
+    Checkpoint {
+        id: CheckpointId(id(n)),
+        attempt,
+        contract: task.contract,
+        owner: task.owner,
+        daemon: DaemonId(id(7)),
+        chain: vec![link(1), link(n)],
+        about: About {
+            base: Some(CheckpointId(id(1))),
+            reason: Reason::Asked,
+            taken: at(50),
+            head: "c".repeat(40),
+            branch: ODD.to_owned(),
+            base_commit: "b".repeat(40),
+            session_id: "s".to_owned(),
+            summary: ODD.to_owned(),
+            omitted: vec![ODD.to_owned()],
+            unsettled: true,
+        },
+        orphan: true,
+        stored: at(51),
     }
 }
 
@@ -254,6 +306,8 @@ pub fn spawn(task: &Task, sequence: i64, n: u128) -> Command {
                 commit: "c".to_owned(),
                 result_ref: "r".to_owned(),
                 daemon: Some(DaemonId(id(7))),
+                blob: "o/a/result/x".to_owned(),
+                blob_sha256: "e".repeat(64),
             }],
             setup_command: spec.setup_command.clone(),
             setup_timeout: Duration::from_secs(600),
@@ -269,6 +323,14 @@ pub fn spawn(task: &Task, sequence: i64, n: u128) -> Command {
                 status: TaskStatus::Pending,
                 categories: vec![Category::Schema, Category::Ui],
             }],
+            checkpoint_every: Duration::from_secs(300),
+            final_checkpoint: true,
+            resume: Some(Resume {
+                chain: vec![link(1)],
+                summary: ODD.to_owned(),
+                fork_session: true,
+                ..Resume::default()
+            }),
         })),
     }
 }

@@ -1,0 +1,102 @@
+//! Checkpoints. A row is written after its blob is durable, and deleted before it.
+
+use serde::Serialize;
+
+use super::{
+    Result, Tx,
+    contract::{Doc, ID, ids},
+    sql::{Kind, LazySql, Sql},
+};
+use crate::domain::{AttemptId, CheckpointId, OwnerId, TaskId, Timestamp, checkpoint::Checkpoint};
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: CheckpointId,
+    task: TaskId,
+    attempt: AttemptId,
+    owner: OwnerId,
+    stored: Timestamp,
+    doc: &'a Checkpoint,
+}
+
+impl Tx {
+    /// Writes checkpoints that the server has; one that is there stays as it is.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> Result<()> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "INSERT INTO checkpoints (id, task, attempt, owner, stored, doc)
+                 SELECT id, task, attempt, owner, stored, doc FROM {rows} WHERE true
+                 ON CONFLICT (id) DO NOTHING",
+                &[
+                    ("id", Kind::Uuid),
+                    ("task", Kind::Uuid),
+                    ("attempt", Kind::Uuid),
+                    ("owner", Kind::Uuid),
+                    ("stored", Kind::Time),
+                    ("doc", Kind::Json),
+                ],
+            )
+        });
+        let rows: Vec<Row<'_>> = checkpoints
+            .iter()
+            .map(|checkpoint| Row {
+                id: checkpoint.id,
+                task: checkpoint.attempt.task,
+                attempt: checkpoint.attempt.id,
+                owner: checkpoint.owner,
+                stored: checkpoint.stored,
+                doc: checkpoint,
+            })
+            .collect();
+        self.execute(&SQL, &rows).await?;
+        Ok(())
+    }
+
+    /// Checkpoints by their ids; those that do not exist are absent.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_fetch(&mut self, checkpoints: &[CheckpointId]) -> Result<Vec<Checkpoint>> {
+        static SQL: LazySql =
+            LazySql::new(|| Sql::new("SELECT doc FROM checkpoints WHERE id IN (SELECT rows.id FROM {rows})", ID));
+        if checkpoints.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<Doc<Checkpoint>> = self.fetch(&SQL, &ids(checkpoints)).await?;
+        Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// The newest checkpoints of a task, newest first.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_of_task(&mut self, task: TaskId, limit: i64) -> Result<Vec<Checkpoint>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT c.doc FROM checkpoints c WHERE c.task = (SELECT rows.id FROM {rows}) ORDER BY c.id DESC LIMIT $2",
+                ID,
+            )
+        });
+        let rows: Vec<Doc<Checkpoint>> = self.fetch_some(&SQL, &ids(&[task]), limit).await?;
+        Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// All checkpoints of these attempts, in the order they were taken.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_of_attempts(&mut self, attempts: &[AttemptId]) -> Result<Vec<Checkpoint>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new("SELECT c.doc FROM {rows} JOIN checkpoints c ON c.attempt = rows.id ORDER BY c.id", ID)
+        });
+        if attempts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<Doc<Checkpoint>> = self.fetch(&SQL, &ids(attempts)).await?;
+        Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// Forgets checkpoints. Their blobs are deleted after that.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_delete(&mut self, checkpoints: &[CheckpointId]) -> Result<()> {
+        static SQL: LazySql =
+            LazySql::new(|| Sql::new("DELETE FROM checkpoints WHERE id IN (SELECT rows.id FROM {rows})", ID));
+        self.execute(&SQL, &ids(checkpoints)).await?;
+        Ok(())
+    }
+}
