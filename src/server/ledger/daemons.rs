@@ -94,6 +94,12 @@ impl Work {
                 "daemon {id} belongs to another owner; give this one its own state directory"
             )));
         }
+        // Where nothing is live nothing can be harmed, and a journal that was put back from a copy is taken as it is.
+        if let Some(known) = known.as_ref().filter(|known| known.is_older(hello))
+            && self.attempts.values().any(|attempt| attempt.daemon == id && attempt.is_live())
+        {
+            return Err(Error::StaleSession(known.epoch));
+        }
         self.claim_name(attach.owner, id, &hello.card.name)?;
         let daemon = Daemon {
             id,
@@ -104,6 +110,8 @@ impl Work {
             attached: true,
             draining: known.as_ref().is_some_and(|known| known.draining),
             last_command: known.as_ref().map_or(0, |known| known.last_command).max(hello.last_command),
+            journal: Some(hello.journal),
+            persisted: hello.last_command,
             created: known.as_ref().map_or(self.now, |known| known.created),
             last_seen: self.now,
         };
@@ -194,7 +202,7 @@ impl Work {
                 // Refused only where a newer attempt has its place, and then it is fenced.
                 let _ = self.task_event(
                     reference.task,
-                    &TaskEvent::Revived { attempt: reference.number, running },
+                    &TaskEvent::Revived { attempt: reference.number, running, usage: attempt.usage.clone() },
                     &format!("daemon:{}", attempt.daemon),
                 );
             }
@@ -205,6 +213,11 @@ impl Work {
 
     fn answered(&mut self, daemon: DaemonId, reference: AttemptRef, of: OrderKind, sequence: i64, answer: &Answer) {
         self.commands_gone.insert((daemon, sequence));
+        if let Some(daemon) = self.daemons.get_mut(daemon)
+            && *answer == Answer::Persisted
+        {
+            daemon.persisted = daemon.persisted.max(sequence);
+        }
         if let Some(attempt) = self.attempts.get_mut(reference.id) {
             attempt.commands.retain(|command| *command != sequence);
         }
@@ -257,6 +270,8 @@ impl Work {
                 let moved = self.task_event(reference.task, &TaskEvent::Started { attempt: reference.number }, &actor);
                 judged(&moved)
             }
+            // What it had used was counted with its end.
+            Report::Progress(_) if !attempt.is_live() => MessageOutcome::AlreadyApplied,
             Report::Progress(progress) => {
                 let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
                 attempt.agent_session_id.clone_from(&progress.agent_session_id);

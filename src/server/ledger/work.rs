@@ -198,13 +198,10 @@ impl Work {
     }
 
     /// A dependency has become complete, or is no longer: the edge and the dependent's counter follow, once. A dependent
-    /// that has started keeps what it started from.
+    /// that has started goes on with what it started from; should it be tried again, it waits like any other.
     fn satisfy(&mut self, dependent: TaskId, dependency: TaskId, complete: bool) {
         let key = (dependent, dependency);
         let Some(task) = self.tasks.get(dependent) else { return };
-        if !complete && task.status() != TaskStatus::Pending {
-            return;
-        }
         let ready_before = task.is_ready();
         let Some(edge) = self.edges.get(key).copied() else { return };
         if edge.satisfied == complete || self.edges_gone.contains_key(&key) {
