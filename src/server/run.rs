@@ -20,13 +20,15 @@ use super::{
     blobs::Blobs,
     ledger::Ledger,
     listen,
+    metrics::Measured,
     output::OutputStore,
     reaper,
     services::Api,
     session::{Heard, Host, Times},
+    uploads::Uploads,
 };
 use crate::{
-    runtime::{clock, lifecycle::Shutdown},
+    runtime::{clock, lifecycle::Shutdown, metrics::Exporter},
     store::{self, Claim, Store, Url},
 };
 
@@ -42,13 +44,15 @@ pub struct Config {
     pub database: Url,
     /// Heartbeats.
     pub times: Times,
+    /// Where what is measured is shown, if anybody serves it.
+    pub metrics: Exporter,
 }
 
 impl Config {
     /// A server with the default times.
     pub fn new(database: Url, state_dir: PathBuf) -> Self {
         let times = Times { heartbeat: Duration::from_secs(15), lost_after: Duration::from_secs(45) };
-        Self { state_dir, database, times }
+        Self { state_dir, database, times, metrics: Exporter::default() }
     }
 }
 
@@ -108,17 +112,21 @@ async fn serve(
     // The ledger ends after everybody who speaks to it, so it has an end of its own.
     let last = Shutdown::new();
     last.spawn_loop("ledger", writer);
+    let measured = Arc::new(Measured::new(store.clone(), ledger.clone()));
+    config.metrics.add(&measured);
 
     let output = OutputStore::new(store.clone(), blobs.clone());
+    let staging = config.state_dir.join("uploads");
+    let files = Uploads::open(&staging, store.clone(), blobs.clone(), ledger.clone()).map_err(Error::Blobs)?;
     let auth = Auth::new(store.clone(), task_keys);
     let host =
         Host { ledger: ledger.clone(), heard: Arc::clone(&heard), times: config.times, shutdown: shutdown.clone() };
-    let api = Api::new(store.clone(), auth.clone(), output.clone(), blobs.clone(), host);
+    let api = Api::new(store.clone(), auth.clone(), output.clone(), files.clone(), blobs.clone(), host);
 
     let silence = reaper::silence(store.clone(), ledger.clone(), heard, config.times, shutdown.clone());
     shutdown.spawn_loop("silence", silence);
     shutdown.spawn_loop("sweep", reaper::sweep(ledger.clone(), shutdown.clone()));
-    shutdown.spawn_loop("forget", reaper::forget(store.clone(), blobs, shutdown.clone()));
+    shutdown.spawn_loop("forget", reaper::forget(store.clone(), blobs, files, shutdown.clone()));
     shutdown.spawn_loop("output", output.run(shutdown.clone()));
     shutdown.spawn_loop("feed", api.feed.clone().run(shutdown.clone()));
     shutdown.spawn_loop("claim", watch_claim(claim, shutdown.clone()));
@@ -134,6 +142,8 @@ async fn serve(
     let served = listen::serve(listener, api, auth, shutdown.clone()).await;
     shutdown.finish().await;
     last.soft.cancel();
+    // The ledger ends when nobody can speak to it any more.
+    drop(measured);
     drop(ledger);
     last.finish().await;
     Ok(served?)

@@ -289,6 +289,7 @@ impl Runner {
         for warning in &warnings {
             tracing::warn!(warning, "sanity check");
         }
+        self.context.metrics.sanity_warnings(warnings.len());
         if settings.warn_on_violation { warnings } else { Vec::new() }
     }
 
@@ -313,8 +314,8 @@ impl Runner {
             state: Some(State::Running),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            stop: None,
             reports,
+            ..Change::default()
         };
         self.record(change).await.map_err(|Left| Halt::Shutdown)?;
         self.row.state = State::Running;
@@ -349,6 +350,7 @@ impl Runner {
 
     /// Follows the agent to its end.
     async fn watch(&mut self, mut handle: Handle) -> Result<ShimEnd, Halt> {
+        self.context.metrics.agent_runs(self.attempt);
         match self.attend(handle.wait()).await {
             Ok(end) => Ok(end),
             Err(Halt::Stopped(stop)) => {
@@ -509,8 +511,8 @@ impl Runner {
             state: Some(State::Interrupted),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            stop: None,
             reports: vec![detected],
+            ..Change::default()
         };
         self.record(change).await?;
         if let Some(tail) = &mut self.tail {
