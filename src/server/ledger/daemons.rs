@@ -62,10 +62,7 @@ impl Work {
             }
             Op::Message { daemon, message } => Ok(Reply::Message(self.message(*daemon, message))),
             Op::CheckpointStored(checkpoint) => self.checkpoint_stored(checkpoint),
-            Op::ResultStored { attempt, blob } => {
-                self.result_stored(*attempt, blob);
-                Ok(Reply::Done)
-            }
+            Op::ResultStored { attempt, blob } => self.result_stored(*attempt, blob),
             Op::DaemonLost { daemon, epoch } => {
                 self.daemon_lost(*daemon, *epoch)?;
                 Ok(Reply::Done)
@@ -387,26 +384,36 @@ impl Work {
     // === work that has arrived ===
 
     /// The pack of a result is here. Whoever does not wait for it by now finds it when the report comes.
-    fn result_stored(&mut self, reference: AttemptRef, blob: &str) {
-        let Some(attempt) = self.attempt_named(reference) else { return };
+    fn result_stored(&mut self, reference: AttemptRef, blob: &str) -> Result<Reply, Error> {
+        let Some(attempt) = self.attempt_named(reference) else { return Ok(Reply::Done) };
         let mut state = &attempt.state;
         while let AttemptState::Disconnected { was, .. } = state {
             state = was;
         }
-        let AttemptState::Finalizing { result, .. } = state else { return };
+        let AttemptState::Finalizing { result, .. } = state else {
+            // Given up while the result was on its way, and not replaced: the daemon must not forget it before it has
+            // attached and said again what it made.
+            if !attempt.is_live() && !attempt.fenced && self.waits_for(attempt) {
+                let text = "its daemon was lost meanwhile; attach, report it again, and repeat this";
+                return Err(Error::Precondition(text.to_owned()));
+            }
+            return Ok(Reply::Done);
+        };
         let expected = result.pack.as_ref().map(|pack| Blobs::result_name(attempt.owner, attempt.id, &pack.sha256));
         if expected.as_deref() != Some(blob) {
-            return;
+            return Ok(Reply::Done);
         }
         let result = TaskResult { blob: blob.to_owned(), ..result.clone() };
         let fenced = attempt.fenced;
         self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Ok(result) });
         if fenced {
-            return self.attempt_gone(reference.task, reference.number, "server");
+            self.attempt_gone(reference.task, reference.number, "server");
+            return Ok(Reply::Done);
         }
         let stored = TaskEvent::ResultStored { attempt: reference.number, blob: blob.to_owned() };
         // Refused only if the task is no longer in this attempt's hands.
         let _ = self.task_event(reference.task, &stored, "server");
+        Ok(Reply::Done)
     }
 
     /// A checkpoint is here.

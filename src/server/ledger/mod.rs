@@ -23,6 +23,8 @@ mod measure;
 pub mod op;
 mod people;
 mod rows;
+#[cfg(test)]
+mod simulation;
 mod table;
 mod work;
 
@@ -423,6 +425,11 @@ impl Writer {
         if let Some(due) = work.earliest_due() {
             self.due.earlier(due);
         }
+        for (request, reply) in requests.iter().zip(replies) {
+            if let (Op::DaemonLost { .. }, Ok(_)) = (&request.op, reply) {
+                self.metrics.daemon_lost();
+            }
+        }
         let fleet = &mut self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.look |= Self::take_effect(fleet, work, requests, replies);
     }
@@ -451,7 +458,6 @@ impl Writer {
                     }
                 }
                 (Op::RevokeKey { key }, Ok(_)) => fleet.revoked(*key),
-                (Op::DaemonLost { .. }, Ok(_)) => self.metrics.daemon_lost(),
                 _ => {}
             }
         }
