@@ -204,7 +204,7 @@ impl World {
                 let rows = machine.disk.journal.attempts.values();
                 machine.agents.is_empty()
                     && machine.disk.journal.outbox.is_empty()
-                    && rows.clone().all(|row| !row.state.is_live())
+                    && rows.clone().all(|row| !row.state.is_live() && row.uploaded)
                     && machine.process.as_ref().is_some_and(|process| process.live.is_empty())
             })
     }

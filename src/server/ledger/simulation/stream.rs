@@ -81,7 +81,7 @@ impl World {
         let Some(process) = self.process(m) else { return };
         process.session = Session::Away;
         process.failures = (process.failures + 1).min(7);
-        let most = (SECOND / 2 << process.failures).min(30 * SECOND);
+        let most = ((SECOND / 2) << process.failures).min(30 * SECOND);
         let delay = self.between(most / 2, most);
         self.at(delay, Event::Attach(m, life));
     }
