@@ -236,7 +236,8 @@ impl Process {
         let span = tracing::debug_span!("process", program);
         async {
             let begun = Instant::now();
-            let output = self.run_to_end(program, timeout).await;
+            // Apart, because whoever runs a process would otherwise hold all of this twice over.
+            let output = Box::pin(self.run_to_end(program, timeout)).await;
             let code = output.as_ref().ok().and_then(|output| output.code);
             let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             tracing::debug!(code, took_ms, "a process has ended");

@@ -94,18 +94,23 @@ const ENDS: [&str; FailureClass::ALL.len() + 2] = [
     "fenced",
 ];
 /// Words of the event log that are counted; others count as the last.
-const EVENTS: [&str; 13] = [
+const EVENTS: [&str; 18] = [
     "task.created",
     "task.assigned",
     "task.started",
+    "task.asks_input",
+    "task.checkpointed",
+    "task.finalizing",
     "task.done",
     "task.merged",
     "task.failed",
     "task.cancelled",
     "task.retrying",
+    "task.retried",
     "task.revived",
     "task.disconnected",
     "task.held",
+    "task.orphan_kept",
     "task.warning",
     "other",
 ];
@@ -632,7 +637,7 @@ mod tests {
             "makima_commands_unanswered 2",
             "makima_commands_unanswered_oldest_seconds 2.5",
             "makima_attempts{state=\"running\"} 3",
-            "makima_checkpoint_age_seconds 3",
+            "makima_checkpoint_age_seconds 3.0",
             "makima_attempts{state=\"disconnected\"} 0",
             "makima_tasks{status=\"awaiting_input\"} 4",
             "makima_tasks{status=\"pending\"} 0",

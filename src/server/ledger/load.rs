@@ -13,12 +13,13 @@ use uuid::Uuid;
 use super::{
     op::{Op, Request},
     rows::Rows,
+    verbs::fork_names,
     work::Work,
 };
 use crate::{
     domain::{
         AttemptId, CheckpointId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind,
-        report::Report,
+        report::Report, transition::RetryFrom,
     },
     store::{Due as _, Result},
 };
@@ -51,6 +52,12 @@ struct Keys {
     /// Attempts whose results' packs may be here.
     packs: HashSet<AttemptId>,
     checkpoints: HashSet<CheckpointId>,
+    /// Checkpoints that a task is to begin from: the tasks they are of are needed too.
+    origins: HashSet<CheckpointId>,
+    /// Tasks whose own newest checkpoint is needed, and names for another of them.
+    forks: HashSet<TaskId>,
+    /// Tasks all of whose attempts are needed.
+    all_attempts: HashSet<TaskId>,
     /// Tasks with everything that depends on them.
     closures: HashSet<TaskId>,
     /// Tasks whose whole ancestry is needed, to see a cycle.
@@ -76,7 +83,10 @@ impl Keys {
 
     fn add(&mut self, op: &Op) {
         match op {
-            Op::CreateContract(_) => {}
+            Op::CreateContract(new) => {
+                let origins = new.tasks.iter().filter_map(|task| task.spec.branched_from);
+                self.origins.extend(origins.map(|from| from.checkpoint));
+            }
             Op::CreateTasks(new) => {
                 if let Some(contract) = new.contract {
                     self.contracts.insert(contract);
@@ -90,6 +100,7 @@ impl Keys {
                 for task in &new.tasks {
                     self.tasks.extend(task.depends_on.iter().filter_map(|name| task_id(name)));
                     self.tasks.extend(task.spec.parent);
+                    self.origins.extend(task.spec.branched_from.map(|from| from.checkpoint));
                 }
             }
             Op::UpdateContract(update) => {
@@ -125,11 +136,34 @@ impl Keys {
                     self.closures.insert(*task);
                 }
             }
-            Op::RetryTask { task, .. } => {
+            Op::RetryTask { task, from, .. } => {
+                if let RetryFrom::Checkpoint(checkpoint) = from {
+                    self.origins.insert(*checkpoint);
+                }
                 self.tasks.insert(*task);
                 self.newest.insert(*task);
                 self.upstream.insert(*task);
                 self.downstream.insert(*task);
+            }
+            Op::ReassignTask { task, to, .. } => {
+                self.tasks.insert(*task);
+                self.newest.insert(*task);
+                self.daemons.extend(*to);
+            }
+            Op::TakeCheckpoint { task, .. } => {
+                self.tasks.insert(*task);
+                self.newest.insert(*task);
+            }
+            Op::ForceRelease { task, .. } => {
+                self.tasks.insert(*task);
+                self.all_attempts.insert(*task);
+            }
+            Op::ForkTask(fork) => {
+                self.tasks.insert(fork.task);
+                self.upstream.insert(fork.task);
+                self.checkpoints.extend(fork.checkpoint);
+                self.forks.insert(fork.task);
+                self.names_beside.extend(fork.name.iter().map(|name| (fork.task, name.clone())));
             }
             Op::DismissTask { task, .. } => {
                 self.tasks.insert(*task);
@@ -197,7 +231,7 @@ impl Work {
             self.load_due(tx, &mut keys).await?;
         }
         self.load_people(tx, &keys).await?;
-        self.load_blobs(tx, &keys).await?;
+        self.load_blobs(tx, &mut keys).await?;
         self.load_daemons(tx, &mut keys).await?;
         self.load_tasks(tx, &mut keys).await?;
         self.load_graph(tx, &mut keys).await?;
@@ -228,10 +262,13 @@ impl Work {
         Ok(())
     }
 
-    async fn load_blobs(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
+    async fn load_blobs(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         let packs: Vec<_> = keys.packs.iter().copied().collect();
         self.packs.extend(tx.blobs_of_results(&packs).await?);
-        self.load_checkpoints(tx, keys.checkpoints.iter().copied()).await
+        self.load_checkpoints(tx, keys.checkpoints.iter().chain(&keys.origins).copied()).await?;
+        let origins = keys.origins.iter().filter_map(|id| self.checkpoints.get(id));
+        keys.tasks.extend(origins.map(|checkpoint| checkpoint.attempt.task));
+        Ok(())
     }
 
     /// Reads checkpoints that are not here yet.
@@ -286,6 +323,9 @@ impl Work {
         let mut loaded = tx.attempts_live(&daemons_live).await?;
         loaded.extend(tx.attempts_fetch(&attempts).await?);
         loaded.extend(tx.attempts_numbered(&numbered).await?);
+        for task in &keys.all_attempts {
+            loaded.extend(tx.attempts_of_task(*task).await?);
+        }
         for attempt in loaded {
             keys.tasks.insert(attempt.task);
             keys.contracts.insert(attempt.contract);
@@ -324,6 +364,11 @@ impl Work {
             self.closures.insert(*root, closure);
         }
         self.load_task_rows(tx, keys.tasks.iter().copied()).await?;
+        for fork in keys.forks.iter().filter_map(|id| self.tasks.get(*id)) {
+            keys.names_beside.extend(fork_names(&fork.spec.name).map(|name| (fork.id, name)));
+        }
+        let own: Vec<_> = keys.forks.iter().filter_map(|id| self.tasks.get(*id)?.checkpoint).collect();
+        self.load_checkpoints(tx, own.into_iter()).await?;
         let names_beside = keys.names_beside.drain(..);
         let beside = names_beside.filter_map(|(task, name)| Some((self.tasks.get(task)?.contract, name)));
         let names: Vec<_> = keys.names.drain().chain(beside).collect();

@@ -14,10 +14,12 @@
 //! the domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the
 //! culprit fails. A COMMIT whose answer was lost is looked up before anything is said.
 
+mod contracts;
 mod daemons;
 mod dice;
 mod dispatch;
 mod fleet;
+mod keys;
 mod load;
 mod measure;
 pub mod op;
@@ -26,6 +28,8 @@ mod rows;
 #[cfg(test)]
 mod simulation;
 mod table;
+mod tasks;
+mod verbs;
 mod work;
 
 use std::sync::{Arc, RwLock, RwLockReadGuard};
@@ -372,7 +376,10 @@ impl Writer {
                 let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
                 work.machine(&request.op, &|daemon| fleet.get(daemon).is_some())
             }
-            _ => work.person(request),
+            _ => {
+                let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                work.person(request, &fleet)
+            }
         }
     }
 

@@ -48,6 +48,7 @@ rows! {
     fn attempts_live(&mut self, daemons: &[DaemonId]) -> Vec<Attempt>;
     fn attempts_fetch(&mut self, attempts: &[AttemptId]) -> Vec<Attempt>;
     fn attempts_numbered(&mut self, attempts: &[(TaskId, u32)]) -> Vec<Attempt>;
+    fn attempts_of_task(&mut self, task: TaskId) -> Vec<Attempt>;
     fn commands_of(&mut self, daemons: &[DaemonId]) -> Vec<Command>;
     fn dependents_closure(&mut self, of: &[TaskId]) -> Vec<TaskId>;
     fn tasks_fetch(&mut self, tasks: &[TaskId]) -> Vec<Task>;

@@ -143,6 +143,17 @@ impl Work {
     /// Moves a task, with all that hangs on it: the contract's counts, the dependents' counters, the log. Answers whether it
     /// moved.
     pub(super) fn task_event(&mut self, id: TaskId, event: &TaskEvent, actor: &str) -> Result<bool, Refused> {
+        self.task_event_because(id, event, actor, None)
+    }
+
+    /// The same, with what the log says for people instead of what the event itself says.
+    pub(super) fn task_event_because(
+        &mut self,
+        id: TaskId,
+        event: &TaskEvent,
+        actor: &str,
+        because: Option<&str>,
+    ) -> Result<bool, Refused> {
         let Some(before) = self.tasks.get(id).cloned() else { return Ok(false) };
         match before.apply(event, self.now)? {
             Step::Already => Ok(false),
@@ -152,7 +163,8 @@ impl Work {
                     self.look = true;
                 }
                 // First what happened to the task, then what that brings about.
-                self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail(event, &after));
+                let detail = because.map_or_else(|| detail(event, &after), str::to_owned);
+                self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail);
                 self.status_changed(&before, &after);
                 if matches!(event, TaskEvent::Retry(_)) {
                     self.recount(id);

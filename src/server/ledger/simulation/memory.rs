@@ -153,6 +153,10 @@ impl Rows for Memory {
         Ok(self.attempts.values().filter(|a| attempts.contains(&(a.task, a.number))).cloned().collect())
     }
 
+    async fn attempts_of_task(&mut self, task: TaskId) -> Result<Vec<Attempt>> {
+        Ok(self.attempts.values().filter(|a| a.task == task).cloned().collect())
+    }
+
     async fn commands_of(&mut self, daemons: &[DaemonId]) -> Result<Vec<Command>> {
         let commands = self.commands.iter().filter(|((daemon, _), _)| daemons.contains(daemon));
         Ok(commands.map(|(_, command)| command.clone()).collect())

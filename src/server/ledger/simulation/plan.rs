@@ -13,6 +13,7 @@ use crate::domain::{
     contract::ContractLimits,
     draft::{ContractUpdate, NewContract, NewTask},
     task::TaskSpec,
+    transition::RetryFrom,
 };
 
 /// What somebody asks for. Numbers choose among what there is by then.
@@ -22,6 +23,7 @@ pub(super) enum Wish {
     Cancel { task: usize, cascade: bool },
     CancelContract(usize),
     Retry(usize),
+    Reassign(usize),
     Hold(usize),
     Release(usize),
     Concurrency(usize, u32),
@@ -137,7 +139,8 @@ impl World {
             let wish = match self.below(9) {
                 0 => Wish::Cancel { task: a, cascade: self.one_in(2) },
                 1 => Wish::CancelContract(a),
-                2 | 3 => Wish::Retry(a),
+                2 => Wish::Retry(a),
+                3 => Wish::Reassign(a),
                 4 => {
                     let until = delay + self.between(SECOND, 5 * MINUTE);
                     self.wish(until, Wish::Release(a));
@@ -237,7 +240,10 @@ impl World {
                 pick(&self.tasks, task).map(|task| Op::CancelTask { owner, task, reason, cascade })
             }
             Wish::CancelContract(n) => contract(self, n).map(|contract| Op::CancelContract { owner, contract, reason }),
-            Wish::Retry(task) => pick(&self.tasks, task).map(|task| Op::RetryTask { owner, task }),
+            Wish::Retry(task) => {
+                pick(&self.tasks, task).map(|task| Op::RetryTask { owner, task, from: RetryFrom::Work })
+            }
+            Wish::Reassign(task) => pick(&self.tasks, task).map(|task| Op::ReassignTask { owner, task, to: None }),
             Wish::Hold(n) => contract(self, n).map(|contract| Op::HoldContract { owner, contract, reason }),
             Wish::Release(n) => contract(self, n).map(|contract| Op::ReleaseContract { owner, contract }),
             Wish::Concurrency(n, concurrency) => contract(self, n).map(|contract| {
