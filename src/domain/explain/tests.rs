@@ -92,6 +92,8 @@ fn member(name: &str, last: u8) -> Member {
             attached: true,
             draining: false,
             last_command: 0,
+            journal: None,
+            persisted: 0,
             created: NOW,
             last_seen: NOW.before(Duration::from_secs(90)),
         },
