@@ -5,6 +5,7 @@
 //!   <state>/attempts/<task short id>-<number>-<attempt short id>/
 //!     manifest.json   what the attempt is, where it works, what runs     written by the daemon
 //!     plan            the plan as a file                                 daemon
+//!     brief           what an agent that goes on is told instead         daemon
 //!     start.json      the one start that is allowed, by nonce            daemon, then shim
 //!     lock            held (flock) by the shim for as long as it lives   shim
 //!     shim.sock       where the shim answers                             shim
@@ -85,6 +86,9 @@ pub struct AgentCommand {
     pub env_remove: Vec<String>,
     /// What it reads.
     pub stdin: Stdin,
+    /// It goes on with earlier work, and is told so by the file `brief` instead of the plan.
+    #[serde(default)]
+    pub brief: bool,
 }
 
 /// What an agent reads.
@@ -94,7 +98,7 @@ pub enum Stdin {
     /// Nothing.
     #[default]
     None,
-    /// The plan (the file `plan` of the attempt's directory), then the end.
+    /// The plan (the file `plan` of the attempt's directory, or `brief`), then the end.
     Plan,
     /// What the daemon sends with `Handle::input`.
     Pipe,
@@ -266,6 +270,16 @@ impl AttemptDir {
     /// The plan as a file.
     pub fn plan(&self) -> PathBuf {
         self.path.join("plan")
+    }
+
+    /// What an agent that goes on with earlier work is told instead of the plan, as a file.
+    pub fn brief(&self) -> PathBuf {
+        self.path.join("brief")
+    }
+
+    /// Replaces that, durably.
+    pub fn save_brief(&self, text: &str) -> Result<(), Error> {
+        write_durably(&self.brief(), text.as_bytes())
     }
 
     /// What the attempt is.

@@ -89,6 +89,7 @@ pub(super) async fn succeed(
 }
 
 /// Runs a command whose exit code says something. Lock files of dead gits are taken out of its way.
+#[tracing::instrument(level = "debug", name = "git", skip_all, fields(what))]
 pub(super) async fn attempt(
     what: &str,
     timeout: Duration,

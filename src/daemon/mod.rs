@@ -16,22 +16,27 @@
 
 pub mod agents;
 pub mod attempt_dir;
+pub mod brief;
 pub mod bulk;
+pub mod checkpoint;
 pub mod config;
 pub mod git;
 pub mod health;
 pub mod identity;
 mod intake;
 pub mod journal;
+pub mod metrics;
 pub mod process;
 mod recovery;
 pub mod repository;
 mod runner;
 pub mod sanity;
+mod secrets;
 pub mod session;
 pub mod shim;
 mod supervisor;
 pub mod sweep;
+pub mod watch;
 pub mod worktree;
 
 use std::{
@@ -40,6 +45,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, Semaphore};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
@@ -52,6 +58,7 @@ pub use config::Config;
 use health::Health;
 use identity::StateDir;
 use journal::Journal;
+use metrics::{Measured, Metrics};
 use repository::Repositories;
 use runner::{blocking, chain};
 use session::Over;
@@ -98,6 +105,7 @@ pub(crate) struct Context {
     installed: RwLock<Vec<daemon::Profile>>,
     pub(crate) health: Health,
     pub(crate) bulk: Bulk,
+    pub(crate) metrics: Metrics,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
     pub(crate) boot: BootId,
@@ -158,6 +166,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
         installed: RwLock::default(),
         health: Health::new(state.path(), config.disk_floor),
         slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
+        metrics: Metrics::new(&opened.journal, &config.name),
         journal: opened.journal,
         boot: BootId(Uuid::new_v4()),
         attached: Notify::new(),
@@ -179,11 +188,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let found = found?;
     let (handle, mut supervisor) = Supervisor::new(Arc::clone(&context));
     supervisor.resume(found.live, found.only_on_disk);
+    let measured = Arc::new(Measured::new(Arc::clone(&context), handle.clone()));
+    context.config.metrics.add(&measured);
     let (intake, commands) = intake::new();
     shutdown.spawn_loop("supervisor", supervisor.run());
     shutdown.spawn_loop("intake", intake::run(Arc::clone(&context), handle.clone(), commands));
     shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
-    shutdown.spawn(clone_repositories(Arc::clone(&context)));
+    shutdown.spawn(clone_repositories(Arc::clone(&context)).instrument(tracing::info_span!("clone")));
 
     let over = session::run(Arc::clone(&context), handle.clone(), intake).await;
     match over {
@@ -208,14 +219,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
 async fn detect(context: &Arc<Context>) {
     let found = Arc::clone(context);
     let (done, detected) = tokio::sync::oneshot::channel();
-    context.shutdown.spawn(async move {
+    let detect = async move {
         let profiles = found.profiles.detect().await;
         *found.installed.write().unwrap_or_else(PoisonError::into_inner) = profiles;
         if done.send(()).is_err() {
             // It took too long to be waited for.
             found.card_changed.notify_one();
         }
-    });
+    };
+    context.shutdown.spawn(detect.instrument(tracing::info_span!("detect")));
     if tokio::time::timeout(context.config.times.detect, detected).await.is_err() {
         tracing::warn!("agents take long to say their versions; attaching without them for now");
     }

@@ -17,11 +17,12 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tracing::Instrument as _;
 
 /// Bytes of standard output kept, from its beginning: the list of all files of a very large repository fits.
 pub const MAX_STDOUT: usize = 64 * 1024 * 1024;
@@ -75,6 +76,8 @@ pub struct Process {
     dir: Option<PathBuf>,
     env: Vec<(OsString, Option<OsString>)>,
     stdin: Vec<u8>,
+    stdin_file: Option<File>,
+    stdout_file: Option<File>,
     output: Option<File>,
     keep_background: bool,
 }
@@ -134,6 +137,8 @@ impl Process {
             dir: None,
             env: Vec::new(),
             stdin: Vec::new(),
+            stdin_file: None,
+            stdout_file: None,
             output: None,
             keep_background: false,
         }
@@ -196,6 +201,20 @@ impl Process {
         self
     }
 
+    /// With this file, from where it stands, on its standard input: more than fits into memory.
+    #[must_use]
+    pub fn stdin_from(mut self, file: File) -> Self {
+        self.stdin_file = Some(file);
+        self
+    }
+
+    /// Writes standard output straight to this file, from where it stands; standard error is captured as ever.
+    #[must_use]
+    pub fn stdout_to(mut self, file: File) -> Self {
+        self.stdout_file = Some(file);
+        self
+    }
+
     /// Writes standard output and standard error straight to this file; nothing is captured.
     #[must_use]
     pub fn output_to(mut self, file: File) -> Self {
@@ -212,10 +231,25 @@ impl Process {
 
     /// Runs it in a process group of its own and answers its output. The group is killed when `timeout` has passed, when
     /// the future is dropped, and when the process has ended and left something behind.
-    pub async fn run(mut self, timeout: Duration) -> Result<Output, Error> {
+    pub async fn run(self, timeout: Duration) -> Result<Output, Error> {
         let program = self.program.display().to_string();
+        let span = tracing::debug_span!("process", program);
+        async {
+            let begun = Instant::now();
+            let output = self.run_to_end(program, timeout).await;
+            let code = output.as_ref().ok().and_then(|output| output.code);
+            let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::debug!(code, took_ms, "a process has ended");
+            output
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn run_to_end(mut self, program: String, timeout: Duration) -> Result<Output, Error> {
         let talk = |source| Error::Talk { program: program.clone(), source };
         let stdin = std::mem::take(&mut self.stdin);
+        let (stdin_file, stdout_file) = (self.stdin_file.take(), self.stdout_file.take());
         let captured = self.output.is_none();
         let keep_background = self.keep_background;
         let mut command = self.into_tokio().map_err(talk)?;
@@ -223,6 +257,12 @@ impl Process {
         command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
         if captured {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        if let Some(file) = stdin_file {
+            command.stdin(file);
+        }
+        if let Some(file) = stdout_file {
+            command.stdout(file);
         }
         let mut child = command.spawn().map_err(|source| Error::Start { program: program.clone(), source })?;
         let group = Group::of(&child);

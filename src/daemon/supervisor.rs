@@ -274,6 +274,7 @@ impl Supervisor {
     /// daemon as well. A new wish that the attempt ends is not kept waiting.
     fn restart(&mut self, attempt: AttemptRef, Entry { stop, restarts }: Entry) {
         let restarts = restarts.saturating_add(1);
+        self.context.metrics.runner_broke();
         let delay = restart_delay(restarts);
         tracing::error!(%attempt, restarts, delay_s = delay.as_secs(), "the runner of an attempt broke; starting it again");
         let mut wishes = stop.subscribe();
@@ -312,6 +313,7 @@ impl Supervisor {
     }
 
     fn runner_ended(&mut self, Ended { attempt, how }: Ended) {
+        self.context.metrics.agent_ended(attempt);
         let Some(entry) = self.live.remove(&attempt) else { return };
         if how.is_none() && !self.context.shutdown.soft.is_cancelled() {
             self.restart(attempt, entry);
@@ -508,6 +510,7 @@ mod tests {
                 FILE, Journal,
                 tests::{attempt, spawn},
             },
+            metrics::Metrics,
             repository::Repositories,
         },
         domain::{BootId, CommandId, Epoch},
@@ -534,6 +537,7 @@ mod tests {
             installed: RwLock::default(),
             health: Health::new(state.path(), config.disk_floor),
             slots: Arc::new(Semaphore::new(1)),
+            metrics: Metrics::new(&journal, &config.name),
             journal,
             boot: BootId(Uuid::from_u128(2)),
             attached: Notify::new(),

@@ -5,6 +5,7 @@ mod daemon;
 mod harness;
 mod in_doubt;
 mod ledger;
+mod metrics;
 mod refusals;
 mod shim;
 mod standing;

@@ -24,6 +24,9 @@ const MAX_ACTIVITY: usize = 200;
 /// Times above this are in milliseconds: as seconds they would be some thirty thousand years away.
 const MAX_SECONDS: i64 = 1_000_000_000_000;
 
+/// The model of messages that are the CLI's own.
+const SYNTHETIC: &str = "<synthetic>";
+
 /// What the events add up to.
 #[derive(Debug, Default)]
 pub struct Claude {
@@ -43,6 +46,8 @@ struct Seen {
     /// What the API complained of: `authentication_failed`, `rate_limit`, ...
     error: String,
     result: Option<End>,
+    /// The model has said something in this run.
+    answered: bool,
     noise: String,
 }
 
@@ -77,6 +82,12 @@ impl Claude {
     pub fn finish(&mut self, exit: &ExitRecord) -> Result<(), Failure> {
         self.lines.finish(|line| self.seen.line(line));
         self.seen.outcome(exit)
+    }
+
+    /// The session could not be gone on with: it was not found, or the model's server does not take the conversation (too
+    /// long, or damaged), and the model has not said a word. Asked after the end.
+    pub fn session_rejected(&self) -> bool {
+        self.seen.session_rejected()
     }
 }
 
@@ -118,6 +129,8 @@ impl Seen {
             self.error = clean(error, MAX_ACTIVITY);
         } else {
             self.error.clear();
+            // What the CLI says in the model's place is no answer.
+            self.answered |= message["model"] != SYNTHETIC;
         }
         let id = message["id"].as_str().unwrap_or_default();
         if id != self.message_id {
@@ -208,6 +221,16 @@ impl Seen {
         Failure::new(FailureClass::AgentError, format!("the agent failed: {said}"))
     }
 
+    fn session_rejected(&self) -> bool {
+        if self.answered {
+            return false;
+        }
+        match &self.result {
+            Some(end) => end.is_error && (matches!(end.status, Some(400 | 413)) || is_no_session(&end.text)),
+            None => self.noise.lines().any(is_no_session),
+        }
+    }
+
     fn crash(&self, exit: &ExitRecord) -> Failure {
         if let Some(reset) = self.limit {
             let message = "usage limit: the agent ended at the limit of its account";
@@ -264,6 +287,11 @@ fn limit_in_words(text: &str) -> Option<Option<Timestamp>> {
     let text = text.trim_start().to_lowercase().replace('’', "'");
     let begins = ["you've hit your", "claude ai usage limit reached", "5-hour limit reached", "weekly limit reached"];
     begins.iter().any(|words| text.starts_with(words)).then_some(None)
+}
+
+fn is_no_session(text: &str) -> bool {
+    let begins = ["No conversation found", "Failed to resume session", "Error: --resume requires a valid session"];
+    begins.iter().any(|words| text.starts_with(words))
 }
 
 fn is_account_error(error: &str) -> bool {
@@ -429,6 +457,46 @@ mod tests {
         assert!(killed.message.contains("out of memory"), "{}", killed.message);
         let login = failure(&["Invalid API key · Please run /login".to_owned()], 1);
         assert_eq!(login.class, FailureClass::Authentication);
+    }
+
+    /// What Claude Code 2.1.197 printed for a session that is not there, one whose conversation the model's server refused, and
+    /// one that grew too long: nobody has worked. An agent that worked and failed then has not lost its session, nor has
+    /// one whose account or server failed.
+    #[test]
+    fn a_session_that_cannot_be_resumed_is_known() {
+        let rejected = |lines: &[String]| {
+            let mut claude = run(lines);
+            claude.finish(&exited(1)).unwrap_err();
+            claude.session_rejected()
+        };
+        let said = |model: &str, rest: &str| {
+            let text = r#"{"type":"text","text":"API Error"}"#;
+            format!(r#"{{"type":"assistant","message":{{"id":"i","model":"{model}","content":[{text}]}}{rest}}}"#)
+        };
+        let own = said(SYNTHETIC, r#","error":"invalid_request""#);
+        let error = |rest: &str| result(&format!(r#""is_error":true,{rest}"#));
+        let gone = error(
+            r#""subtype":"error_during_execution","errors":["No conversation found with session ID: 0198c2a4-1111-7222-8333-444455556666"]"#,
+        );
+        let refused = error(
+            r#""subtype":"success","api_error_status":400,"result":"API Error: 400 due to tool use concurrency issues.""#,
+        );
+        let long = error(
+            r#""subtype":"success","api_error_status":400,"result":"Prompt is too long","terminal_reason":"prompt_too_long""#,
+        );
+        assert!(rejected(std::slice::from_ref(&gone)));
+        assert!(rejected(&["No conversation found with session ID: x".into()]));
+        assert!(rejected(&[init(), own.clone(), refused.clone()]));
+        assert!(rejected(&[init(), own.clone(), long]));
+        let worked = said("m", "");
+        assert!(!rejected(&[init(), worked.clone(), own, refused]));
+        assert!(!rejected(&[worked, "No conversation found with session ID: x".into()]));
+        assert!(!rejected(&[init(), error(r#""subtype":"success","api_error_status":429,"result":"limit""#)]));
+        assert!(!rejected(&[init(), error(r#""subtype":"success","api_error_status":529,"result":"overloaded""#)]));
+        assert!(!rejected(&["The log says: No conversation found".into()]));
+        let mut done =
+            run(&[init(), result(r#""subtype":"success","is_error":false,"result":"No conversation found""#)]);
+        assert_eq!((done.finish(&exited(0)), done.session_rejected()), (Ok(()), false));
     }
 
     /// Bad UTF-8 in an event costs its characters, not the event; a message is cut between characters.

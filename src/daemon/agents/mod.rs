@@ -3,6 +3,7 @@
 //! ```text
 //!   [profiles.<name>] ── Profiles ── detect ──> which are really installed, with version (Hello)
 //!                          │ command(order) ──> AgentCommand, into the manifest, run by the shim
+//!                          │ conversation(session) ──> its files, for a checkpoint; where to put them, for a resumed session
 //!                          └ parser(name) ────> Parser: output bytes ── progress() ── finish(exit) ──> success, or why not
 //! ```
 //!
@@ -14,11 +15,14 @@
 //! NUL or bad UTF-8, costs bounded memory and breaks nothing; success needs a positive sign.
 
 mod claude;
+mod conversation;
 mod lines;
 mod profile;
 mod raw;
+pub mod transcript;
 
-pub use profile::{BadProfile, Context, Error, ParserKind, Profile, Profiles};
+pub use conversation::Conversation;
+pub use profile::{BadProfile, Context, Error, ParserKind, Profile, Profiles, Resume};
 
 use super::attempt_dir::{EndReason, ExitRecord};
 use crate::domain::{
@@ -28,6 +32,19 @@ use crate::domain::{
 
 /// Bytes of the agent's last message.
 pub const MAX_MESSAGE: usize = 4 * 1024;
+
+/// How a run of an agent ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With success.
+    Done,
+    /// Without.
+    Failed(Failure),
+    /// The session that it should go on with was not accepted, and nothing has been done. Whoever asked for one starts the
+    /// agent again, once, in the same attempt with a new session ([`Resume::session`] is `None`) and the brief for one; for
+    /// everybody else it is this failure.
+    ResumeRejected(Failure),
+}
 
 /// Understands an agent's output as it comes.
 #[derive(Debug)]
@@ -72,22 +89,50 @@ impl Parser {
         }
     }
 
-    /// The agent has ended and all its output was fed: with success, or why not. A `Terminated` end is `Cancelled` here; the
-    /// caller knows better. An agent that said that it was done before its time was up is done.
-    pub fn finish(&mut self, exit: &ExitRecord) -> Result<(), Failure> {
+    /// The agent has ended and all its output was fed: how. A `Terminated` end is `Cancelled` here; the caller knows better.
+    /// An agent that said that it was done before its time was up is done.
+    pub fn end(&mut self, exit: &ExitRecord) -> End {
         let outcome = match &mut self.0 {
             Kind::Raw(raw) => raw.finish(exit),
             Kind::Claude(claude) => claude.finish(exit),
         };
+        let rejected = match &self.0 {
+            Kind::Raw(_) => false,
+            Kind::Claude(claude) => claude.session_rejected(),
+        };
+        let Err(failure) = outcome else {
+            return match &exit.reason {
+                EndReason::StartFailed { message } => End::Failed(refused(message)),
+                EndReason::Terminated => End::Failed(by_request()),
+                EndReason::Timeout | EndReason::Exited => End::Done,
+            };
+        };
         match &exit.reason {
-            EndReason::StartFailed { message } => Err(Failure::new(FailureClass::Refused, clean(message, MAX_MESSAGE))),
-            EndReason::Terminated => Err(Failure::new(FailureClass::Cancelled, "ended by request")),
-            EndReason::Timeout if outcome.is_err() => {
-                Err(Failure::new(FailureClass::Timeout, "the agent took longer than its wall time"))
+            EndReason::StartFailed { message } => End::Failed(refused(message)),
+            EndReason::Terminated => End::Failed(by_request()),
+            EndReason::Timeout => {
+                End::Failed(Failure::new(FailureClass::Timeout, "the agent took longer than its wall time"))
             }
-            EndReason::Timeout | EndReason::Exited => outcome,
+            EndReason::Exited if rejected => End::ResumeRejected(failure),
+            EndReason::Exited => End::Failed(failure),
         }
     }
+
+    /// The same for an agent that was given no session to go on with: with success, or why not.
+    pub fn finish(&mut self, exit: &ExitRecord) -> Result<(), Failure> {
+        match self.end(exit) {
+            End::Done => Ok(()),
+            End::Failed(failure) | End::ResumeRejected(failure) => Err(failure),
+        }
+    }
+}
+
+fn refused(message: &str) -> Failure {
+    Failure::new(FailureClass::Refused, clean(message, MAX_MESSAGE))
+}
+
+fn by_request() -> Failure {
+    Failure::new(FailureClass::Cancelled, "ended by request")
 }
 
 /// A text as reports may carry it: without NUL, at most so many bytes, cut between characters.
@@ -156,6 +201,24 @@ mod tests {
         let mut done = Parser::new(ParserKind::ClaudeStreamJson);
         done.feed(b"{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}\n");
         assert_eq!(done.finish(&exit(EndReason::Timeout, None, 9)), Ok(()));
+    }
+
+    /// A session that was not accepted is told apart, but only where the agent ended over it by itself.
+    #[test]
+    fn a_rejected_session_is_an_end_of_its_own() {
+        let end = |reason, code, signal| {
+            let mut parser = Parser::new(ParserKind::ClaudeStreamJson);
+            parser.feed(b"No conversation found with session ID: 3f2c4a56-8a3e-4a5b-9d0f-0123456789ab\n");
+            parser.end(&exit(reason, code, signal))
+        };
+        assert!(
+            matches!(end(EndReason::Exited, Some(1), 0), End::ResumeRejected(failure) if failure.message.contains("No conversation"))
+        );
+        assert!(matches!(end(EndReason::Terminated, None, 15), End::Failed(f) if f.class == FailureClass::Cancelled));
+        assert!(matches!(end(EndReason::Timeout, None, 15), End::Failed(f) if f.class == FailureClass::Timeout));
+        let mut raw = Parser::new(ParserKind::Raw);
+        raw.feed(b"No conversation found\n");
+        assert!(matches!(raw.end(&exited(1)), End::Failed(_)));
     }
 
     #[test]

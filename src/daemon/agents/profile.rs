@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::Parser;
+use super::{Parser, conversation};
 use crate::{
     daemon::{
         attempt_dir::{AgentCommand, Stdin},
@@ -34,15 +34,30 @@ pub struct Profile {
     pub like: Option<String>,
     /// Program, looked for in PATH.
     pub command: String,
-    /// Arguments. Filled in here and in all that follows: `{plan_file}`, `{plan}`, `{model}`, `{session_id}`, `{task_id}`,
-    /// `{task_name}`, `{worktree}`.
+    /// Arguments. Filled in here and in all that follows: `{plan_file}`, `{plan}` (a brief instead of the plan where there is
+    /// one), `{model}`, `{session_id}` (the session that the agent works in), `{session}` (the one that it goes on with),
+    /// `{task_id}`, `{task_name}`, `{worktree}`.
     pub args: Vec<String>,
     /// Added when the task names a model.
     pub model_args: Vec<String>,
     /// Added when a new session is started.
     pub session_args: Vec<String>,
-    /// Added instead when a session goes on.
+    /// Added instead when a session goes on; empty: the agent cannot.
     pub resume_args: Vec<String>,
+    /// Added instead when a copy of a session goes on and the session itself stays as it is; empty: the agent cannot.
+    pub fork_args: Vec<String>,
+    /// The agent's own directory, as `{config_dir}` below; over `{home}` and `{worktree}`.
+    pub config_dir: String,
+    /// Variable that names it instead, where it is set.
+    pub config_dir_env: String,
+    /// The file with a session's conversation; over `{home}`, `{config_dir}`, `{worktree}`, `{cwd_encoded}` (the worktree, as
+    /// Claude Code writes it in a name) and `{session}`. Empty: nobody knows.
+    pub transcript: String,
+    /// Files and directories that belong to a session too, over the same words.
+    pub beside: Vec<String>,
+    /// An agent that goes on with earlier work is told so instead of being given the plan again. Unless said it is not:
+    /// nobody knows whether a command of the configuration runs its plan as a script.
+    pub brief: Option<bool>,
     /// Variables.
     pub env: BTreeMap<String, String>,
     /// Variables added when running as root.
@@ -81,10 +96,23 @@ pub struct Context {
     pub worktree: PathBuf,
     /// Where the agent reaches the server; empty if unknown.
     pub server: String,
-    /// Session to go on with; `None`: a new one.
-    pub resume: Option<String>,
+    /// How it goes on with earlier work; `None`: there is none.
+    pub resume: Option<Resume>,
     /// Variables of the place (`place.env`).
     pub env: BTreeMap<String, String>,
+}
+
+/// How an agent goes on with the work of an earlier attempt, which is in its worktree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// The agent's own session; `None`: a new one, where the old one is lost or the agent has none.
+    pub session: Option<String>,
+    /// A copy of that session goes on: another task may need it as it is.
+    pub fork: bool,
+    /// What the agent is told instead of the plan (`daemon::brief` writes it), unless its profile wants the plan again.
+    pub brief: String,
+    /// The same as a file (`dir.brief()`).
+    pub brief_file: PathBuf,
 }
 
 /// All profiles of this daemon.
@@ -186,17 +214,21 @@ impl Profiles {
     pub fn command(&self, spawn: &Spawn, context: &Context) -> Result<AgentCommand, Error> {
         let name = &spawn.agent;
         let profile = self.0.get(name).ok_or_else(|| Error::Unknown { name: name.clone(), known: names(&self.0) })?;
-        let (model, session) = (spawn.model.clone().unwrap_or_default(), session_id(context));
+        let (model, way) = (spawn.model.clone().unwrap_or_default(), profile.way(context));
+        let (session_id, session) = (way.session_id(context), way.session().unwrap_or_default().to_owned());
         let task_id = context.attempt.task.to_string();
-        let plan_file = context.plan_file.display().to_string();
+        let brief = context.resume.as_ref().filter(|_| profile.takes_brief());
+        let plan = brief.map_or(&spawn.plan, |resume| &resume.brief);
+        let plan_file = brief.map_or(&context.plan_file, |resume| &resume.brief_file).display().to_string();
         let worktree = context.worktree.display().to_string();
         let fill = |text: &String| {
             fill(text, &|word| {
                 Some(match word {
-                    "plan" => &spawn.plan,
+                    "plan" => plan,
                     "plan_file" => &plan_file,
                     "model" => &model,
-                    "session_id" => &session,
+                    "session" => &session,
+                    "session_id" => &session_id,
                     "task_id" => &task_id,
                     "task_name" => &spawn.name,
                     "worktree" => &worktree,
@@ -204,7 +236,11 @@ impl Profiles {
                 })
             })
         };
-        let session_args = if context.resume.is_some() { &profile.resume_args } else { &profile.session_args };
+        let session_args = match way {
+            Way::New => &profile.session_args,
+            Way::Resume(_) => &profile.resume_args,
+            Way::Fork(_) => &profile.fork_args,
+        };
         let model_args: &[String] = if model.is_empty() { &[] } else { &profile.model_args };
         let args: Vec<String> = profile.args.iter().chain(model_args).chain(session_args).map(fill).collect();
         if let Some(bytes) = args.iter().map(String::len).find(|bytes| *bytes > MAX_ARGUMENT) {
@@ -223,7 +259,57 @@ impl Profiles {
             env,
             env_remove: profile.env_remove.clone(),
             stdin: profile.stdin.unwrap_or_default(),
+            brief: brief.is_some(),
         })
+    }
+
+    /// The agent can go on with a session of its own, or with a copy of one. Where it cannot, a new session is told what was
+    /// done: whoever writes the brief asks this first.
+    pub fn can_resume(&self, agent: &str, fork: bool) -> bool {
+        self.0.get(agent).is_some_and(|profile| profile.can_resume(fork))
+    }
+
+    /// An agent that goes on with earlier work is told so by a brief; others get their plan again.
+    pub fn takes_brief(&self, agent: &str) -> bool {
+        self.0.get(agent).is_some_and(Profile::takes_brief)
+    }
+
+    /// The session that an agent with this command works in, if that is known before it says so itself.
+    pub fn session(&self, agent: &str, context: &Context) -> Option<String> {
+        let profile = self.0.get(agent)?;
+        let way = profile.way(context);
+        let names = |args: &[String]| args.iter().any(|arg| arg.contains("{session_id}"));
+        let known = match way {
+            Way::New => names(&profile.session_args),
+            Way::Resume(_) => true,
+            Way::Fork(_) => names(&profile.fork_args),
+        };
+        known.then(|| way.session_id(context))
+    }
+
+    /// Where the conversation of a session in this worktree is, or where the agent will look for it. `env` is that of the
+    /// agent's command; what it does not say is as in this process, from which agents inherit the rest.
+    pub fn conversation(
+        &self,
+        agent: &str,
+        worktree: &Path,
+        session: &str,
+        env: &BTreeMap<String, String>,
+    ) -> Option<conversation::Conversation> {
+        let profile = self.0.get(agent)?;
+        let inherited = |name: &str| std::env::var(name).ok().filter(|_| !profile.env_remove.iter().any(|n| n == name));
+        conversation::locate(profile, worktree, session, &|name| env.get(name).cloned().or_else(|| inherited(name)))
+    }
+
+    /// The file of that conversation alone.
+    pub fn transcript(
+        &self,
+        agent: &str,
+        worktree: &Path,
+        session: &str,
+        env: &BTreeMap<String, String>,
+    ) -> Option<PathBuf> {
+        self.conversation(agent, worktree, session, env).map(|conversation| conversation.transcript)
     }
 
     /// A parser for the output of this agent; raw for one that is not known.
@@ -232,9 +318,30 @@ impl Profiles {
     }
 }
 
-/// The session an agent works in: the one it goes on with, or one with a name that is known before it starts.
-fn session_id(context: &Context) -> String {
-    context.resume.clone().unwrap_or_else(|| context.attempt.id.to_string())
+/// How an agent comes to its session.
+enum Way<'a> {
+    New,
+    Resume(&'a str),
+    Fork(&'a str),
+}
+
+impl Way<'_> {
+    /// The session that it goes on with.
+    fn session(&self) -> Option<&str> {
+        match self {
+            Self::New => None,
+            Self::Resume(session) | Self::Fork(session) => Some(session),
+        }
+    }
+
+    /// The session that it works in: the one that it goes on with keeps its name, and a new one gets the attempt's, which is
+    /// known before the agent has said a word.
+    fn session_id(&self, context: &Context) -> String {
+        match self {
+            Self::Resume(session) => (*session).to_owned(),
+            Self::New | Self::Fork(_) => context.attempt.id.to_string(),
+        }
+    }
 }
 
 /// What every agent is told of its task.
@@ -244,6 +351,8 @@ fn task_env(spawn: &Spawn, context: &Context) -> Vec<(String, String)> {
         ("MAKIMA_ATTEMPT", id.to_string()),
         ("MAKIMA_ATTEMPT_NUMBER", number.to_string()),
         ("MAKIMA_CONTRACT_ID", spawn.contract.to_string()),
+        // A script that reads this knows that an earlier attempt has been at work here.
+        ("MAKIMA_RESUMED", context.resume.iter().map(|_| "1").collect()),
         ("MAKIMA_SERVER", context.server.clone()),
         ("MAKIMA_TASK_ID", task.to_string()),
         ("MAKIMA_TASK_KEY", spawn.task_key.clone()),
@@ -287,7 +396,7 @@ fn names<K: AsRef<str> + Ord, V>(all: &BTreeMap<K, V>) -> String {
 }
 
 /// Replaces `{word}` where the word is known; what comes in is not looked at again.
-fn fill<'a>(text: &str, value: &impl Fn(&str) -> Option<&'a String>) -> String {
+pub(super) fn fill<'a>(text: &str, value: &impl Fn(&str) -> Option<&'a String>) -> String {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('{') {
@@ -312,6 +421,7 @@ fn fill<'a>(text: &str, value: &impl Fn(&str) -> Option<&'a String>) -> String {
 impl Profile {
     /// This one, with what it leaves out from another.
     fn over(self, base: &Self) -> Self {
+        let text = |own: String, base: &String| if own.is_empty() { base.clone() } else { own };
         let list = |own: Vec<String>, base: &Vec<String>| if own.is_empty() { base.clone() } else { own };
         let map = |own: BTreeMap<String, String>, base: &BTreeMap<String, String>| {
             let mut all = base.clone();
@@ -320,11 +430,17 @@ impl Profile {
         };
         Self {
             like: self.like,
-            command: if self.command.is_empty() { base.command.clone() } else { self.command },
+            command: text(self.command, &base.command),
             args: list(self.args, &base.args),
             model_args: list(self.model_args, &base.model_args),
             session_args: list(self.session_args, &base.session_args),
             resume_args: list(self.resume_args, &base.resume_args),
+            fork_args: list(self.fork_args, &base.fork_args),
+            config_dir: text(self.config_dir, &base.config_dir),
+            config_dir_env: text(self.config_dir_env, &base.config_dir_env),
+            transcript: text(self.transcript, &base.transcript),
+            beside: list(self.beside, &base.beside),
+            brief: self.brief.or(base.brief),
             env: map(self.env, &base.env),
             env_as_root: map(self.env_as_root, &base.env_as_root),
             env_remove: list(self.env_remove, &base.env_remove),
@@ -333,6 +449,25 @@ impl Profile {
             version_args: list(self.version_args, &base.version_args),
             needs: list(self.needs, &base.needs),
         }
+    }
+
+    /// How an agent comes to its session, as far as it can do what is wanted.
+    fn way<'a>(&self, context: &'a Context) -> Way<'a> {
+        let Some(resume) = &context.resume else { return Way::New };
+        match &resume.session {
+            Some(session) if self.can_resume(resume.fork) && resume.fork => Way::Fork(session),
+            Some(session) if self.can_resume(resume.fork) => Way::Resume(session),
+            // To go on in a session that others need as it is would be worse than to begin a new one.
+            Some(_) | None => Way::New,
+        }
+    }
+
+    fn can_resume(&self, fork: bool) -> bool {
+        !(if fork { &self.fork_args } else { &self.resume_args }).is_empty()
+    }
+
+    fn takes_brief(&self) -> bool {
+        self.brief.unwrap_or(false)
     }
 
     /// What it says of its version; `None` if it is not installed, or cannot even say that.
@@ -377,14 +512,34 @@ fn built_in() -> BTreeMap<String, Profile> {
         command: "sh".into(),
         // From a file and not from its input, which the script's own commands would read away.
         args: words(&["-eu", "{plan_file}"]),
+        // The plan is a script: it is run again as it is, and MAKIMA_RESUMED tells it that it is not the first time.
+        brief: Some(false),
         ..Profile::default()
     };
+    // Seen with Claude Code 2.1.197, against a scripted model:
+    // * It takes `--session-id` with `-p` and stream-json, any UUID, once: a session whose transcript is there already is
+    //   "already in use". A session that is resumed keeps its id; `--session-id` then needs `--fork-session`, and names the copy.
+    // * What it needs to resume is the transcript alone, in the directory named after the place where it runs now (links
+    //   resolved), under any home. The `cwd` fields in it may say another place. Not needed: `~/.claude.json`, `sessions/`,
+    //   `session-env/`, `shell-snapshots/`, file history. A killed agent's leftovers there do not stop it.
+    // * A transcript may end anywhere: tool calls without an answer, whether one or some of several, are left out of what the
+    //   model sees, and a prompt without an answer stays. But a last line without its end is not cut: the next record is
+    //   written behind it and lost with it, so a transcript is mended first (`transcript::mend`). One in which nobody has said
+    //   anything yet is "No conversation found".
+    // * Beside it, a large answer of a tool is a file in `<session>/tool-results`, which the conversation names with its whole
+    //   path; helpers' transcripts are in `<session>/subagents`; the task list is in `tasks/<session>`.
     let claude = Profile {
         command: "claude".into(),
         args: words(&["-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"]),
         model_args: words(&["--model", "{model}"]),
         session_args: words(&["--session-id", "{session_id}"]),
-        resume_args: words(&["--resume", "{session_id}"]),
+        resume_args: words(&["--resume", "{session}"]),
+        fork_args: words(&["--resume", "{session}", "--fork-session", "--session-id", "{session_id}"]),
+        config_dir: "{home}/.claude".into(),
+        config_dir_env: "CLAUDE_CONFIG_DIR".into(),
+        transcript: "{config_dir}/projects/{cwd_encoded}/{session}.jsonl".into(),
+        beside: words(&["{config_dir}/projects/{cwd_encoded}/{session}", "{config_dir}/tasks/{session}"]),
+        brief: Some(true),
         // As root it bypasses permissions only where it is told that this is a sandbox.
         env_as_root: BTreeMap::from([("IS_SANDBOX".to_owned(), "1".to_owned())]),
         stdin: Some(Stdin::Plan),
@@ -446,8 +601,48 @@ mod tests {
         assert_eq!(claude.args[5..], ["--model", "opus", "--session-id", session.as_str()]);
         assert_eq!(claude.stdin, Stdin::Plan);
         assert_eq!(claude.env.contains_key("IS_SANDBOX"), rustix::process::geteuid().is_root());
-        let again = profiles.command(&order("claude", ""), &Context { resume: Some("s".into()), ..context() }).unwrap();
-        assert_eq!(again.args[5..], ["--resume", "s"]);
+    }
+
+    fn going_on(session: Option<&str>, fork: bool) -> Context {
+        let session = session.map(str::to_owned);
+        let resume = Resume { session, fork, brief: "go on".into(), brief_file: "/attempt/brief".into() };
+        Context { resume: Some(resume), ..context() }
+    }
+
+    /// An agent with a memory goes on with its session, or with a copy of it, and is told why; a script is run again.
+    #[test]
+    fn agents_go_on_as_they_can() {
+        let profiles =
+            from_toml("[own]\ncommand = \"own\"\nargs = [\"{plan}\"]\nresume_args = [\"-s{session}\"]").unwrap();
+        let attempt = context().attempt.id.to_string();
+        let with = |agent: &str, context: &Context| {
+            let command = profiles.command(&order(agent, "the plan"), context).unwrap();
+            let resumed = command.env.get("MAKIMA_RESUMED").map(String::as_str) == Some("1");
+            assert_eq!(resumed, context.resume.is_some());
+            (command.args, command.brief, profiles.session(agent, context))
+        };
+        let claude = |context: &Context| {
+            let (args, brief, session) = with("claude", context);
+            (args[5..].join(" "), brief, session.unwrap())
+        };
+        assert_eq!(claude(&context()), (format!("--session-id {attempt}"), false, attempt.clone()));
+        assert_eq!(claude(&going_on(Some("s"), false)), ("--resume s".into(), true, "s".into()));
+        let forked = format!("--resume s --fork-session --session-id {attempt}");
+        assert_eq!(claude(&going_on(Some("s"), true)), (forked, true, attempt.clone()));
+        assert_eq!(claude(&going_on(None, false)), (format!("--session-id {attempt}"), true, attempt));
+        let shell = vec!["-eu".to_owned(), "/attempt/plan".to_owned()];
+        assert_eq!(with("shell", &going_on(Some("s"), false)), (shell, false, None));
+        let own = |context: &Context| with("own", context);
+        assert_eq!(own(&going_on(Some("s"), false)), (vec!["the plan".into(), "-ss".into()], false, Some("s".into())));
+        assert_eq!(own(&going_on(Some("s"), true)), (vec!["the plan".into()], false, None));
+        assert!(profiles.can_resume("claude", true) && profiles.can_resume("own", false));
+        assert!(!profiles.can_resume("own", true) && !profiles.can_resume("shell", false));
+        assert!(profiles.takes_brief("claude") && !profiles.takes_brief("shell") && !profiles.takes_brief("own"));
+        let told = from_toml(
+            "[told]\nlike = \"own\"\nbrief = true\n[own]\ncommand = \"own\"\nargs = [\"{plan}\", \"{plan_file}\"]",
+        );
+        let told = told.unwrap().command(&order("told", "the plan"), &going_on(None, false)).unwrap();
+        assert_eq!(told.args, ["go on", "/attempt/brief"]);
     }
 
     /// A third profile is data; one that is like another changes what it says and nothing else.

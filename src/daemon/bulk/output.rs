@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{ASK_AGAIN, Error, IDLE, QUEUE, SILENCE, WINDOW, WINDOW_EACH, mask::Mask, read_full};
+use super::{ASK_AGAIN, Backlog, Error, IDLE, QUEUE, SILENCE, WINDOW, WINDOW_EACH, mask::Mask, read_full};
 use crate::{
     daemon::{Context, config::Config, runner::blocking, session::link},
     domain::AttemptRef,
@@ -51,6 +51,7 @@ const ANNOUNCED: usize = 4_096;
 pub(super) struct Announcer {
     announce: mpsc::Sender<Upload>,
     wake: Arc<Notify>,
+    pub(super) backlog: Arc<Backlog>,
 }
 
 /// The output of one attempt, as its runner sees it. Dropping it leaves the upload as it is.
@@ -71,8 +72,9 @@ impl Announcer {
     /// The handle, and what its loop takes.
     pub(super) fn new() -> (Self, Inbox) {
         let (announce, announced) = mpsc::channel(ANNOUNCED);
-        let wake = Arc::new(Notify::new());
-        (Self { announce, wake: Arc::clone(&wake) }, Inbox { announced, wake, attached: Arc::default() })
+        let (wake, backlog) = (Arc::new(Notify::new()), Arc::new(Backlog::default()));
+        let announcer = Self { announce, wake: Arc::clone(&wake), backlog: Arc::clone(&backlog) };
+        (announcer, Inbox { announced, wake, backlog, attached: Arc::default() })
     }
 
     /// Announces the output of an attempt.
@@ -108,6 +110,7 @@ impl Output {
 pub(super) struct Inbox {
     announced: mpsc::Receiver<Upload>,
     wake: Arc<Notify>,
+    backlog: Arc<Backlog>,
     /// A session stands.
     pub(super) attached: Arc<Notify>,
 }
@@ -128,6 +131,8 @@ struct Upload {
     sent: u64,
     /// The server has everything up to here.
     received: u64,
+    /// The same over all connections, for whoever wants to know how much is left.
+    confirmed: u64,
     /// When the last chunk was sent.
     sent_at: Option<Instant>,
     /// It has been asked again, because an answer is missing.
@@ -148,6 +153,7 @@ impl Upload {
             asked: false,
             sent: 0,
             received: 0,
+            confirmed: 0,
             sent_at: None,
             doubted: false,
             ended: false,
@@ -158,6 +164,7 @@ impl Upload {
     fn begin_again(&mut self) {
         *self = Self {
             file: self.file.take(),
+            confirmed: self.confirmed,
             ..Self::new(self.attempt, self.path.clone(), self.mask.clone(), Arc::clone(&self.length))
         };
     }
@@ -258,6 +265,7 @@ impl Upload {
     /// The server has said how far it is.
     fn answered(&mut self, receipt: &Receipt) {
         self.received = receipt.received;
+        self.confirmed = self.confirmed.max(receipt.received);
         if !self.known {
             self.known = true;
             // It may have more than the file does, after the power went here: then there is only the end to say.
@@ -318,6 +326,8 @@ impl Uploader {
         while let Ok(upload) = self.inbox.announced.try_recv() {
             self.uploads.insert(upload.attempt, upload);
         }
+        let left = self.uploads.values().map(|upload| upload.bytes().saturating_sub(upload.confirmed)).sum();
+        self.inbox.backlog.set(self.uploads.len(), left);
     }
 
     /// One connection, until there has been nothing to send for a while (`Ok`), or it breaks.

@@ -289,6 +289,7 @@ impl Runner {
         for warning in &warnings {
             tracing::warn!(warning, "sanity check");
         }
+        self.context.metrics.sanity_warnings(warnings.len());
         if settings.warn_on_violation { warnings } else { Vec::new() }
     }
 
@@ -349,6 +350,7 @@ impl Runner {
 
     /// Follows the agent to its end.
     async fn watch(&mut self, mut handle: Handle) -> Result<ShimEnd, Halt> {
+        self.context.metrics.agent_runs(self.attempt);
         match self.attend(handle.wait()).await {
             Ok(end) => Ok(end),
             Err(Halt::Stopped(stop)) => {

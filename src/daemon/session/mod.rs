@@ -125,6 +125,7 @@ pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, i
             () = soft.cancelled() => return Over::Shutdown,
             end = session.run() => end,
         };
+        context.metrics.detached();
         let error = match end {
             End::Over(over) => return over,
             End::Again(error) => error,
@@ -204,6 +205,7 @@ impl Session {
         }
     }
 
+    #[tracing::instrument(name = "session", skip_all, fields(epoch = tracing::field::Empty))]
     async fn run(&mut self) -> End {
         match self.attach().await {
             Ok((welcome, requests, responses)) => match self.attached(welcome, requests, responses).await {
@@ -280,6 +282,8 @@ impl Session {
             owed = self.owed,
             "attached"
         );
+        self.context.metrics.attached(welcome.epoch);
+        tracing::Span::current().record("epoch", tracing::field::display(welcome.epoch));
         self.supervisor.verdicts(welcome.verdicts).await;
         self.context.attached.notify_one();
         // One for each command, of which the server sends no more than it may; the intake must never wait for a session.
@@ -422,6 +426,7 @@ impl Session {
         if journal != self.context.journal.id() {
             return;
         }
+        self.context.metrics.message(&outcome);
         let sent = self.in_flight.remove(&sequence);
         if let MessageOutcome::Invalid { detail } = &outcome {
             tracing::error!(sequence, detail, "the server cannot take a message");

@@ -69,7 +69,10 @@ fn become_agent(dir: &Path) -> Result<std::convert::Infallible, Error> {
     let mut command = process.into_std().map_err(|error| Error::Program(agent.program.clone(), error))?;
     match agent.stdin {
         Stdin::None => command.stdin(Stdio::null()),
-        Stdin::Plan => command.stdin(File::open(dir.plan()).map_err(Error::Stdin)?),
+        Stdin::Plan => {
+            let file = if agent.brief { dir.brief() } else { dir.plan() };
+            command.stdin(File::open(file).map_err(Error::Stdin)?)
+        }
         Stdin::Pipe => command.stdin(Stdio::inherit()),
     };
     Err(Error::Program(agent.program, command.exec()))

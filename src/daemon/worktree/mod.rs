@@ -17,6 +17,7 @@
 mod copy;
 mod finish;
 mod list;
+mod look;
 mod prepare;
 mod setup;
 
@@ -27,7 +28,10 @@ use serde::Serialize;
 pub use super::git::Error;
 pub use finish::finish;
 pub use list::{list, remove};
+use look::admin_dir;
+pub use look::{Look, look};
 pub use prepare::prepare;
+pub(in crate::daemon) use prepare::{choose_branch, clear_the_way, discard};
 pub use setup::setup;
 
 use super::{
@@ -84,21 +88,11 @@ pub struct Listed {
 
 /// The worktree is there and belongs to its repository.
 pub fn is_intact(place: &Place) -> bool {
-    admin_dir(&place.worktree).is_some_and(|admin| {
-        admin.join("HEAD").is_file()
-            && admin.parent().and_then(Path::parent).and_then(|common| common.canonicalize().ok())
-                == place.repo.git_dir.canonicalize().ok()
-    })
-}
-
-/// What its `.git` file points to.
-fn admin_dir(worktree: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(worktree.join(".git")).ok()?;
-    Some(worktree.join(text.strip_prefix("gitdir:")?.trim()))
+    matches!(look(place), Look::Intact { .. })
 }
 
 /// Variables that give commits an identity there; none where one is configured.
-async fn identity(dir: &Path) -> Result<Vec<(String, String)>, Error> {
+pub(in crate::daemon) async fn identity(dir: &Path) -> Result<Vec<(String, String)>, Error> {
     let ask = |which: &'static str| git(dir).args(["-c", "user.useConfigOnly=true", "var", which]);
     let author = attempt("find the git identity", LOCAL_TIMEOUT, || ask("GIT_AUTHOR_IDENT")).await?;
     let committer = attempt("find the git identity", LOCAL_TIMEOUT, || ask("GIT_COMMITTER_IDENT")).await?;
@@ -117,7 +111,7 @@ async fn identity(dir: &Path) -> Result<Vec<(String, String)>, Error> {
 }
 
 /// Names for a message: `a, b and 3 more`.
-fn named<T: AsRef<str>>(names: &[T]) -> String {
+pub(in crate::daemon) fn named<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(AsRef::as_ref).collect();
     match names.len().saturating_sub(MAX_NAMED) {
         0 => shown.join(", "),
