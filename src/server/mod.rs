@@ -12,6 +12,7 @@
 
 pub mod auth;
 pub mod blobs;
+pub mod expiry;
 pub mod ledger;
 pub mod listen;
 pub mod metrics;

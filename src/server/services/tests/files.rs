@@ -13,7 +13,6 @@ const PIECE: usize = 256 * 1024;
 /// A task that is being worked on, and a stream to bring files on.
 struct Work {
     daemon: PlayedDaemon,
-    task: pb::Task,
     attempt: AttemptRef,
 }
 
@@ -28,12 +27,12 @@ impl Bed {
             spec: Some(pb::TaskSpec { repository: "/srv/repo".into(), ..spec("lone", &[]) }),
             ..Default::default()
         };
-        let task = self.tasks().create_task(request).await.unwrap().into_inner().task.unwrap();
+        self.tasks().create_task(request).await.unwrap();
         let mut daemon = self.daemon().await;
         let (attempt, _) = daemon.accept().await;
         daemon.start(&attempt).await;
         let attempt = common::attempt_ref("attempt", Some(&attempt)).unwrap();
-        Work { daemon, task, attempt }
+        Work { daemon, attempt }
     }
 
     async fn upload(&self) -> Upload {
@@ -53,8 +52,8 @@ impl Bed {
         bed_in(directory).await
     }
 
-    async fn task(&self, id: &str) -> pb::Task {
-        let request = pb::GetTaskRequest { task_id: id.to_owned() };
+    async fn task(&self, work: &Work) -> pb::Task {
+        let request = pb::GetTaskRequest { task_id: work.attempt.task.to_string() };
         self.tasks().get_task(request).await.unwrap().into_inner().task.unwrap()
     }
 
@@ -200,5 +199,106 @@ async fn files_are_their_owners_alone() {
         assert_eq!(reason(&bed.download(key, name, 0).await.unwrap_err()), "BLOB_NOT_FOUND");
     }
     drop((work.daemon, upload, foreign, keys));
+    ended(bed).await;
+}
+
+/// Bytes that are not what they should be are thrown away and may come again, so many times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_is_sent_again_and_in_the_end_refused() {
+    let bed = bed().await;
+    let work = bed.work().await;
+    let (kind, whole) = (checkpoint(), bytes(PIECE + 1));
+    let mut damaged = chunk(&work, kind, &whole, 0, whole.len());
+    damaged.data = bytes::Bytes::from(vec![0; whole.len()]);
+    let mut upload = bed.upload().await;
+    let answer = upload.say(damaged.clone()).await.unwrap();
+    assert_eq!((answer.received_offset, answer.complete, answer.refused), (0, false, false));
+    assert_eq!(bed.files("uploads"), [] as [std::path::PathBuf; 0]);
+    assert_eq!(bed.files("blobs"), [] as [std::path::PathBuf; 0]);
+    // Right this time.
+    assert!(upload.say(chunk(&work, kind, &whole, 0, whole.len())).await.unwrap().complete);
+
+    let other = checkpoint();
+    damaged.kind = other;
+    for _ in 0..2 {
+        assert!(!upload.say(damaged.clone()).await.unwrap().refused);
+    }
+    let answer = upload.say(damaged.clone()).await.unwrap();
+    assert_eq!(refused(&answer), "it came 3 times and was never what its SHA-256 says");
+    // More than was announced is refused as well.
+    let mut longer = chunk(&work, checkpoint(), &whole, 0, PIECE);
+    longer.whole.bytes = PIECE as i64 - 1;
+    longer.last = None;
+    assert_eq!(refused(&upload.say(longer).await.unwrap()), "it was said to have 262143 bytes, and has more");
+    drop((work.daemon, upload));
+    ended(bed).await;
+}
+
+/// A checkpoint that builds on one that is not kept is refused, and nothing of it is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delta_on_a_lost_base_is_refused() {
+    let bed = bed().await;
+    let work = bed.work().await;
+    let whole = bytes(1_000);
+    let mut upload = bed.upload().await;
+    let on = |base: CheckpointId, kind| {
+        let about = About { base: Some(base), ..About::default() };
+        FileChunk { last: Some(Some(about)), ..chunk(&work, kind, &whole, 0, whole.len()) }
+    };
+    let answer = upload.say(on(CheckpointId(Uuid::now_v7()), checkpoint())).await.unwrap();
+    assert_eq!(refused(&answer), "it builds on a checkpoint that is not kept");
+    for folder in ["uploads", "blobs"] {
+        assert_eq!(bed.files(folder), [] as [std::path::PathBuf; 0], "{folder}");
+    }
+    // On one that is kept it is a link of its chain.
+    let (first, second) = (checkpoint(), checkpoint());
+    let (FileKind::Checkpoint(base), FileKind::Checkpoint(id)) = (first, second) else { unreachable!() };
+    assert!(upload.say(chunk(&work, first, &whole, 0, whole.len())).await.unwrap().complete);
+    assert!(upload.say(on(base, second)).await.unwrap().complete);
+    let stored = bed.store.read().await.unwrap().checkpoints_fetch(&[id]).await.unwrap().remove(0);
+    assert_eq!(stored.chain.iter().map(|link| link.id).collect::<Vec<_>>(), [base, id]);
+    drop((work.daemon, upload));
+    ended(bed).await;
+}
+
+/// A task is done when the pack of its result is here, and not before; an object store that cannot take it loses nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_is_done_when_its_result_is_here() {
+    let bed = bed().await;
+    let mut work = bed.work().await;
+    let whole = bytes(PIECE);
+    let mut upload = bed.upload().await;
+    assert_eq!(upload.say(chunk(&work, FileKind::Result, &whole, 0, 10)).await.unwrap().received_offset, 10);
+    let success = pb::Success {
+        commit: "0123456789abcdef0123456789abcdef01234567".into(),
+        branch: "b".into(),
+        result_ref: "refs/r".into(),
+        pack_bytes: whole.len() as i64,
+        pack_sha256: text::unhex(&pack(&whole).sha256).unwrap(),
+        ..Default::default()
+    };
+    let complete =
+        pb::TaskComplete { outcome: Some(pb::task_complete::Outcome::Success(success)), ..Default::default() };
+    let attempt = pb::AttemptRef::from(work.attempt);
+    work.daemon.report(&attempt, pb::daemon_message::Kind::TaskComplete(complete)).await;
+    assert_eq!(bed.task(&work).await.status(), pb::TaskStatus::Finalizing);
+
+    // Nothing can be made where a file is in the way, as on a disk that is full.
+    let blobs = bed.directory.path().join("blobs");
+    std::fs::remove_dir_all(&blobs).unwrap();
+    std::fs::write(&blobs, "").unwrap();
+    let error = upload.say(chunk(&work, FileKind::Result, &whole, 10, whole.len())).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(error.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()), "{error:?}");
+    assert_eq!(bed.task(&work).await.status(), pb::TaskStatus::Finalizing);
+    std::fs::remove_file(&blobs).unwrap();
+    std::fs::create_dir(&blobs).unwrap();
+    let mut upload = bed.upload().await;
+    let question = FileChunk { last: None, ..chunk(&work, FileKind::Result, &whole, 0, 0) };
+    assert_eq!(upload.say(question).await.unwrap().received_offset, whole.len() as i64);
+    let end = chunk(&work, FileKind::Result, &whole, whole.len(), whole.len());
+    assert!(upload.say(end).await.unwrap().complete);
+    assert_eq!(bed.task(&work).await.status(), pb::TaskStatus::Done);
+    drop((work.daemon, upload));
     ended(bed).await;
 }
