@@ -12,6 +12,7 @@
 //!     agent.json      the agent has been started, as this process        shim
 //!     output.log      what setup and agent wrote, only appended to       setup, agent
 //!     exit.json       nothing of the agent is alive; how it ended        shim
+//!     rejected.json   the same of an agent whose session was refused     daemon
 //!     shim.log        what the shim complained of                        shim
 //! ```
 //!
@@ -54,6 +55,12 @@ pub struct Manifest {
     pub place: Option<Place>,
     /// What is run there, once that is known.
     pub agent: Option<AgentCommand>,
+    /// The attempt that has taken over the worktree: it is that one's now.
+    #[serde(default)]
+    pub superseded: Option<AttemptRef>,
+    /// The agent did not go on with its session, and begins a new one instead.
+    #[serde(default)]
+    pub rejected: bool,
 }
 
 /// Where an attempt works.
@@ -303,6 +310,29 @@ impl AttemptDir {
         self.read("exit.json")
     }
 
+    /// Lets the agent be started a second time. In this order, so that a crash on the way leaves either the record of the first
+    /// one, or nothing that was started.
+    pub fn start_over(&self) -> Result<(), Error> {
+        for name in ["start.json", "agent.json"] {
+            let path = self.path.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("remove", &path, source));
+                }
+                _ => {}
+            }
+        }
+        sync_dir(&self.path)?;
+        let exit = self.path.join("exit.json");
+        fs::rename(&exit, self.path.join("rejected.json")).map_err(|source| io_error("rename", &exit, source))?;
+        sync_dir(&self.path)
+    }
+
+    /// It was.
+    pub fn was_started_over(&self) -> bool {
+        self.path.join("rejected.json").exists()
+    }
+
     /// Opens the output to append to it.
     pub fn append_output(&self) -> Result<File, Error> {
         let path = self.output();
@@ -428,6 +458,8 @@ pub(super) mod tests {
             spawn,
             place: None,
             agent: None,
+            superseded: None,
+            rejected: false,
         }
     }
 

@@ -58,6 +58,7 @@ use repository::Repositories;
 use runner::{blocking, chain};
 use session::Over;
 use supervisor::Supervisor;
+use watch::Watch;
 
 /// Times a repository of the configuration is tried to be cloned: later a task that needs it clones it anyway.
 const CLONE_TRIES: u32 = 5;
@@ -99,6 +100,8 @@ pub(crate) struct Context {
     /// Profiles really installed.
     installed: RwLock<Vec<daemon::Profile>>,
     pub(crate) health: Health,
+    /// Looks after the worktrees of running attempts.
+    pub(crate) watch: Watch,
     pub(crate) bulk: Bulk,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) shutdown: Shutdown,
@@ -154,11 +157,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let path = state.path().to_owned();
     let opened = blocking(move || Journal::open(&path, clock::now())).await?;
     let (bulk, uploads) = Bulk::new();
+    let (watch, watching) = Watch::new(&shutdown);
     let context = Arc::new(Context {
         repositories: Repositories::new(state.repositories()),
         profiles: Profiles::load(config.profiles.clone()),
         installed: RwLock::default(),
         health: Health::new(state.path(), config.disk_floor),
+        watch,
         slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
         journal: opened.journal,
         boot: BootId(Uuid::new_v4()),
@@ -184,6 +189,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let (intake, commands) = intake::new();
     shutdown.spawn_loop("supervisor", supervisor.run());
     shutdown.spawn_loop("intake", intake::run(Arc::clone(&context), handle.clone(), commands));
+    shutdown.spawn_loop("watch", watching);
     shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
     shutdown.spawn(clone_repositories(Arc::clone(&context)));
 

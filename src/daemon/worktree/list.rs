@@ -65,7 +65,9 @@ pub async fn remove(state: &Path, path: &Path, force: bool) -> Result<(), Error>
 fn manifests(state: &Path) -> Result<Vec<(AttemptDir, Manifest)>, Error> {
     let listed = AttemptDir::list_all(state)
         .map_err(|error| Error::refused(format!("cannot list {}: {error}", state.display())))?;
-    Ok(listed.into_iter().filter_map(|listed| Some((listed.dir, listed.manifest.ok()?))).collect())
+    let known = listed.into_iter().filter_map(|listed| Some((listed.dir, listed.manifest.ok()?)));
+    // A worktree that another attempt has taken over is listed as that one's.
+    Ok(known.filter(|(_, manifest)| manifest.superseded.is_none()).collect())
 }
 
 async fn look(dir: &AttemptDir, manifest: &Manifest, place: &Place) -> Result<Listed, Error> {

@@ -232,7 +232,12 @@ async fn clear_the_way(repo: &RepoRef, path: &Path, warnings: &mut Vec<String>) 
 }
 
 /// A name that git takes: the one that was asked for, if nothing speaks against it.
-async fn choose_branch(repo: &RepoRef, asked: &str, start: Oid, warnings: &mut Vec<String>) -> Result<String, Error> {
+pub(super) async fn choose_branch(
+    repo: &RepoRef,
+    asked: &str,
+    start: Oid,
+    warnings: &mut Vec<String>,
+) -> Result<String, Error> {
     let listed =
         succeed("list worktrees", LOCAL_TIMEOUT, || git(&repo.git_dir).args(["worktree", "list", "--porcelain", "-z"]))
             .await?;

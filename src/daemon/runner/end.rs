@@ -1,0 +1,249 @@
+//! From the end of the agent to the report of it. Whatever has ended it: first nothing of the attempt is alive, then what is
+//! left is made a result or kept, then it is said; each can be done again after a crash.
+
+use std::time::Duration;
+
+use super::{Halt, LEFTOVER_GRACE, Left, Runner, blocking};
+use crate::{
+    daemon::{
+        agents::End,
+        attempt_dir::{EndReason, ExitRecord},
+        journal::{Change, State, Stop, Why},
+        shim::Handle,
+        worktree::{self, Look},
+    },
+    domain::{
+        attempt::{Failure, FailureClass, TaskResult},
+        order::Spawn,
+        report::{Complete, InventoryState, Progress, Report},
+    },
+};
+
+/// What follows the end of an agent.
+pub(super) enum Next {
+    /// The attempt is over, and that is in the journal.
+    Over,
+    /// The agent was started once more.
+    Again(Handle),
+}
+
+impl Runner {
+    /// The agent has ended and left its record.
+    pub(super) async fn ended(&mut self, spawn: &Spawn, record: ExitRecord) -> Result<Next, Left> {
+        let left = self.sweep(Duration::ZERO).await?;
+        if left > 0 {
+            tracing::warn!(left, "processes of the attempt had outlived its shim; they are ended");
+        }
+        let (progress, end) = match &mut self.tail {
+            Some(tail) => {
+                tail.read_to(record.output_bytes).await;
+                (tail.progress(), tail.end(&record))
+            }
+            None => (Progress::default(), End::Done),
+        };
+        let outcome = match (self.wish(), &record.reason, end) {
+            (Some(stop), _, _) => Err(stopped(&stop)),
+            (None, EndReason::Timeout, _) => Err(timeout(spawn)),
+            // Nobody wished it, so it was ended for what had become of its place, before that could be said.
+            (None, EndReason::Terminated, _) => Err(self.interruption().await),
+            (None, EndReason::Exited | EndReason::StartFailed { .. }, End::Failed(failure)) => {
+                Err(self.judged(failure))
+            }
+            (None, EndReason::Exited | EndReason::StartFailed { .. }, End::ResumeRejected(failure)) => {
+                if self.was_rejected() {
+                    Err(failure)
+                } else {
+                    match self.begin_again(spawn, &failure).await {
+                        Ok(handle) => return Ok(Next::Again(handle)),
+                        Err(halt) => return self.halted(halt, spawn).await.map(|()| Next::Over),
+                    }
+                }
+            }
+            (None, EndReason::Exited | EndReason::StartFailed { .. }, End::Done) => match self.finish().await {
+                Ok(result) => Ok(result),
+                Err(Halt::Shutdown) => return Err(Left),
+                Err(Halt::Stopped(stop)) => Err(stopped(&stop)),
+                Err(Halt::Failed(failure)) => Err(failure),
+            },
+        };
+        self.report(outcome, progress, Some(&record)).await.map(|()| Next::Over)
+    }
+
+    /// Its session was rejected before, and the agent was started again since.
+    fn was_rejected(&self) -> bool {
+        let again = self.dir.as_ref().is_some_and(|dir| dir.was_started_over());
+        again && self.manifest().is_ok_and(|manifest| manifest.rejected)
+    }
+
+    /// An agent that meets a full disk says all sorts of things.
+    fn judged(&self, failure: Failure) -> Failure {
+        match (failure.class, self.context.health.full()) {
+            (FailureClass::AgentCrashed | FailureClass::AgentError, Some(full)) => {
+                Failure::new(FailureClass::Refused, format!("{full}; the agent ended with: {}", failure.message))
+            }
+            _ => failure,
+        }
+    }
+
+    /// Why an agent was ended that nobody wanted to end.
+    async fn interruption(&self) -> Failure {
+        let place = self.manifest().ok().and_then(|manifest| manifest.place);
+        let look = match place {
+            Some(place) => blocking(move || worktree::look(&place)).await,
+            None => Look::Unknown { why: String::new() },
+        };
+        match look {
+            Look::Broken { what } => Failure::new(FailureClass::WorktreeLost, what),
+            Look::Intact { .. } | Look::Unknown { .. } => {
+                let full = self.context.health.full();
+                let why = full.unwrap_or_else(|| "the daemon interrupted it".to_owned());
+                Failure::new(FailureClass::Refused, why)
+            }
+        }
+    }
+
+    /// Commits what is left and sets the result ref. What git has begun it finishes: only the end of the daemon stops this,
+    /// and then it is done again.
+    async fn finish(&mut self) -> Result<TaskResult, Halt> {
+        let manifest = self.manifest()?;
+        let finished = self.patience(worktree::finish(&manifest)).await?.map_err(Failure::from)?;
+        let reports: Vec<Report> = finished.warnings.into_iter().map(|message| Report::Warning { message }).collect();
+        if !reports.is_empty() {
+            self.record(Change { reports, ..Change::default() }).await.map_err(|Left| Halt::Shutdown)?;
+        }
+        Ok(finished.result)
+    }
+
+    /// The shim has died under us; its agent may be alive.
+    pub(super) async fn shim_died(&mut self) -> Result<(), Left> {
+        let left = self.sweep(LEFTOVER_GRACE).await?;
+        tracing::warn!(left, "the shim died; what it had started has been ended");
+        let failure = match self.wish() {
+            Some(stop) => stopped(&stop),
+            None => Failure::new(
+                FailureClass::AgentCrashed,
+                "the process that watched the agent died (killed, or out of memory); the agent was ended",
+            ),
+        };
+        let progress = self.last_progress().await;
+        self.report(Err(failure), progress, None).await
+    }
+
+    /// After a restart: the agent has gone and left no record.
+    pub(super) async fn interrupted(&mut self, spawn: &Spawn) -> Result<(), Left> {
+        let left = self.sweep(LEFTOVER_GRACE).await?;
+        self.open_tail(spawn, None);
+        if self.wish().is_some() {
+            return self.shim_died().await;
+        }
+        let place = self.manifest().ok().and_then(|manifest| manifest.place);
+        let task = self.attempt.task;
+        let found = match place.clone() {
+            Some(place) => blocking(move || worktree::find(&place, task)).await,
+            None => None,
+        };
+        let worktree_intact = found.is_some();
+        // Where it was moved to, or else where it was.
+        let worktree = found.or(place).map(|place| place.worktree.display().to_string());
+        let worktree = worktree.unwrap_or_else(|| self.row.worktree.clone());
+        tracing::warn!(left, worktree_intact, worktree, "the agent has gone without a record");
+        let detected = Report::RecoveryDetected {
+            previous: self.row.state.inventory().unwrap_or(InventoryState::Running),
+            worktree_intact,
+            worktree: worktree.clone(),
+            needs_patch: !worktree_intact,
+        };
+        let change = Change {
+            state: Some(State::Interrupted),
+            directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
+            worktree: Some(worktree),
+            stop: None,
+            reports: vec![detected],
+        };
+        self.record(change).await?;
+        if let Some(tail) = &mut self.tail {
+            tail.close().await;
+        }
+        Ok(())
+    }
+
+    /// The story did not go on.
+    pub(super) async fn halted(&mut self, halt: Halt, spawn: &Spawn) -> Result<(), Left> {
+        let failure = match halt {
+            Halt::Shutdown => return Err(Left),
+            Halt::Stopped(stop) => stopped(&stop),
+            Halt::Failed(failure) => failure,
+        };
+        // A setup command, or a git that was given up, may be alive.
+        self.sweep(spawn.grace).await?;
+        let progress = self.last_progress().await;
+        self.report(Err(failure), progress, None).await
+    }
+
+    /// Everything that the agent has said.
+    async fn last_progress(&mut self) -> Progress {
+        match &mut self.tail {
+            Some(tail) => {
+                tail.read_all().await;
+                tail.progress()
+            }
+            None => Progress::default(),
+        }
+    }
+
+    /// The end: what became of the attempt, with its state, in one transaction.
+    pub(super) async fn report(
+        &mut self,
+        outcome: Result<TaskResult, Failure>,
+        progress: Progress,
+        record: Option<&ExitRecord>,
+    ) -> Result<(), Left> {
+        let output = match &mut self.tail {
+            Some(tail) => tail.close().await,
+            None => 0,
+        };
+        let class = outcome.as_ref().err().map(|failure| failure.class);
+        let message = outcome.as_ref().err().map(|failure| failure.message.clone()).unwrap_or_default();
+        let complete = Complete {
+            outcome,
+            progress,
+            output_bytes: i64::try_from(output).unwrap_or(i64::MAX),
+            exit_code: record.and_then(|record| record.exit_code),
+            signal: record.map_or(0, |record| record.signal),
+        };
+        let (state, reports) = match self.wish().map(|stop| stop.why) {
+            None | Some(Why::Cancelled | Why::Fenced) => (State::Reported, vec![Report::Complete(complete)]),
+            // Nobody there would know what is meant.
+            Some(Why::Salvage) => (State::Salvage, Vec::new()),
+            Some(Why::Forgotten) => (State::Over, Vec::new()),
+        };
+        let change = Change {
+            state: Some(state),
+            directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
+            reports,
+            ..Change::default()
+        };
+        self.record(change).await?;
+        match class {
+            None => tracing::info!("the attempt has ended with a result"),
+            Some(class) => tracing::info!(?class, message, "the attempt has ended without a result"),
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn stopped(stop: &Stop) -> Failure {
+    let message = match stop.why {
+        Why::Cancelled => format!("cancelled: {}", stop.reason),
+        Why::Fenced => "a newer attempt has its place; its work is kept".to_owned(),
+        Why::Salvage => "the server does not know it; its work is kept".to_owned(),
+        Why::Forgotten => "the server needs nothing more of it".to_owned(),
+    };
+    Failure::new(FailureClass::Cancelled, message)
+}
+
+fn timeout(spawn: &Spawn) -> Failure {
+    let limit = spawn.wall_time.map(humantime::format_duration);
+    let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+    Failure::new(FailureClass::Timeout, format!("the agent took longer than its wall time{limit}"))
+}
