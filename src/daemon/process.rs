@@ -75,6 +75,8 @@ pub struct Process {
     dir: Option<PathBuf>,
     env: Vec<(OsString, Option<OsString>)>,
     stdin: Vec<u8>,
+    stdin_file: Option<File>,
+    stdout_file: Option<File>,
     output: Option<File>,
     keep_background: bool,
 }
@@ -134,6 +136,8 @@ impl Process {
             dir: None,
             env: Vec::new(),
             stdin: Vec::new(),
+            stdin_file: None,
+            stdout_file: None,
             output: None,
             keep_background: false,
         }
@@ -196,6 +200,20 @@ impl Process {
         self
     }
 
+    /// With this file, from where it stands, on its standard input: more than fits into memory.
+    #[must_use]
+    pub fn stdin_from(mut self, file: File) -> Self {
+        self.stdin_file = Some(file);
+        self
+    }
+
+    /// Writes standard output straight to this file, from where it stands; standard error is captured as ever.
+    #[must_use]
+    pub fn stdout_to(mut self, file: File) -> Self {
+        self.stdout_file = Some(file);
+        self
+    }
+
     /// Writes standard output and standard error straight to this file; nothing is captured.
     #[must_use]
     pub fn output_to(mut self, file: File) -> Self {
@@ -216,6 +234,7 @@ impl Process {
         let program = self.program.display().to_string();
         let talk = |source| Error::Talk { program: program.clone(), source };
         let stdin = std::mem::take(&mut self.stdin);
+        let (stdin_file, stdout_file) = (self.stdin_file.take(), self.stdout_file.take());
         let captured = self.output.is_none();
         let keep_background = self.keep_background;
         let mut command = self.into_tokio().map_err(talk)?;
@@ -223,6 +242,12 @@ impl Process {
         command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
         if captured {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        if let Some(file) = stdin_file {
+            command.stdin(file);
+        }
+        if let Some(file) = stdout_file {
+            command.stdout(file);
         }
         let mut child = command.spawn().map_err(|source| Error::Start { program: program.clone(), source })?;
         let group = Group::of(&child);

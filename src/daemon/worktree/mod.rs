@@ -33,6 +33,7 @@ pub use list::{list, remove};
 use look::admin_dir;
 pub use look::{Look, look};
 pub use prepare::prepare;
+pub(in crate::daemon) use prepare::{choose_branch, clear_the_way, discard};
 pub use resume::{find, plan, take_over};
 pub use setup::setup;
 
@@ -94,7 +95,7 @@ pub fn is_intact(place: &Place) -> bool {
 }
 
 /// Variables that give commits an identity there; none where one is configured.
-async fn identity(dir: &Path) -> Result<Vec<(String, String)>, Error> {
+pub(in crate::daemon) async fn identity(dir: &Path) -> Result<Vec<(String, String)>, Error> {
     let ask = |which: &'static str| git(dir).args(["-c", "user.useConfigOnly=true", "var", which]);
     let author = attempt("find the git identity", LOCAL_TIMEOUT, || ask("GIT_AUTHOR_IDENT")).await?;
     let committer = attempt("find the git identity", LOCAL_TIMEOUT, || ask("GIT_COMMITTER_IDENT")).await?;
@@ -113,7 +114,7 @@ async fn identity(dir: &Path) -> Result<Vec<(String, String)>, Error> {
 }
 
 /// Names for a message: `a, b and 3 more`.
-fn named<T: AsRef<str>>(names: &[T]) -> String {
+pub(in crate::daemon) fn named<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(AsRef::as_ref).collect();
     match names.len().saturating_sub(MAX_NAMED) {
         0 => shown.join(", "),

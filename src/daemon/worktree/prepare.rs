@@ -78,7 +78,7 @@ async fn fill(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &Path, t
 }
 
 /// Takes back a worktree in which nobody has worked.
-async fn discard(repo: &RepoRef, path: &Path, branch: &str) {
+pub(in crate::daemon) async fn discard(repo: &RepoRef, path: &Path, branch: &str) {
     let Ok(_lock) = repo.lock().await else { return };
     let remove = || git(&repo.git_dir).args(["worktree", "remove", "--force", "--force"]).arg(path);
     let _ = attempt("remove a worktree", LONG_TIMEOUT, remove).await;
@@ -197,7 +197,11 @@ pub(super) fn one_line(name: &str) -> String {
 // === the way ===
 
 /// A directory that is in the way is removed if it is a worktree in which nothing is to be lost, and else moved aside.
-async fn clear_the_way(repo: &RepoRef, path: &Path, warnings: &mut Vec<String>) -> Result<(), Error> {
+pub(in crate::daemon) async fn clear_the_way(
+    repo: &RepoRef,
+    path: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err() {
         return Ok(());
     }
@@ -232,7 +236,7 @@ async fn clear_the_way(repo: &RepoRef, path: &Path, warnings: &mut Vec<String>) 
 }
 
 /// A name that git takes: the one that was asked for, if nothing speaks against it.
-pub(super) async fn choose_branch(
+pub(in crate::daemon) async fn choose_branch(
     repo: &RepoRef,
     asked: &str,
     start: Oid,
