@@ -14,6 +14,9 @@
 //!     exit.json       nothing of the agent is alive; how it ended        shim
 //!     rejected.json   the same of an agent whose session was refused     daemon
 //!     shim.log        what the shim complained of                        shim
+//!     checkpoints/    files of checkpoints, until the server has them    daemon
+//!     checkpoints.json  which those are, and which one the server has    daemon
+//!     result.pack     the result, until the server has it                daemon
 //! ```
 //!
 //! Every JSON file is replaced as a whole and is on the disk when the call that writes it returns (temporary file, fsync,
@@ -287,6 +290,11 @@ impl AttemptDir {
     /// Replaces that, durably.
     pub fn save_brief(&self, text: &str) -> Result<(), Error> {
         write_durably(&self.brief(), text.as_bytes())
+    }
+
+    /// The pack of the result, until the server has it.
+    pub fn result_pack(&self) -> PathBuf {
+        self.path.join("result.pack")
     }
 
     /// What the attempt is.

@@ -106,6 +106,8 @@ pub(crate) struct Context {
     pub(crate) watch: Watch,
     pub(crate) bulk: Bulk,
     pub(crate) slots: Arc<Semaphore>,
+    /// Held by the one checkpoint that may be taken at a time while agents work.
+    pub(crate) captures: Semaphore,
     pub(crate) shutdown: Shutdown,
     pub(crate) boot: BootId,
     /// A session stands: what failed for want of a server may be tried again.
@@ -167,6 +169,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
         health: Health::new(state.path(), config.disk_floor),
         watch,
         slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
+        captures: Semaphore::new(1),
         journal: opened.journal,
         boot: BootId(Uuid::new_v4()),
         attached: Notify::new(),

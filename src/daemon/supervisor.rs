@@ -17,18 +17,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::Instrument as _;
 
 use super::{
     Context,
+    attempt_dir::AttemptDir,
     journal::{self, Change, Row, State, Stop, Why},
-    runner::{self, Finished, chain, looks_intact},
+    runner::{self, Finished, chain, looks_intact, saving::Saving},
 };
 use crate::{
     domain::{
         AttemptRef,
         attempt::{Failure, FailureClass},
+        checkpoint::Reason,
         order::{Command, DEFAULT_GRACE, Order},
         reconcile::Verdict,
         report::{Complete, InventoryItem, Progress, Report},
@@ -147,6 +149,8 @@ pub struct Supervisor {
 
 struct Entry {
     stop: watch::Sender<Option<Stop>>,
+    /// Somebody wants a checkpoint.
+    asked: Arc<Notify>,
     restarts: u32,
 }
 
@@ -245,7 +249,10 @@ impl Supervisor {
             Order::Cancel { reason, grace } => {
                 self.stop(command.attempt, Stop { why: Why::Cancelled, reason, grace }).await;
             }
-            Order::Checkpoint => {}
+            Order::Checkpoint => match self.live.get(&command.attempt) {
+                Some(entry) => entry.asked.notify_one(),
+                None => tracing::info!(attempt = %command.attempt, "asked for a checkpoint of what does not run any more"),
+            },
         }
     }
 
@@ -265,19 +272,20 @@ impl Supervisor {
             return;
         }
         let (stop, wishes) = watch::channel(row.stop.clone());
-        self.live.insert(attempt, Entry { stop, restarts: 0 });
+        let asked = Arc::new(Notify::new());
+        self.live.insert(attempt, Entry { stop, asked: Arc::clone(&asked), restarts: 0 });
         let context = Arc::clone(&self.context);
-        self.spawn(attempt, async move { Some(Box::pin(runner::run(context, row, wishes, slot)).await) });
+        self.spawn(attempt, async move { Some(Box::pin(runner::run(context, row, wishes, asked, slot)).await) });
     }
 
     /// Starts a broken runner again, from what the journal says then: that is how it would go on after a restart of the
     /// daemon as well. A new wish that the attempt ends is not kept waiting.
-    fn restart(&mut self, attempt: AttemptRef, Entry { stop, restarts }: Entry) {
+    fn restart(&mut self, attempt: AttemptRef, Entry { stop, asked, restarts }: Entry) {
         let restarts = restarts.saturating_add(1);
         let delay = restart_delay(restarts);
         tracing::error!(%attempt, restarts, delay_s = delay.as_secs(), "the runner of an attempt broke; starting it again");
         let mut wishes = stop.subscribe();
-        self.live.insert(attempt, Entry { stop, restarts });
+        self.live.insert(attempt, Entry { stop, asked: Arc::clone(&asked), restarts });
         let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
         let context = Arc::clone(&self.context);
         self.spawn(attempt, async move {
@@ -288,7 +296,9 @@ impl Supervisor {
                 () = tokio::time::sleep(delay) => {}
             }
             match context.journal.attempt(attempt).await {
-                Ok(Some(row)) if row.state.is_live() => Some(Box::pin(runner::run(context, row, wishes, slot)).await),
+                Ok(Some(row)) if row.state.is_live() => {
+                    Some(Box::pin(runner::run(context, row, wishes, asked, slot)).await)
+                }
                 Ok(_) => Some(Finished::Ended),
                 Err(error) => {
                     tracing::error!(error = chain(&error), "the journal cannot be read");
@@ -334,8 +344,9 @@ impl Supervisor {
             }
             Verdict::Forget => self.stop(attempt, stop(Why::Forgotten, "the server needs nothing more of it")).await,
             Verdict::ReportAgain => self.report_again(attempt).await,
+            // Its work stays where it is, for the attempt that follows.
             Verdict::ResumeHere | Verdict::Restore => {
-                tracing::warn!(%attempt, ?verdict, "this version cannot go on with an attempt; it is taken for ended");
+                tracing::info!(%attempt, ?verdict, "another attempt goes on with this one's work");
                 self.stop(attempt, stop(Why::Forgotten, "another attempt follows")).await;
             }
         }
@@ -390,11 +401,24 @@ impl Supervisor {
             (Why::Salvage, _) => self.record(attempt, over(State::Salvage)).await,
             (Why::Forgotten, _) => self.record(attempt, over(State::Over)).await,
             // Its end is in the outbox.
-            (Why::Cancelled | Why::Fenced, State::Reported | State::Interrupted) => {}
+            (Why::Cancelled, State::Reported | State::Interrupted) => {}
             // The server has not taken its end for one, and waits for it.
             (Why::Cancelled, State::Over | State::Salvage) => self.report_again(attempt).await,
-            (Why::Fenced, State::Over | State::Salvage) => {}
+            (Why::Fenced, State::Reported | State::Interrupted | State::Over) => self.keep(row),
+            (Why::Fenced, State::Salvage) => {}
         }
+    }
+
+    /// The place of an attempt that has ended is taken, and its result with it: what it made is kept as a checkpoint, for people.
+    fn keep(&self, row: Row) {
+        let context = Arc::clone(&self.context);
+        self.context.shutdown.spawn(async move {
+            let Ok(dir) = AttemptDir::open(&row.directory) else { return };
+            let session = row.complete.map(|complete| complete.progress.agent_session_id).unwrap_or_default();
+            if let Some(saving) = Saving::open(&context, &dir).await {
+                saving.take_last(Reason::End, session).await;
+            }
+        });
     }
 
     async fn report_again(&mut self, attempt: AttemptRef) {
@@ -490,10 +514,7 @@ impl Drop for Guard {
 mod tests {
     use std::{path::Path, sync::RwLock};
 
-    use tokio::{
-        sync::{Notify, Semaphore},
-        time::Instant,
-    };
+    use tokio::{sync::Semaphore, time::Instant};
     use uuid::Uuid;
 
     use super::*;
@@ -536,6 +557,7 @@ mod tests {
             health: Health::new(state.path(), config.disk_floor),
             watch: Watch::new(&Shutdown::new()).0,
             slots: Arc::new(Semaphore::new(1)),
+            captures: Semaphore::new(1),
             journal,
             boot: BootId(Uuid::from_u128(2)),
             attached: Notify::new(),
@@ -574,7 +596,7 @@ mod tests {
         let (_handle, mut supervisor) = Supervisor::new(context(dir.path()).await);
         sql(dir.path(), BREAK);
         let attempt = attempt(1);
-        supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, restarts: 0 });
+        supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, asked: Arc::default(), restarts: 0 });
         supervisor.runner_ended(Ended { attempt, how: None });
         for restarts in 1..=QUICK_RESTARTS + 3 {
             let begun = Instant::now();

@@ -2,37 +2,49 @@
 //!
 //! ```text
 //!   sanity ─> directory ─> ground ───────────────────────────────────────────> agent's command ─> shim ─> Started
-//!                          ├ new       repository, worktree, merges, setup
+//!                          ├ new       repository, results, worktree, merges, setup
 //!                          ├ here      the earlier attempt's worktree, as it was left
 //!                          └ restored  repository, checkpoint, copy_files, setup
 //! ```
 //!
 //! Everything here can be done again from the start, and is, when the daemon died during it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::{Halt, LEFTOVER_GRACE, Left, Runner, blocking, chain};
+use super::{Halt, LEFTOVER_GRACE, Left, Runner, blocking, chain, saving::Saving};
 use crate::{
     daemon::{
         agents::{self, Context as AgentContext, Resume, transcript},
         attempt_dir::{self, AttemptDir, Manifest, Place},
         brief::{self, Story},
+        bulk,
+        checkpoint::{self, ChainFile},
         journal::{Change, State},
+        repository::{RepoRef, has_commit},
         sanity,
         shim::{self, Handle},
         sweep, worktree,
     },
     domain::{
-        attempt::{Failure, FailureClass},
-        order::{self, EarlierWorktree, Spawn},
+        AttemptRef,
+        attempt::{Failure, FailureClass, Pack},
+        order::{self, DependencyResult, EarlierWorktree, Spawn},
         report::Report,
     },
+    runtime::backoff::Backoff,
 };
 
 /// How long the shim of an earlier attempt may take to be gone, once its agent is.
 const SHIM_LEAVES: Duration = Duration::from_secs(10);
 /// Between looks at it.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Times a file is asked for: with the longest waits between them some minutes, in which a server is started again.
+const DOWNLOAD_TRIES: u32 = 12;
 
 /// Where the agent is to work.
 pub(super) struct Ground {
@@ -112,19 +124,127 @@ impl Runner {
     }
 
     /// A new worktree, from the base or from what the dependencies made.
-    async fn prepare(&mut self, spawn: &Spawn, warnings: &mut Vec<String>) -> Result<Ground, Halt> {
+    async fn prepare(&mut self, spawn: &Spawn, dir: &AttemptDir, warnings: &mut Vec<String>) -> Result<Ground, Halt> {
         let context = Arc::clone(&self.context);
-        let wanted: Vec<String> =
-            spawn.dependencies.iter().map(|d| d.result_ref.clone()).filter(|r| !r.is_empty()).collect();
+        // What the server keeps need not be looked for at origin.
+        let elsewhere = spawn.dependencies.iter().filter(|d| d.blob.is_empty() && !d.result_ref.is_empty());
+        let wanted: Vec<String> = elsewhere.map(|d| d.result_ref.clone()).collect();
         let repo = self
             .attend(context.repositories.ensure(&spawn.repository, &spawn.base_branch, &wanted))
             .await?
             .map_err(Failure::from)?;
+        for dependency in spawn.dependencies.iter().filter(|d| !d.blob.is_empty() && !d.commit.is_empty()) {
+            self.import(&repo, dependency, dir, warnings).await?;
+        }
         let path = context.state.worktree(self.attempt);
         let prepared =
             self.attend(worktree::prepare(&repo, spawn, self.attempt, &path)).await?.map_err(Failure::from)?;
         warnings.extend(prepared.warnings);
-        Ok(Ground { place: prepared.place, set_up: false, conversation: None, omitted: Vec::new(), old_worktree: None })
+        Ok(Ground {
+            place: prepared.place,
+            set_up: false,
+            conversation: None,
+            omitted: Vec::new(),
+            old_worktree: None,
+        })
+    }
+
+    /// Brings the result of a dependency from the server, where the repository does not have it. Where that fails, origin may
+    /// have it: `worktree::prepare` looks there, and says so if not.
+    async fn import(
+        &mut self,
+        repo: &RepoRef,
+        dependency: &DependencyResult,
+        dir: &AttemptDir,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Halt> {
+        if has_commit(&repo.open().map_err(Failure::from)?, &dependency.commit).is_some() {
+            return Ok(());
+        }
+        let file = dir.path().join(format!("{}.pack", dependency.task.short()));
+        let whole = Pack { bytes: dependency.blob_bytes, sha256: dependency.blob_sha256.clone() };
+        let brought = match self.download(&dependency.blob, &file, &whole).await {
+            Ok(()) => {
+                let (commit, name) = (&dependency.commit, &dependency.result_ref);
+                let imported = checkpoint::import_result(repo, &file, &whole.sha256, commit, name);
+                self.attend(imported).await?.map_err(|error| error.message)
+            }
+            Err(Halt::Failed(failure)) => Err(failure.message),
+            Err(halt) => return Err(halt),
+        };
+        let _ = blocking(move || std::fs::remove_file(file)).await;
+        if let Err(why) = brought {
+            warnings.push(format!("the result of `{}` cannot be taken from the server: {why}", dependency.name));
+        }
+        Ok(())
+    }
+
+    /// Takes a file from the server, also over a line that breaks.
+    async fn download(&mut self, blob: &str, into: &Path, whole: &Pack) -> Result<(), Halt> {
+        let context = Arc::clone(&self.context);
+        let times = context.config.times;
+        let mut backoff = Backoff::new(times.reconnect_first, times.reconnect_limit);
+        for tried in 1.. {
+            let problem = match self.attend(bulk::download(&context.config, blob, into, whole)).await? {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if !problem.may_pass() {
+                return Err(Failure::new(FailureClass::WorktreeLost, chain(&problem)).into());
+            }
+            if tried == DOWNLOAD_TRIES {
+                return Err(Failure::new(FailureClass::Refused, chain(&problem)).into());
+            }
+            tracing::warn!(blob, tried, error = chain(&problem), "a file does not come; trying again");
+            self.attend(tokio::time::sleep(backoff.next_delay())).await?;
+        }
+        Ok(())
+    }
+
+    // === from a checkpoint ===
+
+    async fn restore(
+        &mut self,
+        spawn: &Spawn,
+        resume: &order::Resume,
+        dir: &AttemptDir,
+        warnings: &mut Vec<String>,
+    ) -> Result<Ground, Halt> {
+        let context = Arc::clone(&self.context);
+        let files = dir.path().join("restore");
+        let made = files.clone();
+        let make = blocking(move || std::fs::create_dir_all(made));
+        make.await.map_err(|error| disk_failure(&error))?;
+        let mut chain_files = Vec::with_capacity(resume.chain.len());
+        for link in &resume.chain {
+            let path = files.join(format!("{}.checkpoint", link.id));
+            let whole = Pack { bytes: link.bytes, sha256: link.sha256.clone() };
+            self.download(&link.blob, &path, &whole).await?;
+            chain_files.push(ChainFile { path, sha256: link.sha256.clone() });
+        }
+        let repo = self
+            .attend(context.repositories.ensure(&spawn.repository, &spawn.base_branch, &[]))
+            .await?
+            .map_err(Failure::from)?;
+        let path = context.state.worktree(self.attempt);
+        let transcript = dir.path().join("transcript");
+        let restored = checkpoint::restore(&repo, &chain_files, &path, &spawn.branch, Some(&transcript));
+        let restored = self.attend(restored).await?.map_err(Failure::from)?;
+        let (place, told) = self.attend(worktree::furnish(restored.place, spawn)).await?.map_err(Failure::from)?;
+        warnings.extend(restored.warnings);
+        warnings.extend(told);
+        Saving::begin_from(dir, &restored.previous).await.map_err(|error| disk_failure(&error))?;
+        let _ = blocking(move || std::fs::remove_dir_all(files)).await;
+        tracing::info!(worktree = %place.worktree.display(), checkpoint = %restored.previous.id, "restored from a checkpoint");
+        // A branch from a checkpoint may want the work without the conversation.
+        let session = restored.session_id.filter(|_| !resume.session_id.is_empty());
+        Ok(Ground {
+            place,
+            set_up: false,
+            conversation: session.map(|session| (session, restored.transcript)),
+            omitted: restored.omitted.into_iter().map(|omitted| omitted.path).collect(),
+            old_worktree: None,
+        })
     }
 
     // === in the worktree of an earlier attempt ===
@@ -201,7 +321,7 @@ impl Runner {
     }
 
     /// The earlier attempt has no worktree any more.
-    async fn hand_over(&self, from: crate::domain::AttemptRef) -> Result<(), Halt> {
+    async fn hand_over(&self, from: AttemptRef) -> Result<(), Halt> {
         let change = Change { worktree: Some(String::new()), ..Change::default() };
         self.record_of(from, change).await.map_err(|Left| Halt::Shutdown)
     }
@@ -333,8 +453,8 @@ impl Runner {
             state: Some(State::Running),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            stop: None,
             reports,
+            ..Change::default()
         };
         self.record(change).await.map_err(|Left| Halt::Shutdown)?;
         self.row.state = State::Running;

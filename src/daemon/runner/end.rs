@@ -8,15 +8,19 @@ use crate::{
     daemon::{
         agents::End,
         attempt_dir::{EndReason, ExitRecord},
-        journal::{Change, State, Stop, Why},
+        bulk::{Delivered, FileKind},
+        checkpoint,
+        journal::{Change, State, Stop, Upload, Why},
         shim::Handle,
         worktree::{self, Look},
     },
     domain::{
-        attempt::{Failure, FailureClass, TaskResult},
+        attempt::{Failure, FailureClass, Pack, TaskResult},
+        checkpoint::{MAX_BYTES, Reason},
         order::Spawn,
         report::{Complete, InventoryState, Progress, Report},
     },
+    runtime::clock,
 };
 
 /// What follows the end of an agent.
@@ -59,7 +63,7 @@ impl Runner {
                     }
                 }
             }
-            (None, EndReason::Exited | EndReason::StartFailed { .. }, End::Done) => match self.finish().await {
+            (None, EndReason::Exited | EndReason::StartFailed { .. }, End::Done) => match self.finish(spawn).await {
                 Ok(result) => Ok(result),
                 Err(Halt::Shutdown) => return Err(Left),
                 Err(Halt::Stopped(stop)) => Err(stopped(&stop)),
@@ -102,16 +106,58 @@ impl Runner {
         }
     }
 
-    /// Commits what is left and sets the result ref. What git has begun it finishes: only the end of the daemon stops this,
-    /// and then it is done again.
-    async fn finish(&mut self) -> Result<TaskResult, Halt> {
+    /// Commits what is left, sets the result ref, and packs the result where not everybody can reach it. What git has begun it
+    /// finishes: only the end of the daemon stops this, and then it is done again.
+    async fn finish(&mut self, spawn: &Spawn) -> Result<TaskResult, Halt> {
         let manifest = self.manifest()?;
         let finished = self.patience(worktree::finish(&manifest)).await?.map_err(Failure::from)?;
-        let reports: Vec<Report> = finished.warnings.into_iter().map(|message| Report::Warning { message }).collect();
+        let mut warnings = finished.warnings;
+        let mut result = finished.result;
+        if let (Some(place), Some(dir)) = (&manifest.place, self.dir.clone())
+            && !(place.repo.cloned && result.published)
+        {
+            let exclude = checkpoint::known_elsewhere(place);
+            let packed = checkpoint::pack_result(place, &result.commit, &exclude, &dir.result_pack());
+            let packed = self.patience(packed).await?.map_err(Failure::from)?;
+            let bytes = i64::try_from(packed.bytes).unwrap_or(i64::MAX);
+            if bytes <= MAX_BYTES {
+                result.pack = Some(Pack { bytes, sha256: packed.sha256 });
+            } else {
+                warnings.push(format!("the result has {bytes} bytes, more than a server takes: only this machine has it"));
+            }
+        }
+        let reports: Vec<Report> = warnings.into_iter().map(|message| Report::Warning { message }).collect();
         if !reports.is_empty() {
             self.record(Change { reports, ..Change::default() }).await.map_err(|Left| Halt::Shutdown)?;
         }
-        Ok(finished.result)
+        let session = self.session(spawn);
+        if self.context.profiles.get(&spawn.agent).is_some_and(|profile| !profile.transcript.is_empty())
+            && let Some(saving) = self.saving().await
+        {
+            // A result has no conversation, and somebody may want to go on with that. It follows the report.
+            self.patience(saving.take_last(Reason::End, session)).await?;
+        }
+        Ok(result)
+    }
+
+    /// Keeps what an attempt without a result has made, before its end is reported: whoever tries next finds it.
+    async fn keep(&mut self, spawn: &Spawn) -> Result<(), Left> {
+        let reason = match self.wish().map(|stop| stop.why) {
+            None => Reason::End,
+            Some(Why::Cancelled | Why::Fenced) => Reason::Stopping,
+            // The server does not know it, or needs nothing of it.
+            Some(Why::Salvage | Why::Forgotten) => return Ok(()),
+        };
+        let is_fenced = self.wish().is_some_and(|stop| stop.why == Why::Fenced);
+        let worked = self.dir.as_ref().is_some_and(|dir| dir.started().is_ok_and(|it| it.is_some())) || spawn.resume.is_some();
+        if !worked || !(spawn.final_checkpoint || is_fenced) {
+            return Ok(());
+        }
+        let session = self.session(spawn);
+        if let Some(saving) = self.saving().await {
+            self.patience(saving.finally(reason, session)).await.map_err(|_| Left)?;
+        }
+        Ok(())
     }
 
     /// The shim has died under us; its agent may be alive.
@@ -157,8 +203,8 @@ impl Runner {
             state: Some(State::Interrupted),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            stop: None,
             reports: vec![detected],
+            ..Change::default()
         };
         self.record(change).await?;
         if let Some(tail) = &mut self.tail {
@@ -198,10 +244,14 @@ impl Runner {
         progress: Progress,
         record: Option<&ExitRecord>,
     ) -> Result<(), Left> {
+        if outcome.is_err() && let Some(spawn) = self.row.spawn.clone() {
+            self.keep(&spawn).await?;
+        }
         let output = match &mut self.tail {
             Some(tail) => tail.close().await,
             None => 0,
         };
+        let pack = outcome.as_ref().ok().and_then(|result| result.pack.clone());
         let class = outcome.as_ref().err().map(|failure| failure.class);
         let message = outcome.as_ref().err().map(|failure| failure.message.clone()).unwrap_or_default();
         let complete = Complete {
@@ -217,18 +267,48 @@ impl Runner {
             Some(Why::Salvage) => (State::Salvage, Vec::new()),
             Some(Why::Forgotten) => (State::Over, Vec::new()),
         };
+        let pack = pack.zip(self.dir.as_ref()).filter(|_| state == State::Reported);
+        let upload = pack.map(|(whole, dir)| Upload {
+            attempt: self.attempt,
+            checkpoint: None,
+            path: dir.result_pack(),
+            whole,
+            about: None,
+            created: clock::now(),
+        });
         let change = Change {
             state: Some(state),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             reports,
+            uploads: upload.clone().into_iter().collect(),
             ..Change::default()
         };
         self.record(change).await?;
+        if let Some(upload) = upload {
+            self.bring(upload);
+        }
         match class {
             None => tracing::info!("the attempt has ended with a result"),
             Some(class) => tracing::info!(?class, message, "the attempt has ended without a result"),
         }
         Ok(())
+    }
+}
+
+impl Runner {
+    /// Brings the pack of the result to the server; it stays until it is there.
+    fn bring(&self, upload: Upload) {
+        let Upload { attempt, path, whole, .. } = upload;
+        let mut delivery = self.context.bulk.file(attempt, FileKind::Result, path.clone(), whole, None);
+        let soft = self.context.shutdown.soft.clone();
+        self.context.shutdown.spawn(async move {
+            tokio::select! {
+                () = soft.cancelled() => {}
+                outcome = delivery.outcome() => if outcome == Delivered::Stored {
+                    let _ = blocking(move || std::fs::remove_file(path)).await;
+                }
+            }
+        });
     }
 }
 

@@ -6,7 +6,8 @@
 //!      │ found after a restart:  shim alive ───────────────────────────────> the agent runs, its output is followed
 //!      │                         exit record ──────────────┐                         │
 //!      │                         neither ─> sweep ─> RecoveryDetected                v
-//!      └───────── a wish that it ends, at any point ───────┴──> nothing is alive ─> commit ─> Complete
+//!      └───────── a wish that it ends, at any point ───────┴──> nothing is alive ─┬─> commit ─> pack ─> Complete
+//!                                                                                  └─> checkpoint ───> Complete
 //! ```
 //!
 //! Everything before the shim can be done again from the start, and is, when the daemon died during it. From the shim on the
@@ -18,11 +19,16 @@
 
 mod begin;
 mod end;
+pub(super) mod saving;
 mod tail;
 
 use std::{future::Future, path::Path, pin::pin, sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use rand::RngExt as _;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, watch},
+    time::Instant,
+};
 
 use super::{
     Context,
@@ -36,12 +42,14 @@ use crate::{
     domain::{
         AttemptRef,
         attempt::{Failure, FailureClass},
+        checkpoint::Reason,
         order::Spawn,
         report::Progress,
     },
     runtime::{backoff::Backoff, clock},
 };
 use end::Next;
+use saving::Saving;
 use tail::Tail;
 
 /// From TERM to KILL for what a dead shim or a dead daemon has left.
@@ -99,14 +107,22 @@ enum Now {
     Ended(ExitRecord),
 }
 
+/// What happens while an agent runs.
+enum Event {
+    Ended(ShimEnd),
+    Lost(Failure),
+    Save(Reason),
+}
+
 /// Brings one attempt to its end. `slot` is given to one that may be running already.
 pub(super) async fn run(
     context: Arc<Context>,
     row: Row,
     stop: watch::Receiver<Option<Stop>>,
+    asked: Arc<Notify>,
     slot: Option<OwnedSemaphorePermit>,
 ) -> Finished {
-    let mut runner = Runner { attempt: row.attempt, context, row, stop, dir: None, tail: None };
+    let mut runner = Runner { attempt: row.attempt, context, row, stop, asked, dir: None, tail: None, saving: None };
     match runner.story(slot).await {
         Ok(()) => Finished::Ended,
         Err(Left) => Finished::Left,
@@ -123,6 +139,9 @@ struct Runner {
     stop: watch::Receiver<Option<Stop>>,
     dir: Option<AttemptDir>,
     tail: Option<Tail>,
+    /// Somebody wants a checkpoint.
+    asked: Arc<Notify>,
+    saving: Option<Arc<Saving>>,
 }
 
 impl Runner {
@@ -155,7 +174,7 @@ impl Runner {
         loop {
             let record = match end {
                 Ok(Now::Ended(record)) => record,
-                Ok(Now::Runs(handle)) => match self.watch(handle).await {
+                Ok(Now::Runs(handle)) => match self.watch(&spawn, handle).await {
                     Ok(ShimEnd::Ended(record)) => record,
                     Ok(ShimEnd::ShimDied) => return self.shim_died().await,
                     Err(halt) => return self.halted(halt, &spawn).await,
@@ -251,12 +270,13 @@ impl Runner {
 
     // === running ===
 
-    /// Follows the agent to its end, for as long as it has a place to work in.
-    async fn watch(&mut self, mut handle: Handle) -> Result<ShimEnd, Halt> {
+    /// Follows the agent to its end, for as long as it has a place to work in, and takes its checkpoints.
+    async fn watch(&mut self, spawn: &Spawn, mut handle: Handle) -> Result<ShimEnd, Halt> {
         let place = self.manifest().ok().and_then(|manifest| manifest.place);
         let watched = place.map(|place| self.context.watch.add(self.attempt, &place));
-        let context = Arc::clone(&self.context);
-        let running = async {
+        let saving = self.saving().await;
+        let (context, asked) = (Arc::clone(&self.context), Arc::clone(&self.asked));
+        let mut lost = pin!(async {
             let broken = async {
                 match &watched {
                     Some(watched) => watched.broken().await,
@@ -264,23 +284,67 @@ impl Runner {
                 }
             };
             tokio::select! {
-                end = handle.wait() => Ok(end),
-                broken = broken => Err(Failure::new(FailureClass::WorktreeLost, broken.what)),
-                full = context.health.until_full() => Err(Failure::new(FailureClass::Refused, full)),
+                broken = broken => Failure::new(FailureClass::WorktreeLost, broken.what),
+                full = context.health.until_full() => Failure::new(FailureClass::Refused, full),
             }
-        };
-        match self.attend(running).await {
-            Ok(Ok(end)) => Ok(end),
-            Ok(Err(failure)) => {
-                tracing::warn!(why = failure.message, "the agent has no place to work in any more; ending it");
-                self.patience(handle.end(LOST_GRACE)).await?;
-                Err(failure.into())
+        });
+        let mut next = Instant::now() + jittered(spawn.checkpoint_every);
+        loop {
+            let it_is_time = async {
+                match &saving {
+                    Some(_) if !spawn.checkpoint_every.is_zero() => tokio::time::sleep_until(next).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let running = async {
+                tokio::select! {
+                    biased;
+                    end = handle.wait() => Event::Ended(end),
+                    failure = &mut lost => Event::Lost(failure),
+                    () = asked.notified() => Event::Save(Reason::Asked),
+                    () = it_is_time => Event::Save(Reason::Periodic),
+                }
+            };
+            match self.attend(running).await {
+                Ok(Event::Ended(end)) => return Ok(end),
+                Ok(Event::Save(reason)) => {
+                    next = Instant::now() + jittered(spawn.checkpoint_every);
+                    if let Some(saving) = &saving {
+                        saving.start(reason, self.session(spawn));
+                    }
+                }
+                Ok(Event::Lost(failure)) => {
+                    tracing::warn!(why = failure.message, "the agent has no place to work in any more; ending it");
+                    self.patience(handle.end(LOST_GRACE)).await?;
+                    return Err(failure.into());
+                }
+                Err(Halt::Stopped(stop)) => {
+                    tracing::info!(reason = stop.reason, "ending the agent");
+                    return self.patience(handle.end(stop.grace)).await;
+                }
+                Err(halt) => return Err(halt),
             }
-            Err(Halt::Stopped(stop)) => {
-                tracing::info!(reason = stop.reason, "ending the agent");
-                self.patience(handle.end(stop.grace)).await
-            }
-            Err(halt) => Err(halt),
+        }
+    }
+
+    /// What takes the checkpoints, once there is something to take them of.
+    async fn saving(&mut self) -> Option<Arc<Saving>> {
+        if self.saving.is_none() && let Some(dir) = &self.dir {
+            self.saving = Saving::open(&self.context, dir).await;
+        }
+        self.saving.clone()
+    }
+
+    /// The session that the agent works in: what it says itself, or else what it was told.
+    fn session(&self, spawn: &Spawn) -> String {
+        let said = self.tail.as_ref().map(|tail| tail.progress().agent_session_id).unwrap_or_default();
+        if !said.is_empty() {
+            return said;
+        }
+        let rejected = self.manifest().is_ok_and(|manifest| manifest.rejected);
+        match &spawn.resume {
+            Some(resume) if !resume.session_id.is_empty() && !resume.fork_session && !rejected => resume.session_id.clone(),
+            _ => self.attempt.id.to_string(),
         }
     }
 
@@ -387,6 +451,11 @@ impl Runner {
     fn wish(&self) -> Option<Stop> {
         self.stop.borrow().clone()
     }
+}
+
+/// A little more or less, so that attempts that began together are not checkpointed together.
+fn jittered(every: Duration) -> Duration {
+    every.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
 /// Runs what waits for the disk away from the threads that must not wait.

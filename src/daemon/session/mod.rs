@@ -433,9 +433,8 @@ impl Session {
         }
         if let Some(sent) = sent
             && fenced
-            && !sent.terminal
         {
-            // Whatever runs there runs for nobody.
+            // Whatever runs there runs for nobody, and what has ended there is kept.
             self.supervisor.fenced(sent.attempt).await;
         }
     }
