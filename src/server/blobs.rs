@@ -3,15 +3,26 @@
 //! Promises: when [`Blobs::put`] has answered, the blob survives power loss (file and directory are synced; the default of
 //! `object_store` does not). A name is never shared by content, so deleting one blob never breaks another. The row that
 //! names a blob is written after it is durable and deleted before it, so what no row names is a stray, and goes after a day.
+//! The same goes for what a write that was cut off has left: it has no name yet that anybody could read it by.
 
-use std::{ops::Range, path::Path as FilePath, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::Path as FilePath,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, local::LocalFileSystem, path::Path};
+use object_store::{
+    MultipartUpload as _, ObjectStore, ObjectStoreExt as _, PutPayload, local::LocalFileSystem, path::Path,
+};
+use sha2::{Digest as _, Sha256};
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    domain::{AttemptId, CheckpointId, OwnerId, Timestamp},
+    domain::{AttemptId, CheckpointId, OwnerId, Timestamp, attempt::Pack, text},
     store::{self, BlobKind, Store},
 };
 
@@ -19,6 +30,8 @@ use crate::{
 pub const STRAY_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Blobs looked up or forgotten in one transaction.
 const PORTION: usize = 500;
+/// Bytes of a file that are in memory while it becomes a blob. Object stores over the network want parts of 5 MiB at least.
+const PART_BYTES: usize = 8 * 1024 * 1024;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +54,14 @@ pub enum Error {
         /// Its word.
         source: object_store::Error,
     },
+    /// A file that is to become a blob cannot be read.
+    #[error("read a staged file for blob {name}")]
+    Staged {
+        /// Which blob.
+        name: String,
+        /// The system's word.
+        source: io::Error,
+    },
     /// The rows of blobs cannot be read or written.
     #[error("keep the rows of blobs")]
     Rows {
@@ -59,7 +80,10 @@ impl Error {
 
 /// A handle to the object store; clones share it.
 #[derive(Clone, Debug)]
-pub struct Blobs(Arc<dyn ObjectStore>);
+pub struct Blobs {
+    objects: Arc<dyn ObjectStore>,
+    directory: Arc<FilePath>,
+}
 
 impl Blobs {
     /// The blobs in a directory, which is made if it is not there.
@@ -71,7 +95,7 @@ impl Blobs {
             .with_fsync(true)
             // Attempts' directories go with their last blob.
             .with_automatic_cleanup(true);
-        Ok(Self(Arc::new(store)))
+        Ok(Self { objects: Arc::new(store), directory: directory.into() })
     }
 
     /// The name of a blob: by owner, attempt and kind, then by what it holds.
@@ -92,19 +116,61 @@ impl Blobs {
 
     /// Makes a blob durable; one of the same name is replaced whole.
     pub async fn put(&self, name: &str, data: Bytes) -> Result<(), Error> {
-        let result = self.0.put(&Path::from(name), PutPayload::from_bytes(data)).await;
+        let result = self.objects.put(&Path::from(name), PutPayload::from_bytes(data)).await;
         result.map(|_| ()).map_err(|source| Error::Operation { operation: "write", name: name.to_owned(), source })
+    }
+
+    /// Makes a file durable as a blob, a piece at a time, if it is what it should be. `false`: it is not, and there is no
+    /// blob.
+    pub async fn put_file(&self, name: &str, file: &FilePath, whole: &Pack) -> Result<bool, Error> {
+        let failed = |source| Error::Operation { operation: "write", name: name.to_owned(), source };
+        let unread = |source| Error::Staged { name: name.to_owned(), source };
+        let path = file.to_owned();
+        let file = Arc::new(blocking(move || fs::File::open(path)).await.map_err(unread)?);
+        let mut upload = self.objects.put_multipart(&Path::from(name)).await.map_err(failed)?;
+        let (mut hash, mut at) = (Sha256::new(), 0_u64);
+        let written = loop {
+            let (reading, so_far) = (Arc::clone(&file), hash.clone());
+            let read = blocking(move || {
+                let part = read_part(&reading, at)?;
+                let mut hash = so_far;
+                hash.update(&part);
+                Ok((part, hash))
+            });
+            let part = match read.await {
+                Ok((part, so_far)) => {
+                    hash = so_far;
+                    part
+                }
+                Err(source) => break Err(unread(source)),
+            };
+            if part.is_empty() {
+                break Ok(());
+            }
+            at += part.len() as u64;
+            if let Err(source) = upload.put_part(PutPayload::from_bytes(part)).await {
+                break Err(failed(source));
+            }
+        };
+        let is_right = i64::try_from(at) == Ok(whole.bytes) && text::hex(&hash.finalize()) == whole.sha256;
+        if written.is_ok() && is_right {
+            upload.complete().await.map_err(failed)?;
+            return Ok(true);
+        }
+        // What it leaves if this fails goes with what writes leave that were cut off.
+        let _ = upload.abort().await;
+        written.map(|()| false)
     }
 
     /// Bytes of a blob.
     pub async fn read(&self, name: &str, range: Range<u64>) -> Result<Bytes, Error> {
-        let result = self.0.get_range(&Path::from(name), range).await;
+        let result = self.objects.get_range(&Path::from(name), range).await;
         result.map_err(|source| Error::Operation { operation: "read", name: name.to_owned(), source })
     }
 
     /// Deletes a blob. That it is not there is what was wanted.
     pub async fn delete(&self, name: &str) -> Result<(), Error> {
-        match self.0.delete(&Path::from(name)).await {
+        match self.objects.delete(&Path::from(name)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(Error::Operation { operation: "delete", name: name.to_owned(), source }),
         }
@@ -131,7 +197,14 @@ impl Blobs {
     /// Deletes blobs that no row names and that are older than [`STRAY_AGE`]: their writer died in between. Answers how many.
     pub async fn sweep_strays(&self, store: &Store, now: Timestamp) -> Result<usize, Error> {
         let old = now.before(STRAY_AGE).0;
-        let mut listing = self.0.list(None);
+        let directory = Arc::clone(&self.directory);
+        blocking(move || {
+            remove_unfinished(&directory, old);
+            Ok(())
+        })
+        .await
+        .ok();
+        let mut listing = self.objects.list(None);
         let mut portion = Vec::new();
         let mut swept = 0;
         loop {
@@ -161,6 +234,58 @@ impl Blobs {
             }
         }
     }
+}
+
+/// The next piece of a file; empty at its end.
+fn read_part(file: &fs::File, at: u64) -> io::Result<Bytes> {
+    let mut part = vec![0; PART_BYTES];
+    let mut read = 0;
+    while read < part.len() {
+        match file.read_at(&mut part[read..], at + read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    part.truncate(read);
+    Ok(part.into())
+}
+
+/// Removes what writes have left that were cut off before `old`: the store gives them names (`<name>#<n>`) that it does not
+/// list. What cannot be removed now can be in an hour.
+fn remove_unfinished(directory: &FilePath, old: i64) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let Ok(meta) = entry.metadata() else { continue };
+        if meta.is_dir() {
+            remove_unfinished(&path, old);
+        } else if is_unfinished(&name.to_string_lossy())
+            && modified(&meta) < old
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "what a write has left cannot be removed");
+        }
+    }
+}
+
+fn is_unfinished(name: &str) -> bool {
+    name.rsplit_once('#').is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// When a file was last written, in microseconds since the epoch.
+pub(super) fn modified(meta: &fs::Metadata) -> i64 {
+    let since = meta.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Runs what waits for the disk away from the threads that must not wait.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    // It fails only where the work panics or the runtime goes away.
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]

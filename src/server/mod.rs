@@ -6,8 +6,8 @@
 //!   time ────> reaper: silence, due times, forgetting ──> ledger
 //! ```
 //!
-//! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output` and `blobs` keep
-//! what is too big for a table, `listen` puts it all on a socket, `run` starts and ends it.
+//! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output`, `uploads` and `blobs`
+//! keep what is too big for a table, `listen` puts it all on a socket, `run` starts and ends it.
 
 pub mod auth;
 pub mod blobs;
@@ -19,6 +19,7 @@ mod run;
 pub mod services;
 pub mod session;
 pub mod task_keys;
+pub mod uploads;
 
 pub use run::{Config, Error, run};
 

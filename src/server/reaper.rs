@@ -17,6 +17,7 @@ use super::{
     blobs::Blobs,
     ledger::{Ledger, Op, Reply},
     session::{Heard, Last, Times},
+    uploads::Uploads,
 };
 use crate::{
     domain::Timestamp,
@@ -144,8 +145,11 @@ pub async fn sweep(ledger: Ledger, shutdown: Shutdown) {
 }
 
 /// Forgets what is old enough.
-pub async fn forget(store: Store, blobs: Blobs, shutdown: Shutdown) {
+pub async fn forget(store: Store, blobs: Blobs, files: Uploads, shutdown: Shutdown) {
     loop {
+        if let Err(error) = files.sweep_stale(clock::now()).await {
+            tracing::warn!(%error, "cannot remove uploads that nobody goes on with; trying again later");
+        }
         if let Err(error) = forget_blobs(&store, &blobs, clock::now()).await {
             tracing::warn!(error = super::ledger::chain(&error), "cannot forget old output; trying again later");
         }

@@ -24,6 +24,7 @@ use super::{
     reaper,
     services::Api,
     session::{Heard, Host, Times},
+    uploads::Uploads,
 };
 use crate::{
     runtime::{clock, lifecycle::Shutdown},
@@ -110,15 +111,17 @@ async fn serve(
     last.spawn_loop("ledger", writer);
 
     let output = OutputStore::new(store.clone(), blobs.clone());
+    let staging = config.state_dir.join("uploads");
+    let files = Uploads::open(&staging, store.clone(), blobs.clone(), ledger.clone()).map_err(Error::Blobs)?;
     let auth = Auth::new(store.clone(), task_keys);
     let host =
         Host { ledger: ledger.clone(), heard: Arc::clone(&heard), times: config.times, shutdown: shutdown.clone() };
-    let api = Api::new(store.clone(), auth.clone(), output.clone(), blobs.clone(), host);
+    let api = Api::new(store.clone(), auth.clone(), output.clone(), files.clone(), blobs.clone(), host);
 
     let silence = reaper::silence(store.clone(), ledger.clone(), heard, config.times, shutdown.clone());
     shutdown.spawn_loop("silence", silence);
     shutdown.spawn_loop("sweep", reaper::sweep(ledger.clone(), shutdown.clone()));
-    shutdown.spawn_loop("forget", reaper::forget(store.clone(), blobs, shutdown.clone()));
+    shutdown.spawn_loop("forget", reaper::forget(store.clone(), blobs, files, shutdown.clone()));
     shutdown.spawn_loop("output", output.run(shutdown.clone()));
     shutdown.spawn_loop("feed", api.feed.clone().run(shutdown.clone()));
     shutdown.spawn_loop("claim", watch_claim(claim, shutdown.clone()));

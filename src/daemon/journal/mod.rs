@@ -4,7 +4,8 @@
 //! ```text
 //!   session ──accept──┐                          ┌─> commands   (same id twice: a no-op)
 //!   runner ──record───┼─> one thread, one commit ┼─> attempts   (how far each is)
-//!   session ─answered─┘   for all that waits     └─> outbox     (numbered without gaps, until answered)
+//!   session ─answered─┤   for all that waits     ├─> outbox     (numbered without gaps, until answered)
+//!   bulk ───settled───┘                          └─> uploads    (files, until the server has them)
 //! ```
 //!
 //! What changes an attempt and what is said about it share a transaction. Whatever arrived while the last commit was in
@@ -12,10 +13,14 @@
 //! will be said; a commit of nothing but deletions is not, and rides on the next one: a message that comes back after a
 //! power loss is answered ALREADY_APPLIED, but a number that came back with other content would be a report lost.
 //!
+//! An attempt whose report names a pack is over when the report is answered *and* the server has the pack: until then the
+//! server is told of it at every attach, and takes its result for being on its way.
+//!
 //! A file that SQLite finds damaged is moved aside (`journal.corrupt-<n>`), and a new journal, with a new id, is filled from
 //! the attempts' own directories by `recovery`. A file from a newer version is refused.
 
 mod sql;
+mod uploads;
 mod worker;
 
 use std::{
@@ -29,7 +34,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::domain::{
-    AttemptRef, JournalId, TaskId, Timestamp,
+    AttemptRef, CheckpointId, JournalId, TaskId, Timestamp,
+    attempt::Pack,
+    checkpoint::About,
     order::{Command, Spawn},
     report::{Complete, InventoryState, Message, MessageOutcome, Progress, Report},
 };
@@ -38,7 +45,7 @@ use worker::{Kind, Worker};
 /// Name of the file in the state directory.
 pub const FILE: &str = "journal.sqlite";
 /// The form of the tables that this version writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// Damaged journals kept aside before opening gives up: a disk that breaks every new file needs a person.
 const MAX_CORRUPT: u32 = 1_000;
 /// Commands kept after their attempts are gone, so that one sent again is known again.
@@ -178,6 +185,34 @@ pub struct Change {
     pub stop: Option<Stop>,
     /// What is said, in this order. A [`Report::Complete`] is also kept in the attempt's row.
     pub reports: Vec<Report>,
+    /// Files that are to reach the server.
+    pub uploads: Vec<Upload>,
+}
+
+/// A file that is to reach the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    /// Whose it is.
+    pub attempt: AttemptRef,
+    /// The checkpoint that it is; `None` for the pack of the attempt's result.
+    pub checkpoint: Option<CheckpointId>,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length and digest.
+    pub whole: Pack,
+    /// What the checkpoint is.
+    pub about: Option<About>,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// How an upload ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The server has it, and it counts.
+    Stored,
+    /// The server does not want it, or it cannot be read: why.
+    GivenUp(String),
 }
 
 /// Where the journal stands, for Hello.
@@ -311,7 +346,8 @@ impl Journal {
         self.worker.call(Kind::Durable, move |db| sql::report_again(db, attempt, now)).await
     }
 
-    /// The server has answered a message: it is deleted, and what it ended is over.
+    /// The server has answered a message: it is deleted, and what it ended is over, unless the pack of its result is still on
+    /// its way.
     pub async fn answered(&self, sequence: i64, outcome: MessageOutcome, now: Timestamp) -> Result<(), Error> {
         self.worker.call(Kind::Lazy, move |db| sql::message_answered(db, sequence, &outcome, now)).await
     }
@@ -319,6 +355,33 @@ impl Journal {
     /// The server has the output of this attempt, or does not want it.
     pub async fn uploaded(&self, attempt: AttemptRef) -> Result<(), Error> {
         self.worker.call(Kind::Lazy, move |db| sql::attempt_uploaded(db, attempt)).await
+    }
+
+    /// Remembers a file that is to reach the server; one of the same name takes the place of the earlier one.
+    pub async fn upload_add(&self, upload: Upload) -> Result<(), Error> {
+        self.worker.call(Kind::Durable, move |db| uploads::put(db, &upload)).await
+    }
+
+    /// Files that are to reach the server, in the order they were made.
+    pub async fn uploads_pending(&self) -> Result<Vec<Upload>, Error> {
+        self.worker.call(Kind::Read, uploads::list).await
+    }
+
+    /// An upload has ended. The attempt whose last debt that was is over; one whose result cannot be brought to the server
+    /// says so, as its new terminal report.
+    pub async fn upload_settled(
+        &self,
+        attempt: AttemptRef,
+        checkpoint: Option<CheckpointId>,
+        how: Settled,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let kind = match &how {
+            // Asked about again after the power went, the server says that it has it.
+            Settled::Stored => Kind::Lazy,
+            Settled::GivenUp(_) => Kind::Durable,
+        };
+        self.worker.call(kind, move |db| uploads::settled(db, attempt, checkpoint, &how, now)).await
     }
 
     /// Messages after this sequence that wait for an answer, oldest first.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Row, SCHEMA_VERSION, Standing, State, Stop, Why, new_id,
+    uploads,
 };
 use crate::domain::{
     AttemptRef, JournalId, TaskId, Timestamp,
@@ -20,7 +21,11 @@ use crate::domain::{
     report::{Message, MessageOutcome, Report},
 };
 
-const SCHEMA: &str = include_str!("../../../migrations/daemon/0001_journal.sql");
+/// What each version adds to the one before; the number of the last is [`SCHEMA_VERSION`].
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
+    include_str!("../../../migrations/daemon/0001_journal.sql"),
+    include_str!("../../../migrations/daemon/0002_uploads.sql"),
+];
 /// How long SQLite waits for a lock. Nobody else should have the file: this is for a person who looks into it.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -65,8 +70,10 @@ pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Connection, JournalId
     if found > SCHEMA_VERSION {
         return Err(OpenError::Other(Error::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION }));
     }
+    if found < SCHEMA_VERSION {
+        migrate(&mut connection, found, now).map_err(failed)?;
+    }
     if found == 0 {
-        create(&mut connection, now).map_err(failed)?;
         // The file itself must survive the power going too, not only what is in it.
         if let Some(directory) = path.parent() {
             File::open(directory).and_then(|d| d.sync_all()).map_err(io)?;
@@ -83,13 +90,17 @@ pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Connection, JournalId
     Ok((connection, id))
 }
 
-fn create(connection: &mut Connection, now: Timestamp) -> rusqlite::Result<()> {
+fn migrate(connection: &mut Connection, found: i64, now: Timestamp) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    transaction.execute_batch(SCHEMA)?;
-    transaction.execute(
-        "INSERT INTO meta (id, journal_id, created) VALUES (1, ?1, ?2)",
-        params![new_id().to_string(), now.0],
-    )?;
+    for migration in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(migration)?;
+    }
+    if found == 0 {
+        transaction.execute(
+            "INSERT INTO meta (id, journal_id, created) VALUES (1, ?1, ?2)",
+            params![new_id().to_string(), now.0],
+        )?;
+    }
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
 }
@@ -242,7 +253,7 @@ pub(super) fn attempt_change(
     db.prepare_cached(
         "UPDATE attempts SET state = coalesce(?2, state), directory = coalesce(?3, directory),
                 worktree = coalesce(?4, worktree), stop = coalesce(?5, stop), complete = coalesce(?6, complete),
-                updated = ?7
+                answered = CASE WHEN ?6 IS NULL THEN answered ELSE 0 END, updated = ?7
          WHERE attempt_id = ?1",
     )?
     .execute(params![
@@ -254,6 +265,7 @@ pub(super) fn attempt_change(
         complete.map(json).transpose()?,
         now.0,
     ])?;
+    change.uploads.iter().try_for_each(|upload| uploads::put(db, upload))?;
     change.reports.iter().try_for_each(|report| outbox_append(db, attempt, report, now))
 }
 
@@ -315,7 +327,8 @@ pub(super) fn prune(db: &Connection, attempts: &[AttemptRef]) -> Result<(), Erro
     for attempt in attempts {
         db.prepare_cached(
             "DELETE FROM attempts WHERE attempt_id = ?1 AND state IN ('over', 'salvage')
-                AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.attempt_id = attempts.attempt_id)",
+                AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.attempt_id = attempts.attempt_id)
+                AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.attempt_id = attempts.attempt_id)",
         )?
         .execute([attempt.id.to_string()])?;
     }
@@ -349,9 +362,13 @@ fn outbox_append(db: &Connection, attempt: AttemptRef, report: &Report, now: Tim
 }
 
 pub(super) fn outbox_has(db: &Connection, attempt: AttemptRef, kind: &str) -> Result<bool, Error> {
+    outbox_has_text(db, &attempt.id.to_string(), kind)
+}
+
+fn outbox_has_text(db: &Connection, attempt: &str, kind: &str) -> Result<bool, Error> {
     Ok(db
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM outbox WHERE attempt_id = ?1 AND kind = ?2)")?
-        .query_row(params![attempt.id.to_string(), kind], |row| row.get(0))?)
+        .query_row(params![attempt, kind], |row| row.get(0))?)
 }
 
 pub(super) fn report_again(db: &Connection, attempt: AttemptRef, now: Timestamp) -> Result<bool, Error> {
@@ -401,20 +418,22 @@ pub(super) fn message_answered(
         .query_row([sequence], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((attempt, kind)) = answered else { return Ok(()) };
-    let over = match outcome {
-        // Also a terminal report that cannot be stored ends its task: the server says INVALID once it has.
-        MessageOutcome::Applied
-        | MessageOutcome::AlreadyApplied
-        | MessageOutcome::Fenced
-        | MessageOutcome::Invalid { .. } => kind == "complete" || kind == "recovery_detected",
-    };
-    if over {
-        db.prepare_cached(
-            "UPDATE attempts SET state = 'over', updated = ?2 WHERE attempt_id = ?1 AND state IN ('reported', 'interrupted')",
-        )?
-        .execute(params![attempt, now.0])?;
+    if kind != "complete" && kind != "recovery_detected" {
+        return Ok(());
     }
-    Ok(())
+    // Another terminal report of it has taken the place of this one, and has yet to be answered.
+    if kind == "complete" && outbox_has_text(db, &attempt, "complete")? {
+        return Ok(());
+    }
+    let nothing_waits = match outcome {
+        MessageOutcome::Applied | MessageOutcome::AlreadyApplied => false,
+        // Nobody waits for the pack of an attempt whose place is taken. Also a terminal report that cannot be stored ends
+        // its task: the server says INVALID once it has.
+        MessageOutcome::Fenced | MessageOutcome::Invalid { .. } => true,
+    };
+    db.prepare_cached("UPDATE attempts SET answered = 1, delivered = max(delivered, ?2) WHERE attempt_id = ?1")?
+        .execute(params![attempt, nothing_waits])?;
+    uploads::settle(db, &attempt, now)
 }
 
 pub(super) fn standing(db: &Connection) -> Result<Standing, Error> {
@@ -450,19 +469,19 @@ fn report_word(report: &Report) -> &'static str {
     }
 }
 
-fn attempt_ref(table: &'static str, task: &str, number: u32, id: &str) -> Result<AttemptRef, Error> {
+pub(super) fn attempt_ref(table: &'static str, task: &str, number: u32, id: &str) -> Result<AttemptRef, Error> {
     let parse = |text: &str| Uuid::try_parse(text).map_err(|e| Error::Row { table, message: e.to_string() });
     Ok(AttemptRef { task: parse(task)?.into(), number, id: parse(id)?.into() })
 }
 
-fn json<T: Serialize>(value: &T) -> Result<String, Error> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|e| Error::Row { table: "(to be written)", message: e.to_string() })
 }
 
-fn parse<T: DeserializeOwned>(table: &'static str, text: &str) -> Result<T, Error> {
+pub(super) fn parse<T: DeserializeOwned>(table: &'static str, text: &str) -> Result<T, Error> {
     serde_json::from_str(text).map_err(|e| Error::Row { table, message: e.to_string() })
 }
 
-fn path_text(path: &Path) -> String {
+pub(super) fn path_text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{Answers, Api, repeat, store_error, unexpected};
 use crate::{
-    domain::{DaemonId, OwnerId, daemon::Daemon},
+    domain::{DaemonId, OwnerId, daemon::Daemon, key::KeyKind},
     runtime::clock,
     server::{
         auth::Caller,
@@ -54,7 +54,11 @@ impl DaemonService for Api {
         &self,
         request: Request<pb::DownloadChunksRequest>,
     ) -> Result<Response<Self::DownloadChunksStream>, Status> {
-        let (owner, _) = Caller::of(&request)?.daemon()?;
+        let caller = Caller::of(&request)?;
+        let owner = match caller.kind() {
+            KeyKind::Daemon => caller.daemon()?.0,
+            KeyKind::Owner | KeyKind::Admin | KeyKind::Task => caller.owner()?,
+        };
         Ok(Response::new(self.download(owner, request.into_inner()).await?))
     }
 

@@ -5,7 +5,7 @@
 //!   explain                               what stands around tasks, to say why they stand where they stand
 //!   analyze                               what plans and paths suggest
 //!   watch                                 snapshot, then changes, from the event log
-//!   output                                chunks in from daemons, bytes out to readers
+//!   output                                chunks in from daemons (files go to `uploads`), bytes out to readers
 //! ```
 //!
 //! Nothing here changes anything itself: writes are operations of the ledger, in which request ids and etags are looked at in
@@ -37,6 +37,7 @@ use super::{
     ledger::{Ledger, Op, Reply, Request, op::Repeat},
     output::OutputStore,
     session,
+    uploads::Uploads,
 };
 use crate::{
     domain::{OwnerId, TaskId, task::Task},
@@ -70,6 +71,8 @@ pub struct Shared {
     pub auth: Auth,
     /// What agents wrote.
     pub output: OutputStore,
+    /// Checkpoints and results on their way.
+    pub files: Uploads,
     /// What is too big for a table.
     pub blobs: Blobs,
     /// What sessions of daemons need.
@@ -95,11 +98,18 @@ pub type Answers<T> = ReceiverStream<Result<T, Status>>;
 
 impl Api {
     /// Services on these. `Feed::run` and `OutputStore::run` must be run beside them.
-    pub fn new(store: Store, auth: Auth, output: OutputStore, blobs: Blobs, host: session::Host) -> Self {
+    pub fn new(
+        store: Store,
+        auth: Auth,
+        output: OutputStore,
+        files: Uploads,
+        blobs: Blobs,
+        host: session::Host,
+    ) -> Self {
         let (ledger, shutdown) = (host.ledger.clone(), host.shutdown.clone());
         let feed = Feed::new(store.clone(), &ledger);
         let (readers, uploads) = (Arc::new(Semaphore::new(MAX_STREAMS)), Arc::new(Semaphore::new(MAX_STREAMS)));
-        Self(Arc::new(Shared { store, ledger, auth, output, blobs, host, feed, shutdown, readers, uploads }))
+        Self(Arc::new(Shared { store, ledger, auth, output, files, blobs, host, feed, shutdown, readers, uploads }))
     }
 
     /// A read transaction.
@@ -163,6 +173,11 @@ impl<T> Sink<T> {
     /// Waits until the client has room for it.
     async fn send(&self, answer: T) -> Result<(), End> {
         self.out.send(Ok(answer)).await.map_err(|_| End::Gone)
+    }
+
+    /// Ends the stream with an error, from beside it.
+    async fn fail(&self, error: ApiError) -> Result<(), End> {
+        self.out.send(Err(error.into())).await.map_err(|_| End::Gone)
     }
 }
 

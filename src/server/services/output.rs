@@ -1,6 +1,6 @@
 //! Output on the wire: chunks in from daemons, bytes out to whoever reads them.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tonic::{Status, Streaming};
 
@@ -10,8 +10,10 @@ use crate::{
     server::{
         auth::Reader,
         output::{self, Chunk, Follower, MAX_CHUNK_BYTES, Progress},
+        uploads::Taken,
     },
     wire::{
+        checkpoint::{FileChunk, FileReceipt},
         common, pb,
         status::{ApiError, ApiResult, Reason},
     },
@@ -36,14 +38,59 @@ impl Api {
     ) -> ApiResult<Answers<pb::UploadChunksResponse>> {
         let api = self.clone();
         self.stream_among(&self.uploads, move |sink| async move {
+            let sink = Arc::new(sink);
             let mut known = HashMap::new();
             // A stream that breaks off is a daemon that will come again.
             while let Ok(Some(request)) = chunks.message().await {
-                let answer = api.take_chunk(owner, &mut known, request).await?;
-                sink.send(answer).await?;
+                if request.kind() == pb::ChunkKind::Output {
+                    let answer = api.take_chunk(owner, &mut known, request).await?;
+                    sink.send(answer).await?;
+                } else {
+                    api.take_file(owner, &mut known, request, &sink).await?;
+                }
             }
             Ok(())
         })
+    }
+
+    /// Takes a piece of a checkpoint or result. The last one is answered when the whole counts, which may take a while, and
+    /// nothing else on the stream waits for it.
+    async fn take_file(
+        &self,
+        owner: OwnerId,
+        known: &mut HashMap<AttemptId, bool>,
+        request: pb::UploadChunksRequest,
+        sink: &Arc<Sink<pb::UploadChunksResponse>>,
+    ) -> Result<(), End> {
+        let damaged = crc32fast::hash(&request.data) != request.crc32;
+        if damaged {
+            return Err(damaged_chunk().into());
+        }
+        let chunk = FileChunk::try_from(request).map_err(ApiError::from)?;
+        if !self.knows(owner, known, chunk.attempt).await? {
+            let refused = Some("there is no such attempt".to_owned());
+            let (attempt, kind) = (chunk.attempt, chunk.kind);
+            return sink.send(FileReceipt { attempt, kind, received: 0, complete: false, refused }.into()).await;
+        }
+        match self.files.take(owner, chunk).await? {
+            Taken::Receipt(receipt, committed) => {
+                let committed_offset = i64::try_from(committed).unwrap_or(i64::MAX);
+                sink.send(pb::UploadChunksResponse { committed_offset, ..receipt.into() }).await
+            }
+            Taken::Whole(whole) => {
+                let (files, sink) = (self.files.clone(), Arc::clone(sink));
+                // Also when the stream ends meanwhile: the daemon finds it complete when it asks again.
+                self.shutdown.spawn(async move {
+                    let answer = files.finish(whole).await;
+                    // A client that has gone asks again.
+                    let _ = match answer {
+                        Ok(receipt) => sink.send(receipt.into()).await,
+                        Err(error) => sink.fail(error).await,
+                    };
+                });
+                Ok(())
+            }
+        }
     }
 
     async fn take_chunk(
@@ -61,10 +108,7 @@ impl Api {
             return Err(ApiError::invalid_field("data", text));
         }
         if crc32fast::hash(&request.data) != request.crc32 {
-            return Err(ApiError::new(
-                Reason::ChecksumMismatch,
-                "the chunk is not what its checksum says; send it again",
-            ));
+            return Err(damaged_chunk());
         }
         let answer = |progress: Progress, refused| pb::UploadChunksResponse {
             attempt: request.attempt.clone(),
@@ -75,8 +119,7 @@ impl Api {
             refused,
             ..Default::default()
         };
-        let is_output = request.kind() == pb::ChunkKind::Output;
-        if !is_output || !self.knows(owner, known, attempt).await? {
+        if !self.knows(owner, known, attempt).await? {
             return Ok(answer(Progress::default(), true));
         }
         let chunk = Chunk { offset: request.offset, data: request.data.clone(), gap: request.gap, last: request.last };
@@ -109,6 +152,10 @@ impl Api {
         known.insert(attempt.id, is_known);
         Ok(is_known)
     }
+}
+
+fn damaged_chunk() -> ApiError {
+    ApiError::new(Reason::ChecksumMismatch, "the chunk is not what its checksum says; send it again")
 }
 
 // === out ===

@@ -61,7 +61,9 @@ async fn bed() -> Bed {
     let blobs = Blobs::open(&directory.path().join("blobs")).unwrap();
     let output = OutputStore::new(store.clone(), blobs.clone());
     let auth = Auth::new(store.clone(), keys);
-    let api = Api::new(store, auth.clone(), output.clone(), blobs, host);
+    let uploads = directory.path().join("uploads");
+    let files = Uploads::open(&uploads, store.clone(), blobs.clone(), host.ledger.clone()).unwrap();
+    let api = Api::new(store, auth.clone(), output.clone(), files, blobs, host);
     shutdown.spawn_loop("output", output.run(shutdown.clone()));
     shutdown.spawn_loop("feed", api.feed.clone().run(shutdown.clone()));
     let listener = listen::bind("127.0.0.1:0".parse().unwrap(), false).await.unwrap();

@@ -16,7 +16,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let (bulk, mut inbox) = Bulk::new();
+        let (bulk, mut inbox) = Announcer::new();
         let file = tempfile::NamedTempFile::new().unwrap();
         let attempt = AttemptRef { task: Uuid::from_u128(1).into(), number: 1, id: Uuid::from_u128(2).into() };
         let output = bulk.open(attempt, file.path().to_owned(), &["a-long-secret"]);

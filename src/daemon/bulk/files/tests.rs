@@ -1,0 +1,1 @@
+//! What is sent, and when, of a file that does not change.

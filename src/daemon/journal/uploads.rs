@@ -1,0 +1,132 @@
+//! Files that are to reach the server, and the attempts that are not over before they have.
+
+use std::path::PathBuf;
+
+use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
+use uuid::Uuid;
+
+use super::{
+    Change, Error, Settled, State, Upload,
+    sql::{attempt_change, attempt_fetch, attempt_ref, json, parse, path_text},
+};
+use crate::domain::{
+    AttemptRef, CheckpointId, Timestamp,
+    attempt::{Failure, FailureClass, Pack},
+    report::{Complete, Report},
+};
+
+const TABLE: &str = "uploads";
+
+pub(super) fn put(db: &Connection, upload: &Upload) -> Result<(), Error> {
+    db.prepare_cached(
+        "INSERT INTO uploads (attempt_id, task_id, number, checkpoint_id, path, bytes, sha256, about, created)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT DO UPDATE SET path = excluded.path, bytes = excluded.bytes, sha256 = excluded.sha256,
+             about = excluded.about",
+    )?
+    .execute(params![
+        upload.attempt.id.to_string(),
+        upload.attempt.task.to_string(),
+        upload.attempt.number,
+        checkpoint_text(upload.checkpoint),
+        path_text(&upload.path),
+        upload.whole.bytes,
+        upload.whole.sha256,
+        upload.about.as_ref().map(json).transpose()?,
+        upload.created.0,
+    ])?;
+    Ok(())
+}
+
+pub(super) fn list(db: &Connection) -> Result<Vec<Upload>, Error> {
+    let mut statement = db.prepare_cached(
+        "SELECT attempt_id, task_id, number, checkpoint_id, path, bytes, sha256, about, created FROM uploads
+         ORDER BY created, checkpoint_id",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut uploads = Vec::new();
+    while let Some(row) = rows.next()? {
+        match upload(row) {
+            Ok(upload) => uploads.push(upload),
+            // One row that cannot be read must not keep all others from being sent.
+            Err(error @ Error::Row { .. }) => {
+                tracing::error!(%error, "an upload in the journal cannot be read; left alone");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(uploads)
+}
+
+fn upload(row: &SqlRow<'_>) -> Result<Upload, Error> {
+    let checkpoint: String = row.get(3)?;
+    let id = |text: &str| Uuid::try_parse(text).map_err(|e| Error::Row { table: TABLE, message: e.to_string() });
+    Ok(Upload {
+        attempt: attempt_ref(TABLE, &row.get::<_, String>(1)?, row.get(2)?, &row.get::<_, String>(0)?)?,
+        checkpoint: if checkpoint.is_empty() { None } else { Some(CheckpointId(id(&checkpoint)?)) },
+        path: PathBuf::from(row.get::<_, String>(4)?),
+        whole: Pack { bytes: row.get(5)?, sha256: row.get(6)? },
+        about: row.get::<_, Option<String>>(7)?.map(|text| parse(TABLE, &text)).transpose()?,
+        created: Timestamp(row.get(8)?),
+    })
+}
+
+pub(super) fn settled(
+    db: &Connection,
+    attempt: AttemptRef,
+    checkpoint: Option<CheckpointId>,
+    how: &Settled,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let id = attempt.id.to_string();
+    db.prepare_cached("DELETE FROM uploads WHERE attempt_id = ?1 AND checkpoint_id = ?2")?
+        .execute(params![id, checkpoint_text(checkpoint)])?;
+    match (checkpoint, how) {
+        (Some(_), _) => Ok(()),
+        (None, Settled::Stored) => {
+            db.prepare_cached("UPDATE attempts SET delivered = 1 WHERE attempt_id = ?1")?.execute([&id])?;
+            settle(db, &id, now)
+        }
+        (None, Settled::GivenUp(why)) => undeliverable(db, attempt, why, now),
+    }
+}
+
+/// The server waits for a result that will not come: the attempt ends without one after all.
+fn undeliverable(db: &Connection, attempt: AttemptRef, why: &str, now: Timestamp) -> Result<(), Error> {
+    let Some(row) = attempt_fetch(db, attempt)? else { return Ok(()) };
+    let Some(complete) = row.complete.filter(|complete| row.state == State::Reported && has_pack(complete)) else {
+        return Ok(());
+    };
+    let text = format!("its result could not be brought to the server: {why}");
+    let failed = Complete { outcome: Err(Failure::new(FailureClass::WorktreeLost, text)), ..complete };
+    let change = Change { reports: vec![Report::Complete(failed)], ..Change::default() };
+    attempt_change(db, attempt, &change, now)
+}
+
+/// An attempt whose terminal report is answered is over, once the server has the pack that the report names.
+pub(super) fn settle(db: &Connection, attempt: &str, now: Timestamp) -> Result<(), Error> {
+    let found: Option<(bool, bool, Option<String>)> = db
+        .prepare_cached("SELECT answered, delivered, complete FROM attempts WHERE attempt_id = ?1")?
+        .query_row([attempt], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((answered, delivered, complete)) = found else { return Ok(()) };
+    // One that cannot be read names nothing.
+    let complete = complete.and_then(|text| parse::<Complete>("attempts", &text).ok());
+    let waits = !delivered && complete.as_ref().is_some_and(has_pack);
+    if !answered || waits {
+        return Ok(());
+    }
+    db.prepare_cached(
+        "UPDATE attempts SET state = 'over', updated = ?2 WHERE attempt_id = ?1 AND state IN ('reported', 'interrupted')",
+    )?
+    .execute(params![attempt, now.0])?;
+    Ok(())
+}
+
+fn has_pack(complete: &Complete) -> bool {
+    complete.outcome.as_ref().is_ok_and(|result| result.pack.is_some())
+}
+
+fn checkpoint_text(checkpoint: Option<CheckpointId>) -> String {
+    checkpoint.map(|id| id.to_string()).unwrap_or_default()
+}
