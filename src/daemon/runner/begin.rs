@@ -119,7 +119,8 @@ impl Runner {
             Some(order::Resume { here: Some(earlier), .. }) => {
                 self.take_over(spawn, earlier, dir, manifest, warnings).await
             }
-            _ => self.prepare(spawn, warnings).await,
+            Some(resume) if !resume.chain.is_empty() => self.restore(spawn, resume, dir, warnings).await,
+            Some(_) | None => self.prepare(spawn, dir, warnings).await,
         }
     }
 

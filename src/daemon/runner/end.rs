@@ -117,7 +117,8 @@ impl Runner {
             && !(place.repo.cloned && result.published)
         {
             let exclude = checkpoint::known_elsewhere(place);
-            let packed = checkpoint::pack_result(place, &result.commit, &exclude, &dir.result_pack());
+            let file = dir.result_pack();
+            let packed = checkpoint::pack_result(place, &result.commit, &exclude, &file);
             let packed = self.patience(packed).await?.map_err(Failure::from)?;
             let bytes = i64::try_from(packed.bytes).unwrap_or(i64::MAX);
             if bytes <= MAX_BYTES {
