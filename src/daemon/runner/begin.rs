@@ -141,13 +141,7 @@ impl Runner {
         let prepared =
             self.attend(worktree::prepare(&repo, spawn, self.attempt, &path)).await?.map_err(Failure::from)?;
         warnings.extend(prepared.warnings);
-        Ok(Ground {
-            place: prepared.place,
-            set_up: false,
-            conversation: None,
-            omitted: Vec::new(),
-            old_worktree: None,
-        })
+        Ok(Ground { place: prepared.place, set_up: false, conversation: None, omitted: Vec::new(), old_worktree: None })
     }
 
     /// Brings the result of a dependency from the server, where the repository does not have it. Where that fails, origin may

@@ -124,7 +124,8 @@ impl Runner {
             if bytes <= MAX_BYTES {
                 result.pack = Some(Pack { bytes, sha256: packed.sha256 });
             } else {
-                warnings.push(format!("the result has {bytes} bytes, more than a server takes: only this machine has it"));
+                warnings
+                    .push(format!("the result has {bytes} bytes, more than a server takes: only this machine has it"));
             }
         }
         let reports: Vec<Report> = warnings.into_iter().map(|message| Report::Warning { message }).collect();
@@ -150,7 +151,8 @@ impl Runner {
             Some(Why::Salvage | Why::Forgotten) => return Ok(()),
         };
         let is_fenced = self.wish().is_some_and(|stop| stop.why == Why::Fenced);
-        let worked = self.dir.as_ref().is_some_and(|dir| dir.started().is_ok_and(|it| it.is_some())) || spawn.resume.is_some();
+        let worked =
+            self.dir.as_ref().is_some_and(|dir| dir.started().is_ok_and(|it| it.is_some())) || spawn.resume.is_some();
         if !worked || !(spawn.final_checkpoint || is_fenced) {
             return Ok(());
         }
@@ -245,7 +247,9 @@ impl Runner {
         progress: Progress,
         record: Option<&ExitRecord>,
     ) -> Result<(), Left> {
-        if outcome.is_err() && let Some(spawn) = self.row.spawn.clone() {
+        if outcome.is_err()
+            && let Some(spawn) = self.row.spawn.clone()
+        {
             self.keep(&spawn).await?;
         }
         let output = match &mut self.tail {

@@ -329,7 +329,9 @@ impl Runner {
 
     /// What takes the checkpoints, once there is something to take them of.
     async fn saving(&mut self) -> Option<Arc<Saving>> {
-        if self.saving.is_none() && let Some(dir) = &self.dir {
+        if self.saving.is_none()
+            && let Some(dir) = &self.dir
+        {
             self.saving = Saving::open(&self.context, dir).await;
         }
         self.saving.clone()
@@ -343,7 +345,9 @@ impl Runner {
         }
         let rejected = self.manifest().is_ok_and(|manifest| manifest.rejected);
         match &spawn.resume {
-            Some(resume) if !resume.session_id.is_empty() && !resume.fork_session && !rejected => resume.session_id.clone(),
+            Some(resume) if !resume.session_id.is_empty() && !resume.fork_session && !rejected => {
+                resume.session_id.clone()
+            }
             _ => self.attempt.id.to_string(),
         }
     }

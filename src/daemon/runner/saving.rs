@@ -20,7 +20,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
 use super::{blocking, chain};
 use crate::{
@@ -252,13 +251,12 @@ impl Saving {
     }
 
     fn taken(&self, captured: Captured, reason: Reason) -> Taken {
-        let id = CheckpointId(captured.id);
         Taken {
-            mark: Mark { id, commit: captured.commit, depth: captured.depth },
+            mark: Mark { id: captured.id, commit: captured.commit, depth: captured.depth },
             file: captured.file,
             whole: Pack { bytes: i64::try_from(captured.bytes).unwrap_or(i64::MAX), sha256: captured.sha256 },
             about: About {
-                base: captured.base.map(CheckpointId),
+                base: captured.base,
                 reason,
                 taken: clock::now(),
                 head: captured.head.unwrap_or_default(),
@@ -380,10 +378,9 @@ fn read_book(dir: &AttemptDir) -> Book {
 }
 
 fn mark_of(previous: &Previous) -> Mark {
-    Mark { id: CheckpointId(previous.id), commit: previous.commit.clone(), depth: previous.depth }
+    Mark { id: previous.id, commit: previous.commit.clone(), depth: previous.depth }
 }
 
 fn previous_of(mark: &Mark) -> Previous {
-    let id: Uuid = mark.id.0;
-    Previous { id, commit: mark.commit.clone(), depth: mark.depth }
+    Previous { id: mark.id, commit: mark.commit.clone(), depth: mark.depth }
 }

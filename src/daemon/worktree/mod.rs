@@ -32,8 +32,8 @@ pub use finish::finish;
 pub use list::{list, remove};
 use look::admin_dir;
 pub use look::{Look, look};
-pub use prepare::{furnish, prepare};
 pub(in crate::daemon) use prepare::{choose_branch, clear_the_way, discard};
+pub use prepare::{furnish, prepare};
 pub use resume::{find, plan, take_over};
 pub use setup::setup;
 
