@@ -111,6 +111,8 @@ pub struct ServerSection {
     pub state_dir: Option<PathBuf>,
     /// Listen beyond loopback without TLS.
     pub insecure: Option<bool>,
+    /// Address to show metrics on.
+    pub metrics_listen: Option<String>,
 }
 
 /// `[daemon]` in `config.toml`.
@@ -138,6 +140,8 @@ pub struct DaemonSection {
     pub profiles: BTreeMap<String, Profile>,
     /// The sanity check of the order of tasks.
     pub dependency_ordering: Option<DependencyOrdering>,
+    /// Address to show metrics on.
+    pub metrics_listen: Option<String>,
 }
 
 /// What holds for this call of the program.

@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     daemon::{self, agents::Profiles},
-    runtime::lifecycle::Shutdown,
+    runtime::{
+        lifecycle::Shutdown,
+        metrics::{self, Exporter},
+    },
     server,
     store::Url,
 };
@@ -55,6 +58,9 @@ pub struct ServerArgs {
     /// Listen beyond loopback although nothing is encrypted yet
     #[arg(long)]
     pub insecure: bool,
+    /// Address to show metrics on, at /metrics, to whoever asks [env: MAKIMA_METRICS_LISTEN] [default: not shown]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
     /// Between two heartbeats of a daemon
     #[arg(long, hide = true, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub heartbeat_interval: Option<Duration>,
@@ -84,6 +90,9 @@ pub struct DaemonArgs {
     /// State directory: journal, attempts, worktrees [env: MAKIMA_DAEMON_STATE_DIR] [default: $XDG_STATE_HOME/makima/daemon/NAME]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Address to show metrics on, at /metrics, to whoever asks [env: MAKIMA_METRICS_LISTEN] [default: not shown]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
     /// Stop when standard input closes, for whoever starts it as a child
     #[arg(long, hide = true)]
     pub stop_on_eof: bool,
@@ -104,14 +113,20 @@ pub struct UpArgs {
     /// Attempts at once [default: 4]
     #[arg(long, value_name = "N")]
     pub slots: Option<u32>,
+    /// Address to show metrics on, at /metrics, to whoever asks [env: MAKIMA_METRICS_LISTEN] [default: not shown]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
 }
 
 /// `makima server`.
 pub async fn server(session: &mut Session, args: ServerArgs) -> Result<()> {
     let shutdown = on_signals(args.stop_on_eof)?;
-    let config = server_config(&session.settings, &args)?;
+    let mut config = server_config(&session.settings, &args)?;
     let state_dir = config.state_dir.clone();
     let (listener, address) = listen(&session.settings, args.listen.as_deref(), args.insecure).await?;
+    let section = &session.settings.file.server_process.metrics_listen;
+    config.metrics =
+        show_metrics(&session.settings, args.metrics_listen.as_deref(), section.as_deref(), &shutdown).await?;
     let url = format!("http://{address}");
     let server = async {
         let served = serve(config, listener, shutdown.clone()).await;
@@ -134,7 +149,10 @@ pub async fn server(session: &mut Session, args: ServerArgs) -> Result<()> {
 pub async fn daemon(session: &mut Session, args: DaemonArgs) -> Result<()> {
     let shutdown = on_signals(args.stop_on_eof)?;
     let key = session.settings.key(KeyUse::Daemon)?;
-    let config = daemon_config(&session.settings, &args, &session.settings.server, &key)?;
+    let mut config = daemon_config(&session.settings, &args, &session.settings.server, &key)?;
+    let section = &session.settings.file.daemon.metrics_listen;
+    config.metrics =
+        show_metrics(&session.settings, args.metrics_listen.as_deref(), section.as_deref(), &shutdown).await?;
     session.out.line(&format!("daemon {} attaches to {}", config.name, config.server))?;
     let attached = attach(config, shutdown.clone()).await;
     finish(&shutdown, attached).await
@@ -150,8 +168,12 @@ pub async fn up(session: &mut Session, args: UpArgs) -> Result<()> {
         None => (settings.server_state_dir()?, settings.daemon_state_dir(&name)?),
     };
     let server_args = ServerArgs { state_dir: Some(server_dir.clone()), ..ServerArgs::default() };
-    let config = server_config(settings, &server_args)?;
+    let mut config = server_config(settings, &server_args)?;
     let (listener, address) = listen(settings, args.listen.as_deref(), false).await?;
+    // One text for both.
+    let section = &settings.file.server_process.metrics_listen;
+    let metrics = show_metrics(settings, args.metrics_listen.as_deref(), section.as_deref(), &shutdown).await?;
+    config.metrics = metrics.clone();
     let url = format!("http://{address}");
     session.out.line(&format!("{LISTENING}{url}"))?;
 
@@ -168,6 +190,7 @@ pub async fn up(session: &mut Session, args: UpArgs) -> Result<()> {
             let Some(key) = serving(&url, &server_dir, &shutdown).await? else { return Ok(()) };
             hints(session, &url, &server_dir)?;
             let config = daemon_config(&session.settings, &daemon_args, &url, &key)?;
+            let config = daemon::Config { metrics, ..config };
             attach(config, shutdown.clone()).await
         };
         let attached = attached.await;
@@ -191,7 +214,10 @@ async fn serve(config: server::Config, listener: TcpListener, shutdown: Shutdown
 }
 
 async fn attach(config: daemon::Config, shutdown: Shutdown) -> Result<()> {
-    daemon::run(config, shutdown).await.map_err(|error| Error::failed(chain(&error)))
+    daemon::run(config, shutdown).await.map_err(|error| match error {
+        daemon::Error::Superseded(_) => Error::Superseded(chain(&error)),
+        error => Error::failed(chain(&error)),
+    })
 }
 
 fn server_config(settings: &Settings, args: &ServerArgs) -> Result<server::Config> {
@@ -358,18 +384,43 @@ async fn listen(settings: &Settings, flag: Option<&str>, insecure: bool) -> Resu
         .or_else(|| settings.environment.get("MAKIMA_LISTEN"))
         .or_else(|| settings.file.server_process.listen.clone())
         .unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&text)
-        .await
-        .map_err(|error| Error::usage(format!("{text} is no address to listen on ({error}); write HOST:PORT")))?
-        .collect();
+    let addresses = addresses(&text).await?;
     let insecure = insecure || settings.file.server_process.insecure.unwrap_or_default();
     for address in &addresses {
         server::listen::check_address(*address, insecure).map_err(|error| Error::usage(error.to_string()))?;
     }
-    let listener = TcpListener::bind(addresses.as_slice()).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            Error::failed(format!("{text} is taken: another server may run already; pass --listen HOST:PORT"))
-        }
+    bind(&text, &addresses, "another server may run already; pass --listen HOST:PORT").await
+}
+
+/// Shows metrics for as long as the process runs, if an address was given. Numbers, states and the names of daemons and owners
+/// are no secrets, so any address will do that a person has chosen.
+async fn show_metrics(
+    settings: &Settings,
+    flag: Option<&str>,
+    section: Option<&str>,
+    shutdown: &Shutdown,
+) -> Result<Exporter> {
+    let exporter = Exporter::default();
+    let environment = settings.environment.get("MAKIMA_METRICS_LISTEN");
+    let Some(text) = flag.or(environment.as_deref()).or(section) else { return Ok(exporter) };
+    let addresses = addresses(text).await?;
+    let taken = "each process shows its own metrics; pass --metrics-listen HOST:PORT, or port 0 for a free one";
+    let (listener, address) = bind(text, &addresses, taken).await?;
+    note(&format!("metrics are at http://{address}{}", metrics::PATH));
+    shutdown.spawn_loop("metrics", exporter.clone().serve(listener, shutdown.clone()));
+    Ok(exporter)
+}
+
+async fn addresses(text: &str) -> Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host(text).await;
+    let found =
+        found.map_err(|error| Error::usage(format!("{text} is no address to listen on ({error}); write HOST:PORT")))?;
+    Ok(found.collect())
+}
+
+async fn bind(text: &str, addresses: &[SocketAddr], taken: &str) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(addresses).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Error::failed(format!("{text} is taken: {taken}")),
         _ => Error::Io { what: format!("listen on {text}"), source: error },
     })?;
     let address = listener.local_addr().map_err(Error::io("find the address listened on"))?;

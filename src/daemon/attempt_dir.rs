@@ -17,6 +17,8 @@
 //!     checkpoints/    files of checkpoints, until the server has them    daemon
 //!     checkpoints.json  which those are, and which one the server has    daemon
 //!     result.pack     the result, until the server has it                daemon
+//!     delivered       the server has the result                          daemon
+//!     salvage.json    the server does not know this attempt              daemon
 //! ```
 //!
 //! Every JSON file is replaced as a whole and is on the disk when the call that writes it returns (temporary file, fsync,
@@ -295,6 +297,21 @@ impl AttemptDir {
     /// The pack of the result, until the server has it.
     pub fn result_pack(&self) -> PathBuf {
         self.path.join("result.pack")
+    }
+
+    /// The server has the result.
+    pub fn was_delivered(&self) -> bool {
+        self.path.join("delivered").exists()
+    }
+
+    /// Notes that it has, and lets go of the pack.
+    pub fn delivered(&self) -> Result<(), Error> {
+        write_durably(&self.path.join("delivered"), b"")?;
+        let pack = self.result_pack();
+        match fs::remove_file(&pack) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &pack, source)),
+            _ => Ok(()),
+        }
     }
 
     /// What the attempt is.

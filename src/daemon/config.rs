@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tonic::codegen::http;
 
 use super::agents::Profile;
+use crate::runtime::metrics::Exporter;
 
 /// Attempts at once, unless it says otherwise.
 pub const DEFAULT_SLOTS: u32 = 4;
@@ -44,6 +45,8 @@ pub struct Config {
     pub executable: Option<PathBuf>,
     /// How long things take.
     pub times: Times,
+    /// Where what is measured is shown, if anybody serves it.
+    pub metrics: Exporter,
 }
 
 impl Config {
@@ -63,6 +66,7 @@ impl Config {
             dependency_ordering: DependencyOrdering::default(),
             executable: None,
             times: Times::default(),
+            metrics: Exporter::default(),
         }
     }
 

@@ -74,7 +74,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
         match refusal(context, &taken.command).await {
             Some(reason) => {
                 tracing::warn!(attempt = %taken.command.attempt, reason, "refused a command");
-                answer(&taken, Answer::Rejected { reason, retryable: true, counts: false });
+                answer(context, &taken, Answer::Rejected { reason, retryable: true, counts: false });
             }
             None => accepted.push(taken),
         }
@@ -89,7 +89,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
             tracing::error!(error = chain(&error), "the journal cannot be written; no commands are taken");
             let reason = format!("the daemon cannot write its journal: {}", chain(&error));
             for taken in &accepted {
-                answer(taken, Answer::Rejected { reason: reason.clone(), retryable: true, counts: false });
+                answer(context, taken, Answer::Rejected { reason: reason.clone(), retryable: true, counts: false });
             }
             return;
         }
@@ -98,21 +98,24 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
     for (taken, outcome) in accepted.into_iter().zip(outcomes) {
         match outcome {
             Accepted::New => {
-                answer(&taken, Answer::Persisted);
+                answer(context, &taken, Answer::Persisted);
                 new.push(taken.command);
             }
-            Accepted::Known => answer(&taken, Answer::Persisted),
+            Accepted::Known => answer(context, &taken, Answer::Persisted),
             Accepted::Conflict => {
                 let reason = format!("command {} was here before with other content", taken.command.id);
                 tracing::error!(attempt = %taken.command.attempt, reason, "refused a command");
-                answer(&taken, Answer::Rejected { reason, retryable: false, counts: true });
+                answer(context, &taken, Answer::Rejected { reason, retryable: false, counts: true });
             }
         }
     }
     supervisor.accepted(new).await;
 }
 
-fn answer(taken: &Taken, answer: Answer) {
+fn answer(context: &Context, taken: &Taken, answer: Answer) {
+    if matches!(answer, Answer::Rejected { .. }) {
+        context.metrics.command_refused();
+    }
     // The server asks again in the next session, if this one has ended in the meantime.
     let _ = taken.answers.send((taken.command.sequence, taken.command.id, answer));
 }

@@ -21,14 +21,17 @@ pub mod bulk;
 pub mod checkpoint;
 pub mod config;
 pub mod git;
+mod guard;
 pub mod health;
 pub mod identity;
 mod intake;
 pub mod journal;
+pub mod metrics;
 pub mod process;
 mod recovery;
 pub mod repository;
 mod runner;
+pub mod salvage;
 pub mod sanity;
 mod secrets;
 pub mod session;
@@ -44,6 +47,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, Semaphore};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
@@ -56,6 +60,7 @@ pub use config::Config;
 use health::Health;
 use identity::StateDir;
 use journal::Journal;
+use metrics::{Measured, Metrics};
 use repository::Repositories;
 use runner::{blocking, chain};
 use session::Over;
@@ -105,6 +110,7 @@ pub(crate) struct Context {
     /// Looks after the worktrees of running attempts.
     pub(crate) watch: Watch,
     pub(crate) bulk: Bulk,
+    pub(crate) metrics: Metrics,
     pub(crate) slots: Arc<Semaphore>,
     /// Held by the one checkpoint that may be taken at a time while agents work.
     pub(crate) captures: Semaphore,
@@ -170,6 +176,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
         watch,
         slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
         captures: Semaphore::new(1),
+        metrics: Metrics::new(&opened.journal, &config.name),
         journal: opened.journal,
         boot: BootId(Uuid::new_v4()),
         attached: Notify::new(),
@@ -191,12 +198,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let found = found?;
     let (handle, mut supervisor) = Supervisor::new(Arc::clone(&context));
     supervisor.resume(found.live, found.only_on_disk);
+    let measured = Arc::new(Measured::new(Arc::clone(&context), handle.clone()));
+    context.config.metrics.add(&measured);
     let (intake, commands) = intake::new();
     shutdown.spawn_loop("supervisor", supervisor.run());
     shutdown.spawn_loop("intake", intake::run(Arc::clone(&context), handle.clone(), commands));
     shutdown.spawn_loop("watch", watching);
+    shutdown.spawn_loop("disk guard", guard::run(Arc::clone(&context)));
     shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
-    shutdown.spawn(clone_repositories(Arc::clone(&context)));
+    shutdown.spawn(clone_repositories(Arc::clone(&context)).instrument(tracing::info_span!("clone")));
 
     let over = session::run(Arc::clone(&context), handle.clone(), intake).await;
     match over {
@@ -221,14 +231,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
 async fn detect(context: &Arc<Context>) {
     let found = Arc::clone(context);
     let (done, detected) = tokio::sync::oneshot::channel();
-    context.shutdown.spawn(async move {
+    let detect = async move {
         let profiles = found.profiles.detect().await;
         *found.installed.write().unwrap_or_else(PoisonError::into_inner) = profiles;
         if done.send(()).is_err() {
             // It took too long to be waited for.
             found.card_changed.notify_one();
         }
-    });
+    };
+    context.shutdown.spawn(detect.instrument(tracing::info_span!("detect")));
     if tokio::time::timeout(context.config.times.detect, detected).await.is_err() {
         tracing::warn!("agents take long to say their versions; attaching without them for now");
     }

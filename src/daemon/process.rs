@@ -17,11 +17,12 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tracing::Instrument as _;
 
 /// Bytes of standard output kept, from its beginning: the list of all files of a very large repository fits.
 pub const MAX_STDOUT: usize = 64 * 1024 * 1024;
@@ -230,8 +231,23 @@ impl Process {
 
     /// Runs it in a process group of its own and answers its output. The group is killed when `timeout` has passed, when
     /// the future is dropped, and when the process has ended and left something behind.
-    pub async fn run(mut self, timeout: Duration) -> Result<Output, Error> {
+    pub async fn run(self, timeout: Duration) -> Result<Output, Error> {
         let program = self.program.display().to_string();
+        let span = tracing::debug_span!("process", program);
+        async {
+            let begun = Instant::now();
+            // Apart, because whoever runs a process would otherwise hold all of this twice over.
+            let output = Box::pin(self.run_to_end(program, timeout)).await;
+            let code = output.as_ref().ok().and_then(|output| output.code);
+            let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::debug!(code, took_ms, "a process has ended");
+            output
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn run_to_end(mut self, program: String, timeout: Duration) -> Result<Output, Error> {
         let talk = |source| Error::Talk { program: program.clone(), source };
         let stdin = std::mem::take(&mut self.stdin);
         let (stdin_file, stdout_file) = (self.stdin_file.take(), self.stdout_file.take());

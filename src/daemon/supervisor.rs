@@ -25,6 +25,7 @@ use super::{
     attempt_dir::AttemptDir,
     journal::{self, Change, Row, State, Stop, Why},
     runner::{self, Finished, chain, looks_intact, saving::Saving},
+    salvage,
 };
 use crate::{
     domain::{
@@ -284,13 +285,26 @@ impl Supervisor {
     /// daemon as well. A new wish that the attempt ends is not kept waiting.
     fn restart(&mut self, attempt: AttemptRef, Entry { stop, asked, restarts }: Entry) {
         let restarts = restarts.saturating_add(1);
+        self.context.metrics.runner_broke();
         let delay = restart_delay(restarts);
         tracing::error!(%attempt, restarts, delay_s = delay.as_secs(), "the runner of an attempt broke; starting it again");
+        let tell = (restarts == QUICK_RESTARTS + 1).then(|| {
+            let message = format!(
+                "the daemon's own part for this attempt has broken {restarts} times; its log says why. It goes on trying, but \
+                 somebody should look"
+            );
+            Change { reports: vec![Report::Warning { message }], ..Change::default() }
+        });
         let mut wishes = stop.subscribe();
         self.live.insert(attempt, Entry { stop, asked: Arc::clone(&asked), restarts });
         let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
         let context = Arc::clone(&self.context);
         self.spawn(attempt, async move {
+            if let Some(tell) = tell
+                && let Err(error) = context.journal.record(attempt, tell, clock::now()).await
+            {
+                tracing::error!(error = chain(&error), "the journal cannot be written");
+            }
             tokio::select! {
                 biased;
                 () = context.shutdown.soft.cancelled() => return Some(Finished::Left),
@@ -324,6 +338,7 @@ impl Supervisor {
     }
 
     fn runner_ended(&mut self, Ended { attempt, how }: Ended) {
+        self.context.metrics.agent_ended(attempt);
         let Some(entry) = self.live.remove(&attempt) else { return };
         if how.is_none() && !self.context.shutdown.soft.is_cancelled() {
             self.restart(attempt, entry);
@@ -400,7 +415,14 @@ impl Supervisor {
             (_, State::Accepted | State::Running | State::Ending) => {
                 self.start(Row { stop: Some(stop), ..row }, None);
             }
-            (Why::Salvage, _) => self.record(attempt, over(State::Salvage)).await,
+            (Why::Salvage, _) => {
+                if let Ok(dir) = AttemptDir::open(&row.directory)
+                    && let Err(error) = salvage::mark(&dir, "the server does not know it").await
+                {
+                    tracing::warn!(%attempt, error = chain(&error), "it cannot be noted that an attempt is salvage");
+                }
+                self.record(attempt, over(State::Salvage)).await;
+            }
             (Why::Forgotten, _) => self.record(attempt, over(State::Over)).await,
             // Its end is in the outbox.
             (Why::Cancelled, State::Reported | State::Interrupted) => {}
@@ -531,6 +553,7 @@ mod tests {
                 FILE, Journal,
                 tests::{attempt, spawn},
             },
+            metrics::Metrics,
             repository::Repositories,
             watch::Watch,
         },
@@ -560,6 +583,7 @@ mod tests {
             watch: Watch::new(&Shutdown::new()).0,
             slots: Arc::new(Semaphore::new(1)),
             captures: Semaphore::new(1),
+            metrics: Metrics::new(&journal, &config.name),
             journal,
             boot: BootId(Uuid::from_u128(2)),
             attached: Notify::new(),

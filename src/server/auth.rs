@@ -524,6 +524,7 @@ where
             let metadata = MetadataMap::from_headers(std::mem::take(&mut parts.headers));
             match auth.authenticate(&metadata).await {
                 Ok(caller) => {
+                    super::trace::caller(&caller);
                     parts.headers = metadata.into_headers();
                     parts.extensions.insert(caller);
                     Ok(by_the_caller(inner.call(http::Request::from_parts(parts, body)).await?))

@@ -122,6 +122,7 @@ pub async fn serve(listener: TcpListener, api: Api, auth: Auth, shutdown: Shutdo
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_LIST)
+        .layer(super::trace::Layer)
         .layer(Layer::new(auth))
         .add_service(contracts)
         .add_service(tasks)

@@ -7,18 +7,21 @@
 //! ```
 //!
 //! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output`, `uploads` and `blobs`
-//! keep what is too big for a table, `listen` puts it all on a socket, `run` starts and ends it.
+//! keep what is too big for a table, `listen` puts it all on a socket (`trace` gives every call its span), `metrics` shows how
+//! it goes, `run` starts and ends it.
 
 pub mod auth;
 pub mod blobs;
 pub mod ledger;
 pub mod listen;
+pub mod metrics;
 pub mod output;
 pub mod reaper;
 mod run;
 pub mod services;
 pub mod session;
 pub mod task_keys;
+mod trace;
 pub mod uploads;
 
 pub use run::{Config, Error, run};

@@ -20,6 +20,7 @@ use super::{
     blobs::Blobs,
     ledger::Ledger,
     listen,
+    metrics::Measured,
     output::OutputStore,
     reaper,
     services::Api,
@@ -27,7 +28,7 @@ use super::{
     uploads::Uploads,
 };
 use crate::{
-    runtime::{clock, lifecycle::Shutdown},
+    runtime::{clock, lifecycle::Shutdown, metrics::Exporter},
     store::{self, Claim, Store, Url},
 };
 
@@ -43,13 +44,15 @@ pub struct Config {
     pub database: Url,
     /// Heartbeats.
     pub times: Times,
+    /// Where what is measured is shown, if anybody serves it.
+    pub metrics: Exporter,
 }
 
 impl Config {
     /// A server with the default times.
     pub fn new(database: Url, state_dir: PathBuf) -> Self {
         let times = Times { heartbeat: Duration::from_secs(15), lost_after: Duration::from_secs(45) };
-        Self { state_dir, database, times }
+        Self { state_dir, database, times, metrics: Exporter::default() }
     }
 }
 
@@ -109,6 +112,8 @@ async fn serve(
     // The ledger ends after everybody who speaks to it, so it has an end of its own.
     let last = Shutdown::new();
     last.spawn_loop("ledger", writer);
+    let measured = Arc::new(Measured::new(store.clone(), ledger.clone()));
+    config.metrics.add(&measured);
 
     let output = OutputStore::new(store.clone(), blobs.clone());
     let staging = config.state_dir.join("uploads");
@@ -137,6 +142,8 @@ async fn serve(
     let served = listen::serve(listener, api, auth, shutdown.clone()).await;
     shutdown.finish().await;
     last.soft.cancel();
+    // The ledger ends when nobody can speak to it any more.
+    drop(measured);
     drop(ledger);
     last.finish().await;
     Ok(served?)

@@ -188,6 +188,7 @@ async fn attach(
         return Err(Status::internal("unexpected answer"));
     };
     host.heard.touch(daemon, epoch);
+    host.ledger.metrics().session();
     tracing::info!(%daemon, %epoch, attempts = verdicts.len(), "daemon attached");
     let welcome = Welcome {
         protocol: PROTOCOL,
@@ -223,8 +224,8 @@ struct Session {
     actor: String,
     out: mpsc::Sender<Result<pb::AttachResponse, Status>>,
     pushes: mpsc::Receiver<Push>,
-    /// Commands sent and not answered: which attempt, and what of it.
-    outstanding: HashMap<i64, (AttemptRef, OrderKind)>,
+    /// Commands sent and not answered: which attempt, what of it, and when it was sent.
+    outstanding: HashMap<i64, (AttemptRef, OrderKind, Instant)>,
     /// Messages whose commit is under way, in order.
     pending: VecDeque<Pending>,
     /// The first heartbeat has come.
@@ -320,7 +321,8 @@ impl Session {
                 let answer = wire::command_answered(&answer).map_err(|error| resync(error.to_string()))?;
                 let (sequence, _, answer) = answer;
                 // An answer that was heard before, or to a command that is no longer wanted, says nothing new.
-                let Some((attempt, of)) = self.outstanding.remove(&sequence) else { return Ok(()) };
+                let Some((attempt, of, sent)) = self.outstanding.remove(&sequence) else { return Ok(()) };
+                self.host.ledger.metrics().command_answered(&answer, sent.elapsed());
                 let (daemon, epoch) = (self.daemon, self.epoch);
                 self.tell(Op::Answered { daemon, epoch, attempt, of, sequence, answer }).await
             }
@@ -425,11 +427,12 @@ impl Session {
 
     async fn command(&mut self, mut command: Command) -> Result<(), End> {
         command.epoch = self.epoch;
-        self.outstanding.insert(command.sequence, (command.attempt, command.order.kind()));
+        self.outstanding.insert(command.sequence, (command.attempt, command.order.kind(), Instant::now()));
         self.send(pb::attach_response::Kind::Command((&command).into())).await
     }
 
     async fn answer(&mut self, sequence: i64, journal: JournalId, outcome: &MessageOutcome) -> Result<(), End> {
+        self.host.ledger.metrics().message(outcome);
         self.send(pb::attach_response::Kind::MessageAnswer(wire::message_answer(sequence, journal, outcome))).await
     }
 

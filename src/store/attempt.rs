@@ -125,6 +125,7 @@ impl Tx {
     }
 
     /// All attempts of a task, oldest first.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn attempts_of_task(&mut self, task: TaskId) -> Result<Vec<Attempt>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new("SELECT a.doc FROM {rows} JOIN attempts a ON a.task = rows.id ORDER BY a.number", ID)
@@ -161,6 +162,7 @@ impl Tx {
 
     /// The next time after `now` at which something is due: an attempt, or a task's wait. What is due by then is for the
     /// sweep that asks.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn next_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(

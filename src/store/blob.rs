@@ -182,6 +182,7 @@ impl Tx {
     }
 
     /// The blob of this name.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn blob_fetch(&mut self, name: &str) -> Result<Option<Blob>> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new(&format!("SELECT {BLOB} FROM {{rows}} JOIN blobs b ON b.name = rows.name"), NAME));
@@ -203,6 +204,7 @@ impl Tx {
     }
 
     /// Of these names, those that a row has.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn blobs_known(&mut self, names: &[String]) -> Result<Vec<String>> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new("SELECT b.name FROM {rows} JOIN blobs b ON b.name = rows.name", NAME));
@@ -215,6 +217,7 @@ impl Tx {
     }
 
     /// Blobs made before a time, oldest first.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn blobs_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<Blob>> {
         static SQL: LazySql = LazySql::new(|| {
             let text = format!(

@@ -108,6 +108,7 @@ impl Tx {
     }
 
     /// One contract of an owner.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn contract_fetch(&mut self, owner: OwnerId, contract: ContractId) -> Result<Option<Contract>> {
         Ok(self.contracts_fetch(&[contract]).await?.pop().filter(|contract| contract.owner == owner))
     }
@@ -145,6 +146,7 @@ impl Tx {
     }
 
     /// Contracts that are cancelled and still have tasks that are not.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn contracts_cancelling(&mut self, limit: i64) -> Result<Vec<Contract>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(

@@ -88,6 +88,7 @@ impl Tx {
     }
 
     /// The daemon of an owner that has this name.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn daemon_named(&mut self, owner: OwnerId, name: &str) -> Result<Option<Daemon>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new("SELECT d.doc FROM {rows} JOIN daemons d ON d.owner = rows.owner AND d.name = rows.name", NAMED)
@@ -97,6 +98,7 @@ impl Tx {
     }
 
     /// A page of an owner's daemons, by name, after `after`.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn daemons_list(&mut self, owner: OwnerId, after: Option<&str>, limit: i64) -> Result<Vec<Daemon>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -110,6 +112,7 @@ impl Tx {
     }
 
     /// All daemons that have not been declared lost since they last attached.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn daemons_attached(&mut self) -> Result<Vec<Daemon>> {
         static SQL: LazySql = LazySql::new(|| Sql::new("SELECT doc FROM daemons WHERE attached", &[]));
         let rows: Vec<Doc<Daemon>> = self.fetch_plain(&SQL).await?;

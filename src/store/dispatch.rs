@@ -87,6 +87,7 @@ struct OpenRow {
 
 impl Tx {
     /// Writes classes that may be new.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn classes_insert(&mut self, classes: &[(ClassId, OwnerId, Requirements)]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -108,6 +109,7 @@ impl Tx {
     }
 
     /// All classes.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn classes_list(&mut self) -> Result<Vec<(ClassId, OwnerId, Requirements)>> {
         static SQL: LazySql = LazySql::new(|| Sql::new("SELECT id, owner, requirements FROM classes", &[]));
         let rows: Vec<(Uuid, Uuid, Json<Requirements>)> = self.fetch_plain(&SQL).await?;
@@ -176,6 +178,7 @@ impl Tx {
     }
 
     /// The lanes of these contracts that have ready work, open or not: for contracts that a batch is about to open.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn lanes_of(&mut self, contracts: &[ContractId]) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(

@@ -62,6 +62,7 @@ impl Tx {
     }
 
     /// Removes edges.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn edges_delete(&mut self, edges: &[Edge]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -106,6 +107,7 @@ impl Tx {
     }
 
     /// Everything that these tasks depend on, directly or not, as edges.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn edges_upstream(&mut self, of: &[TaskId]) -> Result<Vec<Edge>> {
         static SQL: LazySql = LazySql::new(|| {
             // CROSS, because SQLite would otherwise scan all edges and look them up in `up`.
@@ -125,6 +127,7 @@ impl Tx {
     }
 
     /// Everything that depends on these tasks, directly or not.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn dependents_closure(&mut self, of: &[TaskId]) -> Result<Vec<TaskId>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(

@@ -101,6 +101,7 @@ impl Tx {
     }
 
     /// The last sequence of the log; 0 when it is empty.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn events_last(&mut self) -> Result<i64> {
         static SQL: LazySql = LazySql::new(|| Sql::new("SELECT coalesce(max(sequence), 0) FROM events", &[]));
         let rows: Vec<(i64,)> = self.fetch_plain(&SQL).await?;
@@ -108,6 +109,7 @@ impl Tx {
     }
 
     /// Events up to this sequence are no longer kept; 0 when all are.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn events_forgotten(&mut self) -> Result<i64> {
         Ok(self.meta_fetch("events_forgotten").await?.and_then(|text| text.parse().ok()).unwrap_or(0))
     }

@@ -119,6 +119,7 @@ const KEY: &str = "SELECT k.id, k.hash, k.kind, k.owner, o.name AS owner_name, k
 
 impl Tx {
     /// Writes keys, new or revoked.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn keys_put(&mut self, keys: &[Key]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -153,6 +154,7 @@ impl Tx {
     }
 
     /// The key with this SHA-256, revoked or not.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn key_by_hash(&mut self, hash: &[u8; 32]) -> Result<Option<Key>> {
         static SQL: LazySql = LazySql::new(|| {
             let text =
@@ -165,6 +167,7 @@ impl Tx {
     }
 
     /// The key with this id.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn key_fetch(&mut self, key: KeyId) -> Result<Option<Key>> {
         static SQL: LazySql = LazySql::new(|| {
             let text =
@@ -176,6 +179,7 @@ impl Tx {
     }
 
     /// A page of keys, newest first, before `before`.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn keys_list(&mut self, revoked: bool, before: Option<KeyId>, limit: i64) -> Result<Vec<Key>> {
         #[derive(Serialize)]
         struct Page {
@@ -195,6 +199,7 @@ impl Tx {
     }
 
     /// The owner of this name.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn owner_named(&mut self, name: &str) -> Result<Option<OwnerId>> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new("SELECT o.id FROM {rows} JOIN owners o ON o.name = rows.name", OWNER));
@@ -203,6 +208,7 @@ impl Tx {
     }
 
     /// The name of this owner.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn owner_name(&mut self, owner: OwnerId) -> Result<Option<String>> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new("SELECT o.name FROM {rows} JOIN owners o ON o.id = rows.id", ID));
@@ -211,6 +217,7 @@ impl Tx {
     }
 
     /// Writes a new owner.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn owner_insert(&mut self, owner: OwnerId, name: &str, created: Timestamp) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new("INSERT INTO owners (id, name, created) SELECT id, name, created FROM {rows} WHERE true", OWNER)
@@ -237,6 +244,7 @@ impl Tx {
     }
 
     /// Remembers request ids.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn requests_insert(&mut self, requests: &[Remembered]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -258,6 +266,7 @@ impl Tx {
     }
 
     /// Marks a batch, to be looked up if the answer to its COMMIT is lost.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn batch_insert(&mut self, id: BatchId, at: Timestamp) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -270,6 +279,7 @@ impl Tx {
     }
 
     /// The batch was committed.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn batch_exists(&mut self, id: BatchId) -> Result<bool> {
         static SQL: LazySql = LazySql::new(|| Sql::new("SELECT b.id FROM {rows} JOIN batches b ON b.id = rows.id", ID));
         let rows: Vec<(Uuid,)> = self.fetch(&SQL, &ids(&[id])).await?;
@@ -277,6 +287,7 @@ impl Tx {
     }
 
     /// A fact the server keeps about itself.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn meta_fetch(&mut self, key: &str) -> Result<Option<String>> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new("SELECT m.value FROM {rows} JOIN meta m ON m.key = rows.key", PAIR));
@@ -285,6 +296,7 @@ impl Tx {
     }
 
     /// Keeps a fact.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn meta_put(&mut self, key: &str, value: &str) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(

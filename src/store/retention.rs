@@ -12,6 +12,7 @@ use crate::domain::{ContractId, Timestamp};
 
 impl Tx {
     /// Forgets events before a time, at most `limit` of them. Answers how many, and keeps the last one's sequence.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn events_forget(&mut self, before: Timestamp, limit: i64) -> Result<usize> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -30,6 +31,7 @@ impl Tx {
     }
 
     /// Forgets request ids before a time.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn requests_forget(&mut self, before: Timestamp) -> Result<u64> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new("DELETE FROM requests WHERE created < (SELECT rows.now FROM {rows})", NOW));
@@ -37,6 +39,7 @@ impl Tx {
     }
 
     /// Forgets batches before a time, at most `limit` of them. Answers how many.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn batches_forget(&mut self, before: Timestamp, limit: i64) -> Result<usize> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -51,6 +54,7 @@ impl Tx {
     }
 
     /// Anonymous contracts that ended before a time.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn contracts_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<ContractId>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
@@ -64,6 +68,7 @@ impl Tx {
     }
 
     /// Forgets contracts with all that belongs to them but blobs, which expire by themselves.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn contracts_delete(&mut self, contracts: &[ContractId]) -> Result<()> {
         fn delete(from: &str, key: &str) -> Sql {
             Sql::new(&format!("DELETE FROM {from} WHERE {key} IN (SELECT rows.id FROM {{rows}})"), ID)

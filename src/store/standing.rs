@@ -156,6 +156,7 @@ impl Tx {
     }
 
     /// Names of daemons of an owner; those that do not exist are absent.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn daemon_names(&mut self, daemons: &[DaemonId]) -> Result<Vec<(DaemonId, String)>> {
         static SQL: LazySql =
             LazySql::new(|| Sql::new("SELECT d.id, d.name FROM {rows} JOIN daemons d ON d.id = rows.id", ID));

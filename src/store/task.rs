@@ -169,6 +169,7 @@ impl Tx {
     }
 
     /// One task of an owner.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn task_fetch(&mut self, owner: OwnerId, task: TaskId) -> Result<Option<Task>> {
         Ok(self.tasks_fetch(&[task]).await?.pop().filter(|task| task.owner == owner))
     }
@@ -190,6 +191,7 @@ impl Tx {
     }
 
     /// Tasks of an owner whose short id (last 12 hex digits) this is; at most two, so that the caller sees ambiguity.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn tasks_short(&mut self, owner: OwnerId, short: &str) -> Result<Vec<Task>> {
         #[derive(Serialize)]
         struct Short<'a> {
@@ -240,6 +242,7 @@ impl Tx {
     }
 
     /// Tasks of a contract that are not final, by id, after `after`.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn tasks_unfinished(
         &mut self,
         contract: ContractId,

@@ -22,6 +22,7 @@ impl Store {
     /// A write transaction: one at a time, whoever asks. On SQLite the database sees to that; a deferred begin would fail
     /// when it first writes under contention. On Postgres it takes the lock in a statement of its own and reads everything
     /// after it, at READ COMMITTED: an earlier snapshot would predate the lock.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn begin(&self) -> Result<Tx> {
         match &self.db {
             Db::Postgres(pool) => {
@@ -37,6 +38,7 @@ impl Store {
     }
 
     /// A read transaction: everything it reads is of one instant.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn read(&self) -> Result<Tx> {
         match &self.db {
             Db::Postgres(pool) => {
@@ -50,6 +52,7 @@ impl Store {
 
 impl Tx {
     /// Makes it all true, durably. An error that is [`Error::Unavailable`] leaves the outcome unknown.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn commit(self) -> Result<()> {
         match self.0 {
             Inner::Postgres(tx) => in_time(async { Ok(tx.commit().await?) }).await?,
@@ -59,6 +62,7 @@ impl Tx {
     }
 
     /// Forgets it all. Dropping a transaction does the same, later.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn rollback(self) -> Result<()> {
         match self.0 {
             Inner::Postgres(tx) => in_time(async { Ok(tx.rollback().await?) }).await?,

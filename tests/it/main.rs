@@ -5,6 +5,8 @@ mod daemon;
 mod harness;
 mod in_doubt;
 mod ledger;
+mod metrics;
+mod recover;
 mod refusals;
 mod shim;
 mod standing;

@@ -75,6 +75,8 @@ impl Bench {
                 env: BTreeMap::new(),
             }),
             agent: Some(AgentCommand { program: "sh".into(), args: vec!["-eu".into()], ..AgentCommand::default() }),
+            superseded: None,
+            rejected: false,
         };
         let agent = manifest.agent.as_mut().unwrap();
         agent.stdin = Stdin::Plan;
@@ -130,6 +132,16 @@ async fn ended(handle: &mut Handle) -> ExitRecord {
 
 fn kill_9(pid: i32) {
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+/// An agent that goes on with earlier work reads its brief, and not the plan.
+#[tokio::test]
+async fn an_agent_reads_its_brief() {
+    let bench = Bench::with("echo the plan", |manifest| manifest.agent.as_mut().unwrap().brief = true);
+    bench.dir.save_brief("echo the brief").unwrap();
+    let mut handle = bench.start().await;
+    assert_eq!(ended(&mut handle).await.exit_code, Some(0));
+    assert_eq!(bench.output(), "the brief\n");
 }
 
 /// A script runs to its end: its output, its exit code and its length are on record, and what it left in sessions of its own,

@@ -6,6 +6,7 @@ mod checkpoints;
 mod dispatch;
 mod edges;
 mod log;
+mod measure;
 mod people;
 mod retention;
 mod samples;

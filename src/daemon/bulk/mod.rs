@@ -60,6 +60,11 @@ impl Bulk {
         (Self { output, files }, Inbox { output: output_inbox, files: files_inbox })
     }
 
+    /// Uploads of output that are not over, and bytes of them that the server has not said to have.
+    pub fn backlog(&self) -> (u64, u64) {
+        self.output.backlog()
+    }
+
     /// Announces the output of an attempt. What is secret in it is masked on the way.
     pub fn open(&self, attempt: AttemptRef, path: PathBuf, secrets: &[&str]) -> Output {
         self.output.open(attempt, path, secrets)

@@ -51,6 +51,14 @@ const ANNOUNCED: usize = 4_096;
 pub(super) struct Announcer {
     announce: mpsc::Sender<Upload>,
     wake: Arc<Notify>,
+    backlog: Arc<Backlog>,
+}
+
+/// What the server does not have yet, as the loop last saw it.
+#[derive(Debug, Default)]
+struct Backlog {
+    uploads: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// The output of one attempt, as its runner sees it. Dropping it leaves the upload as it is.
@@ -72,7 +80,14 @@ impl Announcer {
     pub(super) fn new() -> (Self, Inbox) {
         let (announce, announced) = mpsc::channel(ANNOUNCED);
         let wake = Arc::new(Notify::new());
-        (Self { announce, wake: Arc::clone(&wake) }, Inbox { announced, wake, attached: Arc::default() })
+        let backlog = Arc::new(Backlog::default());
+        let announcer = Self { announce, wake: Arc::clone(&wake), backlog: Arc::clone(&backlog) };
+        (announcer, Inbox { announced, wake, attached: Arc::default(), backlog })
+    }
+
+    /// Uploads that are not over, and bytes of them that the server has not said to have.
+    pub(super) fn backlog(&self) -> (u64, u64) {
+        (self.backlog.uploads.load(Ordering::Relaxed), self.backlog.bytes.load(Ordering::Relaxed))
     }
 
     /// Announces the output of an attempt.
@@ -110,6 +125,7 @@ pub(super) struct Inbox {
     wake: Arc<Notify>,
     /// A session stands.
     pub(super) attached: Arc<Notify>,
+    backlog: Arc<Backlog>,
 }
 
 /// One upload. Offsets of the file and of the upload are the same.
@@ -128,6 +144,8 @@ struct Upload {
     sent: u64,
     /// The server has everything up to here.
     received: u64,
+    /// The same over all connections, for whoever wants to know how much is left.
+    confirmed: u64,
     /// When the last chunk was sent.
     sent_at: Option<Instant>,
     /// It has been asked again, because an answer is missing.
@@ -148,6 +166,7 @@ impl Upload {
             asked: false,
             sent: 0,
             received: 0,
+            confirmed: 0,
             sent_at: None,
             doubted: false,
             ended: false,
@@ -158,6 +177,7 @@ impl Upload {
     fn begin_again(&mut self) {
         *self = Self {
             file: self.file.take(),
+            confirmed: self.confirmed,
             ..Self::new(self.attempt, self.path.clone(), self.mask.clone(), Arc::clone(&self.length))
         };
     }
@@ -258,6 +278,7 @@ impl Upload {
     /// The server has said how far it is.
     fn answered(&mut self, receipt: &Receipt) {
         self.received = receipt.received;
+        self.confirmed = self.confirmed.max(receipt.received);
         if !self.known {
             self.known = true;
             // It may have more than the file does, after the power went here: then there is only the end to say.
@@ -296,6 +317,8 @@ impl Uploader {
                 Ok(()) => continue,
                 Err(error) => tracing::info!(%error, "uploading output has been interrupted; it goes on where it was"),
             }
+            // Now, so that there is work also where all had been sent: what was on the way may never have arrived.
+            self.uploads.values_mut().for_each(Upload::begin_again);
             if answered {
                 backoff.reset();
             }
@@ -318,6 +341,9 @@ impl Uploader {
         while let Ok(upload) = self.inbox.announced.try_recv() {
             self.uploads.insert(upload.attempt, upload);
         }
+        let left = self.uploads.values().map(|upload| upload.bytes().saturating_sub(upload.confirmed)).sum();
+        self.inbox.backlog.bytes.store(left, Ordering::Relaxed);
+        self.inbox.backlog.uploads.store(self.uploads.len() as u64, Ordering::Relaxed);
     }
 
     /// One connection, until there has been nothing to send for a while (`Ok`), or it breaks.

@@ -33,12 +33,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::domain::{
-    AttemptRef, CheckpointId, JournalId, TaskId, Timestamp,
-    attempt::Pack,
-    checkpoint::About,
-    order::{Command, Spawn},
-    report::{Complete, InventoryState, Message, MessageOutcome, Progress, Report},
+use crate::{
+    domain::{
+        AttemptRef, CheckpointId, JournalId, TaskId, Timestamp,
+        attempt::Pack,
+        checkpoint::About,
+        order::{Command, Spawn},
+        report::{Complete, InventoryState, Message, MessageOutcome, Progress, Report},
+    },
+    runtime::metrics::{Seconds, Sizes},
 };
 use worker::{Kind, Worker};
 
@@ -226,6 +229,17 @@ pub struct Standing {
     pub last_unanswered: i64,
 }
 
+/// What is in it, to be shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Messages not answered.
+    pub outbox: u64,
+    /// When the oldest of them was written.
+    pub oldest: Option<Timestamp>,
+    /// Attempts, by the word for their state.
+    pub attempts: Vec<(String, u64)>,
+}
+
 /// Why the journal cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -306,6 +320,16 @@ impl Journal {
     /// The sequence of the newest message that may be sent; wakes whoever sends.
     pub fn newest(&self) -> watch::Receiver<i64> {
         self.worker.newest()
+    }
+
+    /// How many jobs shared a commit, and how long the commit took.
+    pub fn commits(&self) -> (&Sizes, &Seconds) {
+        self.worker.commits()
+    }
+
+    /// How it stands, to be shown.
+    pub async fn measure(&self) -> Result<Measured, Error> {
+        self.worker.call(Kind::Read, sql::measure).await
     }
 
     /// Takes commands into the journal, all in one transaction, and says of each what became of it.

@@ -12,8 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use super::{
-    Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Row, SCHEMA_VERSION, Standing, State, Stop, Why, new_id,
-    uploads,
+    Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Measured, Row, SCHEMA_VERSION, Standing, State, Stop, Why,
+    new_id, uploads,
 };
 use crate::domain::{
     AttemptRef, JournalId, TaskId, Timestamp,
@@ -443,6 +443,18 @@ pub(super) fn standing(db: &Connection) -> Result<Standing, Error> {
         [],
         |row| Ok(Standing { last_command: row.get(0)?, first_unanswered: row.get(1)?, last_unanswered: row.get(2)? }),
     )?)
+}
+
+pub(super) fn measure(db: &Connection) -> Result<Measured, Error> {
+    let count = |count: i64| u64::try_from(count).unwrap_or_default();
+    let (outbox, oldest) = db
+        .prepare_cached("SELECT count(*), min(at) FROM outbox")?
+        .query_row([], |row| Ok((count(row.get(0)?), row.get::<_, Option<i64>>(1)?.map(Timestamp))))?;
+    let attempts = db
+        .prepare_cached("SELECT state, count(*) FROM attempts GROUP BY state")?
+        .query_map([], |row| Ok((row.get(0)?, count(row.get(1)?))))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Measured { outbox, oldest, attempts })
 }
 
 // === words ===

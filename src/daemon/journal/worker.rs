@@ -1,11 +1,12 @@
 //! The one thread that has the connection: it takes all that waits, runs it in one transaction, commits, then answers.
 
-use std::thread;
+use std::{thread, time::Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Error;
+use crate::runtime::metrics::{Seconds, Sizes};
 
 /// Jobs waiting for the thread before callers wait too: some seconds of the fastest reporting there is.
 const QUEUE: usize = 1_024;
@@ -39,21 +40,29 @@ struct Job {
 pub(super) struct Worker {
     jobs: mpsc::Sender<Job>,
     newest: watch::Receiver<i64>,
+    sizes: Sizes,
+    seconds: Seconds,
 }
 
 impl Worker {
     pub(super) fn start(connection: Connection) -> Result<Self, Error> {
         let (jobs, inbox) = mpsc::channel(QUEUE);
         let (publish, newest) = watch::channel(last_message(&connection)?);
+        let (sizes, seconds) = (Sizes::new(9), Seconds::of_work());
+        let measured = (sizes.clone(), seconds.clone());
         thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || work(connection, inbox, &publish))
+            .spawn(move || work(connection, inbox, &publish, &measured))
             .map_err(|e| Error::Open { path: super::FILE.into(), message: e.to_string() })?;
-        Ok(Self { jobs, newest })
+        Ok(Self { jobs, newest, sizes, seconds })
     }
 
     pub(super) fn newest(&self) -> watch::Receiver<i64> {
         self.newest.clone()
+    }
+
+    pub(super) fn commits(&self) -> (&Sizes, &Seconds) {
+        (&self.sizes, &self.seconds)
     }
 
     /// Runs `work` in the next transaction and answers when that is committed. What `work` did is undone if it fails, and
@@ -90,7 +99,12 @@ fn in_savepoint<T>(
     Ok(done)
 }
 
-fn work(mut connection: Connection, mut inbox: mpsc::Receiver<Job>, newest: &watch::Sender<i64>) {
+fn work(
+    mut connection: Connection,
+    mut inbox: mpsc::Receiver<Job>,
+    newest: &watch::Sender<i64>,
+    (sizes, seconds): &(Sizes, Seconds),
+) {
     let mut synced = true;
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(job) = inbox.blocking_recv() {
@@ -102,7 +116,14 @@ fn work(mut connection: Connection, mut inbox: mpsc::Receiver<Job>, newest: &wat
         }
         let kind = batch.iter().map(|job| job.kind).max().unwrap_or(Kind::Read);
         let mut answers = Vec::with_capacity(batch.len());
+        let begun = Instant::now();
+        if kind != Kind::Read {
+            sizes.observe(batch.len());
+        }
         let committed = commit(&mut connection, kind, &mut synced, batch.drain(..), &mut answers);
+        if kind != Kind::Read {
+            seconds.observe(begun.elapsed());
+        }
         if kind == Kind::Durable
             && committed.is_ok()
             && let Ok(last) = last_message(&connection)

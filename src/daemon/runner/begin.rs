@@ -417,6 +417,7 @@ impl Runner {
         for warning in &warnings {
             tracing::warn!(warning, "sanity check");
         }
+        self.context.metrics.sanity_warnings(warnings.len());
         if settings.warn_on_violation { warnings } else { Vec::new() }
     }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Halt, LEFTOVER_GRACE, Left, Runner, blocking};
+use super::{Halt, LEFTOVER_GRACE, Left, Runner, blocking, chain};
 use crate::{
     daemon::{
         agents::End,
@@ -11,6 +11,7 @@ use crate::{
         bulk::{Delivered, FileKind},
         checkpoint,
         journal::{Change, State, Stop, Upload, Why},
+        salvage,
         shim::Handle,
         worktree::{self, Look},
     },
@@ -266,6 +267,11 @@ impl Runner {
             exit_code: record.and_then(|record| record.exit_code),
             signal: record.map_or(0, |record| record.signal),
         };
+        if let (Some(Why::Salvage), Some(dir)) = (self.wish().map(|stop| stop.why), &self.dir)
+            && let Err(error) = salvage::mark(dir, "the server does not know it").await
+        {
+            tracing::warn!(error = chain(&error), "it cannot be noted that an attempt is salvage");
+        }
         let (state, reports) = match self.wish().map(|stop| stop.why) {
             None | Some(Why::Cancelled | Why::Fenced) => (State::Reported, vec![Report::Complete(complete)]),
             // Nobody there would know what is meant.
@@ -304,13 +310,16 @@ impl Runner {
     /// Brings the pack of the result to the server; it stays until it is there.
     fn bring(&self, upload: Upload) {
         let Upload { attempt, path, whole, .. } = upload;
-        let mut delivery = self.context.bulk.file(attempt, FileKind::Result, path.clone(), whole, None);
+        let mut delivery = self.context.bulk.file(attempt, FileKind::Result, path, whole, None);
+        let dir = self.dir.clone();
         let soft = self.context.shutdown.soft.clone();
         self.context.shutdown.spawn(async move {
             tokio::select! {
                 () = soft.cancelled() => {}
-                outcome = delivery.outcome() => if outcome == Delivered::Stored {
-                    let _ = blocking(move || std::fs::remove_file(path)).await;
+                outcome = delivery.outcome() => if let (Delivered::Stored, Some(dir)) = (outcome, dir)
+                    && let Err(error) = blocking(move || dir.delivered()).await
+                {
+                    tracing::warn!(error = chain(&error), "it cannot be noted that a result was delivered");
                 }
             }
         });

@@ -272,6 +272,7 @@ impl Runner {
 
     /// Follows the agent to its end, for as long as it has a place to work in, and takes its checkpoints.
     async fn watch(&mut self, spawn: &Spawn, mut handle: Handle) -> Result<ShimEnd, Halt> {
+        self.context.metrics.agent_runs(self.attempt);
         let place = self.manifest().ok().and_then(|manifest| manifest.place);
         let watched = place.map(|place| self.context.watch.add(self.attempt, &place));
         let saving = self.saving().await;
@@ -315,6 +316,7 @@ impl Runner {
                 }
                 Ok(Event::Lost(failure)) => {
                     tracing::warn!(why = failure.message, "the agent has no place to work in any more; ending it");
+                    self.context.metrics.worktree_failed();
                     self.patience(handle.end(LOST_GRACE)).await?;
                     return Err(failure.into());
                 }

@@ -20,6 +20,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use super::{blocking, chain};
 use crate::{
@@ -71,6 +72,9 @@ struct Mark {
     id: CheckpointId,
     commit: String,
     depth: u32,
+    /// Nothing was left out.
+    #[serde(default)]
+    complete: bool,
 }
 
 /// A checkpoint that was taken.
@@ -87,6 +91,16 @@ impl Taken {
     fn is_final(&self) -> bool {
         matches!(self.about.reason, Reason::Stopping | Reason::End)
     }
+}
+
+/// What comes of a look at the work.
+enum Came {
+    /// The server has all of it.
+    Unchanged,
+    /// A checkpoint.
+    Taken(Box<Taken>, Delivery),
+    /// It could not be taken.
+    Nothing,
 }
 
 /// Takes the checkpoints of one attempt.
@@ -139,7 +153,7 @@ impl Saving {
     /// way: on a slow line they would only pile up.
     pub(super) fn start(self: &Arc<Self>, reason: Reason, session: String) {
         let this = Arc::clone(self);
-        self.context.shutdown.spawn(async move {
+        let work = async move {
             let is_busy = || this.turn.try_lock().is_err() || !this.book().waiting.is_empty();
             if reason == Reason::Periodic && is_busy() {
                 return;
@@ -147,7 +161,8 @@ impl Saving {
             // Agents need the machine more than their checkpoints do. The semaphore is never closed.
             let _one = this.context.captures.acquire().await;
             this.take(reason, session).await;
-        });
+        };
+        self.context.shutdown.spawn(work.in_current_span());
     }
 
     /// Takes one of what an attempt has left, and brings it to the server: returns when it is there, or when the report of the
@@ -159,7 +174,7 @@ impl Saving {
                 let delivery = self.deliver(&taken);
                 (taken, delivery)
             }
-            None => match self.take_last(reason, session).await {
+            None => match self.last(reason, session).await {
                 Some(taken) => taken,
                 None => return,
             },
@@ -172,11 +187,11 @@ impl Saving {
     }
 
     /// Takes one of what an attempt has left, without waiting for it to reach the server.
-    pub(in crate::daemon) async fn take_last(
-        self: &Arc<Self>,
-        reason: Reason,
-        session: String,
-    ) -> Option<(Taken, Delivery)> {
+    pub(in crate::daemon) async fn take_last(self: &Arc<Self>, reason: Reason, session: String) {
+        self.last(reason, session).await;
+    }
+
+    async fn last(self: &Arc<Self>, reason: Reason, session: String) -> Option<(Taken, Delivery)> {
         if !self.has_work(&session).await {
             return None;
         }
@@ -215,7 +230,25 @@ impl Saving {
         Some(Transcript { path: found.find().unwrap_or(found.transcript), session_id: session.to_owned() })
     }
 
+    /// All that is in the worktree is in a checkpoint that the server has; otherwise one is taken, and may be there when this is
+    /// asked again.
+    pub(in crate::daemon) async fn is_all_stored(self: &Arc<Self>, session: String) -> bool {
+        let is_complete =
+            |book: &Book| book.waiting.is_empty() && book.stored.as_ref().is_some_and(|mark| mark.complete);
+        if !self.book().waiting.is_empty() {
+            return false;
+        }
+        matches!(self.look(Reason::End, session).await, Came::Unchanged) && is_complete(&self.book())
+    }
+
     async fn take(self: &Arc<Self>, reason: Reason, session: String) -> Option<(Taken, Delivery)> {
+        match self.look(reason, session).await {
+            Came::Taken(taken, delivery) => Some((*taken, delivery)),
+            Came::Unchanged | Came::Nothing => None,
+        }
+    }
+
+    async fn look(self: &Arc<Self>, reason: Reason, session: String) -> Came {
         let _turn = self.turn.lock().await;
         let source = Source {
             place: self.place.clone(),
@@ -226,11 +259,12 @@ impl Saving {
         let begun = std::time::Instant::now();
         let captured = match checkpoint::capture(&source, &self.dir.path().join(FILES)).await {
             Ok(Outcome::Taken(captured)) => *captured,
-            Ok(Outcome::Unchanged) => return None,
-            Err(error) if error.class == FailureClass::WorktreeLost => return None,
+            Ok(Outcome::Unchanged) => return Came::Unchanged,
+            Err(error) if error.class == FailureClass::WorktreeLost => return Came::Nothing,
             Err(error) => {
+                self.context.metrics.checkpoint_failed();
                 self.warn(format!("the work cannot be checkpointed: {error}")).await;
-                return None;
+                return Came::Nothing;
             }
         };
         for warning in &captured.warnings {
@@ -240,19 +274,25 @@ impl Saving {
         if taken.whole.bytes > MAX_BYTES {
             self.warn(format!("a checkpoint has {} bytes, more than a server takes", taken.whole.bytes)).await;
             let _ = fs::remove_file(&taken.file);
-            return None;
+            return Came::Nothing;
         }
+        self.context.metrics.checkpoint_taken(self.attempt, begun.elapsed(), taken.whole.bytes.unsigned_abs());
         let millis = begun.elapsed().as_millis();
         tracing::info!(checkpoint = %taken.mark.id, bytes = taken.whole.bytes, reason = reason.word(), millis, "checkpoint taken");
         let noted = taken.clone();
         self.change_book(move |book| book.waiting.push(noted)).await;
         let delivery = self.deliver(&taken);
-        Some((taken, delivery))
+        Came::Taken(Box::new(taken), delivery)
     }
 
     fn taken(&self, captured: Captured, reason: Reason) -> Taken {
         Taken {
-            mark: Mark { id: captured.id, commit: captured.commit, depth: captured.depth },
+            mark: Mark {
+                id: captured.id,
+                commit: captured.commit,
+                depth: captured.depth,
+                complete: captured.omitted.is_empty(),
+            },
             file: captured.file,
             whole: Pack { bytes: i64::try_from(captured.bytes).unwrap_or(i64::MAX), sha256: captured.sha256 },
             about: About {
@@ -348,13 +388,7 @@ impl Saving {
     }
 }
 
-/// The work of an attempt is with the server as far as this daemon knows: its last checkpoint is there, and nothing waits.
-pub(in crate::daemon) fn is_saved(dir: &AttemptDir) -> bool {
-    let book = read_book(dir);
-    book.stored.is_some() && book.waiting.is_empty()
-}
-
-/// Files of checkpoints that the server never got, for people.
+/// Files of checkpoints that nobody brings to the server any more, for people.
 pub(in crate::daemon) fn never_uploaded(dir: &AttemptDir) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.path().join(FILES)).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries
@@ -378,7 +412,7 @@ fn read_book(dir: &AttemptDir) -> Book {
 }
 
 fn mark_of(previous: &Previous) -> Mark {
-    Mark { id: previous.id, commit: previous.commit.clone(), depth: previous.depth }
+    Mark { id: previous.id, commit: previous.commit.clone(), depth: previous.depth, complete: false }
 }
 
 fn previous_of(mark: &Mark) -> Previous {

@@ -35,7 +35,7 @@ use crate::{
         AttemptRef, CommandId, JournalId,
         daemon::Hello,
         order::{Answer, Command},
-        report::{Message, MessageOutcome, Report},
+        report::{Message, MessageOutcome},
     },
     runtime::{backoff::Backoff, clock},
     wire::{
@@ -125,6 +125,7 @@ pub(super) async fn run(context: Arc<Context>, supervisor: supervisor::Handle, i
             () = soft.cancelled() => return Over::Shutdown,
             end = session.run() => end,
         };
+        context.metrics.detached();
         let error = match end {
             End::Over(over) => return over,
             End::Again(error) => error,
@@ -173,19 +174,13 @@ struct Session {
     /// The last message taken from the outbox in this session.
     cursor: i64,
     /// Messages sent and not answered.
-    in_flight: HashMap<i64, Sent>,
+    in_flight: HashMap<i64, AttemptRef>,
     /// Messages up to here were there when the session began: they are owed before there is new work.
     owed: i64,
     /// A heartbeat of this session has been answered.
     lasted: bool,
     begun: Instant,
     heard: Instant,
-}
-
-/// A message on the way.
-struct Sent {
-    attempt: AttemptRef,
-    terminal: bool,
 }
 
 impl Session {
@@ -204,6 +199,7 @@ impl Session {
         }
     }
 
+    #[tracing::instrument(name = "session", skip_all, fields(epoch = tracing::field::Empty))]
     async fn run(&mut self) -> End {
         match self.attach().await {
             Ok((welcome, requests, responses)) => match self.attached(welcome, requests, responses).await {
@@ -280,6 +276,8 @@ impl Session {
             owed = self.owed,
             "attached"
         );
+        self.context.metrics.attached(welcome.epoch);
+        tracing::Span::current().record("epoch", tracing::field::display(welcome.epoch));
         self.supervisor.verdicts(welcome.verdicts).await;
         self.context.attached.notify_one();
         // One for each command, of which the server sends no more than it may; the intake must never wait for a session.
@@ -354,11 +352,7 @@ impl Session {
             // Every text in it has a limit that keeps it far below this.
             tracing::error!(sequence = message.sequence, attempt = %message.attempt, "a message is too big to be sent");
         }
-        let terminal = match message.report {
-            Report::Complete(_) | Report::RecoveryDetected { .. } => true,
-            Report::Started { .. } | Report::Progress(_) | Report::Warning { .. } => false,
-        };
-        self.in_flight.insert(message.sequence, Sent { attempt: message.attempt, terminal });
+        self.in_flight.insert(message.sequence, message.attempt);
         self.queue.push_back(request_of(attach_request::Kind::Message(sent)));
     }
 
@@ -422,7 +416,8 @@ impl Session {
         if journal != self.context.journal.id() {
             return;
         }
-        let sent = self.in_flight.remove(&sequence);
+        self.context.metrics.message(&outcome);
+        let attempt = self.in_flight.remove(&sequence);
         if let MessageOutcome::Invalid { detail } = &outcome {
             tracing::error!(sequence, detail, "the server cannot take a message");
         }
@@ -431,11 +426,9 @@ impl Session {
             // It stays, is sent again in the next session, and is answered again.
             tracing::warn!(%error, sequence, "the journal cannot be written");
         }
-        if let Some(sent) = sent
-            && fenced
-        {
+        if let Some(attempt) = attempt.filter(|_| fenced) {
             // Whatever runs there runs for nobody, and what has ended there is kept.
-            self.supervisor.fenced(sent.attempt).await;
+            self.supervisor.fenced(attempt).await;
         }
     }
 

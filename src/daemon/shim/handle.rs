@@ -112,6 +112,7 @@ pub enum Error {
 impl Handle {
     /// Starts the agent of this directory's manifest under a shim; answers when the agent runs, or has failed to start (then
     /// `wait` answers its record). `executable` is this program; `None`: the running one.
+    #[tracing::instrument(level = "debug", name = "shim_start", skip_all, fields(dir = %dir.path().display()))]
     pub async fn start(dir: &AttemptDir, executable: Option<PathBuf>) -> Result<Self, Error> {
         let nonce = Uuid::new_v4().to_string();
         allow(dir, &nonce)?;
@@ -145,6 +146,7 @@ impl Handle {
     }
 
     /// Takes over the shim of this directory, if it is alive. After `Gone` no shim can come to life in it by itself.
+    #[tracing::instrument(level = "debug", name = "shim_adopt", skip_all, fields(dir = %dir.path().display()))]
     pub async fn adopt(dir: &AttemptDir) -> Result<Adopted, Error> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
@@ -214,6 +216,7 @@ impl Handle {
     }
 
     /// Asks the shim to end the agent: TERM to its group, grace, KILL. `wait` tells when it is over.
+    #[tracing::instrument(level = "debug", name = "shim_terminate", skip_all)]
     pub async fn terminate(&mut self, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         if self.connection.is_none() {
@@ -229,6 +232,7 @@ impl Handle {
 
     /// Ends the agent, whatever the shim does: asks, waits for a little longer than the grace, then kills the shim as well
     /// (and the agent with it; `ShimDied` asks for a sweep as ever).
+    #[tracing::instrument(level = "debug", name = "shim_end", skip_all)]
     pub async fn end(&mut self, grace: Duration) -> ShimEnd {
         self.terminate(grace).await;
         if let Ok(end) = timeout(grace + END_MARGIN, self.wait()).await {
@@ -240,6 +244,7 @@ impl Handle {
     }
 
     /// Sends bytes to an agent that reads a pipe; `last` closes it.
+    #[tracing::instrument(level = "debug", name = "shim_input", skip_all)]
     pub async fn input(&mut self, bytes: &[u8], last: bool) -> Result<(), Error> {
         let refused = |message: &str| Error::Input { message: message.into() };
         let mut pieces = bytes.chunks(MAX_INPUT).peekable();

@@ -10,8 +10,7 @@
 //! ```
 //!
 //! Promises: what breaks a worktree is noticed within a second, also while its agent stands in it; what agents do *in* a
-//! worktree is not even heard of, since no directory's contents are watched but those of the worktrees' parent; what is only
-//! on its way (git replacing a file, a move that is taken back) raises no alarm; what cannot be looked at is not called
+//! worktree is not even heard of, since no directory's contents are watched; what is only on its way (git replacing a file, a move that is taken back) raises no alarm; what cannot be looked at is not called
 //! broken. Memory is bounded by the number of running attempts: notices are not kept, they only say *look*.
 //!
 //! Not here: the files in a worktree, which are its agent's affair, and the disk. [`Health`](super::health::Health) knows how
@@ -309,8 +308,8 @@ impl Watcher {
                 Ok(at) => drop(heard.insert(at)),
                 // The look will see that.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                // Not ours to watch; whoever moves it is rare, and the sweep sees it.
-                Err(_) if what == What::Itself => {}
+                // Not ours to look into; whoever moves it is rare, and the sweep sees it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 Err(error) => failed = Some(error),
             }
         }
@@ -359,16 +358,14 @@ async fn hear(notices: Option<&Notices>) -> io::Result<notices::Heard> {
     }
 }
 
-/// What is listened at for one worktree. Its own end is told late while a process stands in it, so its parent is asked too;
-/// the directories above are shared by all, and quiet.
+/// What is listened at for one worktree. A directory in which a process stands tells late that it is deleted, but its `.git`
+/// goes before it. The directories above are shared by all, and quiet.
 fn wanted(worktree: &Path, admin: Option<&Path>) -> Vec<(PathBuf, What)> {
     let real = worktree.canonicalize().unwrap_or_else(|_| worktree.to_owned());
-    let mut all = vec![(real.clone(), What::Itself), (real.join(".git"), What::File)];
-    all.extend(real.parent().map(|parent| (parent.to_owned(), What::Children)));
-    all.extend(real.ancestors().skip(2).map(|above| (above.to_owned(), What::Itself)));
-    if let Some(admin) = admin {
-        all.extend(admin.ancestors().map(|dir| (dir.to_owned(), What::Itself)));
-    }
+    let mut all = vec![(real.join(".git"), What::File)];
+    all.extend(
+        real.ancestors().chain(admin.into_iter().flat_map(Path::ancestors)).map(|dir| (dir.to_owned(), What::Itself)),
+    );
     all
 }
 

@@ -9,8 +9,6 @@ use std::collections::BTreeSet;
 pub enum What {
     /// A directory that is deleted or moved; nothing of what is in it.
     Itself,
-    /// A directory from which something is deleted or moved away, or itself.
-    Children,
     /// A file that is written, linked, deleted or moved.
     File,
 }
@@ -61,7 +59,6 @@ mod system {
             let itself = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
             let flags = match what {
                 What::Itself => itself | WatchFlags::ONLYDIR,
-                What::Children => itself | WatchFlags::ONLYDIR | WatchFlags::DELETE | WatchFlags::MOVED_FROM,
                 // A file that somebody has open is deleted only later, but loses its link (ATTRIB) at once.
                 What::File => itself | WatchFlags::MODIFY | WatchFlags::ATTRIB,
             };

@@ -204,17 +204,22 @@ async fn work_raises_no_alarm() {
 async fn lost_notices_are_made_up_for() {
     let bench = Bench::new().await;
     let (place, watched) = bench.watched("tree").await;
+    let (loud, first) = bench.watched("loud").await;
+    let (louder, second) = bench.watched("louder").await;
     let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let most: usize = most.trim().parse().unwrap();
-    // Nothing here waits, so nothing is taken out of the queue. Two names in turn: the same notice twice is one.
-    let file = bench.path("a");
-    fs::write(&file, "").unwrap();
+    // Nothing here waits, so nothing is taken out of the queue. Two files in turn: the same notice twice is one.
+    let open = |place: &Place| fs::File::options().write(true).open(place.worktree.join(".git")).unwrap();
+    let (loud, louder) = (open(&loud), open(&louder));
+    let then = std::time::UNIX_EPOCH + SWEEP;
     for _ in 0..most / 2 + 10 {
-        fs::rename(&file, bench.path("b")).unwrap();
-        fs::rename(bench.path("b"), &file).unwrap();
+        loud.set_modified(then).unwrap();
+        louder.set_modified(then).unwrap();
     }
     fs::remove_file(place.worktree.join(".git")).unwrap();
     assert!(alarm(&watched).await.contains(".git is gone"));
+    quiet(&first, SETTLE).await;
+    quiet(&second, SETTLE).await;
     bench.end().await;
 }
 
@@ -238,10 +243,7 @@ async fn watches_end_with_their_attempts() {
     fs::remove_dir_all(&place.worktree).unwrap();
     assert!(alarm(&bench.watch.add(attempt(), &place)).await.contains("is gone"));
 
-    let shared = Arc::new(Shared::default());
-    let notices = Some(Notices::new().unwrap());
-    let mut watcher = Watcher { shared: Arc::clone(&shared), notices, seen: BTreeMap::new(), users: HashMap::new() };
-    let watch = Watch(shared);
+    let (mut watcher, watch) = watcher();
     let (one, two) = (bench.worktree("one").await, bench.worktree("two").await);
     let (first, second) = (watch.add(attempt(), &one), watch.add(attempt(), &two));
     watcher.take_changes();
@@ -257,6 +259,46 @@ async fn watches_end_with_their_attempts() {
     drop(second);
     watcher.take_changes();
     assert!(watcher.users.is_empty() && watcher.seen.is_empty());
+    bench.end().await;
+}
+
+/// A watcher whose looks are called for here.
+fn watcher() -> (Watcher, Watch) {
+    let shared = Arc::new(Shared::default());
+    let notices = Some(Notices::new().unwrap());
+    let watcher = Watcher { shared: Arc::clone(&shared), notices, seen: BTreeMap::new(), users: HashMap::new() };
+    (watcher, Watch(shared))
+}
+
+/// One bad look is a doubt, and what was only on its way is forgotten; the second in a row is the alarm.
+#[tokio::test]
+async fn a_doubt_is_no_alarm() {
+    async fn look(watcher: &mut Watcher) {
+        watcher.seen.values_mut().for_each(|seen| seen.look_at = Some(Instant::now()));
+        watcher.look().await;
+    }
+    let bench = Bench::new().await;
+    let place = bench.worktree("tree").await;
+    let (mut watcher, watch) = watcher();
+    let watched = watch.add(attempt(), &place);
+    watcher.take_changes();
+    let (file, away) = (place.worktree.join(".git"), place.worktree.join("away"));
+    for _ in 0..2 {
+        look(&mut watcher).await;
+        fs::rename(&file, &away).unwrap();
+        look(&mut watcher).await;
+        let doubt = watcher.seen.values().next().expect("it is watched on");
+        assert!(doubt.doubted && doubt.look_at.unwrap() > Instant::now() && watched.told.borrow().is_none());
+        fs::rename(&away, &file).unwrap();
+    }
+    look(&mut watcher).await;
+    fs::remove_file(&file).unwrap();
+    look(&mut watcher).await;
+    assert_eq!(*watched.told.borrow(), None);
+    look(&mut watcher).await;
+    assert!(
+        watched.broken().await.what.contains(".git is gone") && watcher.seen.is_empty() && watcher.users.is_empty()
+    );
     bench.end().await;
 }
 

@@ -89,7 +89,8 @@ async fn look(dir: &AttemptDir, manifest: &Manifest, place: &Place) -> Result<Li
     })
 }
 
-async fn is_dirty(worktree: &Path) -> Result<bool, Error> {
+/// It has changes that are in no commit.
+pub(in crate::daemon) async fn is_dirty(worktree: &Path) -> Result<bool, Error> {
     let status = || git(worktree).args(["status", "--porcelain", "--untracked-files=normal"]);
     let output = attempt("look at a worktree", LOCAL_TIMEOUT, status).await?;
     Ok(!output.success() || !output.stdout.is_empty())

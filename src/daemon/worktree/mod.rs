@@ -29,6 +29,7 @@ use serde::Serialize;
 
 pub use super::git::Error;
 pub use finish::finish;
+pub(in crate::daemon) use list::is_dirty;
 pub use list::{list, remove};
 use look::admin_dir;
 pub use look::{Look, look};

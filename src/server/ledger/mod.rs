@@ -18,6 +18,7 @@ mod daemons;
 mod dispatch;
 mod fleet;
 mod load;
+mod measure;
 pub mod op;
 mod people;
 mod table;
@@ -25,7 +26,10 @@ mod work;
 
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 pub use self::{
     daemons::ANSWER_WITHIN,
@@ -33,7 +37,10 @@ pub use self::{
     op::{Error, Op, Push, Reply, Request},
 };
 use self::{dispatch::Classes, work::Work};
-use super::task_keys::TaskKeys;
+use super::{
+    metrics::{self, BatchOutcome},
+    task_keys::TaskKeys,
+};
 pub(crate) use crate::domain::text::chain;
 use crate::{
     domain::{BatchId, DaemonId, Timestamp},
@@ -55,6 +62,7 @@ pub struct Ledger {
     fleet: Arc<RwLock<Fleet>>,
     last: watch::Receiver<i64>,
     due: Arc<DueSoon>,
+    metrics: metrics::Shared,
 }
 
 /// When the next thing is due, as far as this process has written it.
@@ -110,6 +118,7 @@ impl Ledger {
         let fleet = Arc::new(RwLock::new(Fleet::default()));
         let due = Arc::new(DueSoon::default());
         due.earlier(next_due.unwrap_or_else(clock::now));
+        let metrics = metrics::Shared::default();
         let writer = Writer {
             store,
             keys,
@@ -117,12 +126,13 @@ impl Ledger {
             fleet: Arc::clone(&fleet),
             last: last_tx,
             due: Arc::clone(&due),
+            metrics: Arc::clone(&metrics),
             classes,
             now: alive.unwrap_or_default(),
             look: true,
             stale: false,
         };
-        Ok((Self { queue, fleet, last, due }, writer.run()))
+        Ok((Self { queue, fleet, last, due, metrics }, writer.run()))
     }
 
     /// Does an operation. Answers once it is durable.
@@ -161,6 +171,16 @@ impl Ledger {
     pub fn due(&self) -> &DueSoon {
         &self.due
     }
+
+    /// What is counted here, and by everybody who speaks to the ledger.
+    pub fn metrics(&self) -> &metrics::Metrics {
+        &self.metrics
+    }
+
+    /// How many operations wait.
+    pub fn queued(&self) -> usize {
+        self.queue.max_capacity().saturating_sub(self.queue.capacity())
+    }
 }
 
 struct Writer {
@@ -170,6 +190,7 @@ struct Writer {
     fleet: Arc<RwLock<Fleet>>,
     last: watch::Sender<i64>,
     due: Arc<DueSoon>,
+    metrics: metrics::Shared,
     classes: Classes,
     /// Ledger time never goes backwards, whatever the clock does.
     now: Timestamp,
@@ -232,6 +253,9 @@ impl Writer {
 
     #[tracing::instrument(level = "debug", name = "ledger", skip_all, fields(operations = batch.len()))]
     async fn batch(&mut self, batch: Vec<Envelope>) {
+        if !batch.is_empty() {
+            self.metrics.batch_size(batch.len());
+        }
         let requests: Vec<&Request> = batch.iter().map(|envelope| &envelope.request).collect();
         let replies = match self.commit(&requests, true).await {
             Ok(replies) => replies,
@@ -281,6 +305,25 @@ impl Writer {
     /// Folds and commits, with what it lets start unless that is for a later batch. Speaks to sessions and watchers; the
     /// answers are left to the caller.
     async fn commit(&mut self, requests: &[&Request], dispatch: bool) -> Result<Vec<Result<Reply, Error>>, Failed> {
+        let begun = Instant::now();
+        let done = self.transaction(requests, dispatch).await;
+        let outcome = match &done {
+            Ok((_, true)) => BatchOutcome::Committed,
+            Ok((_, false)) => BatchOutcome::Empty,
+            Err(Failed::Refused(_)) => BatchOutcome::Refused,
+            Err(Failed::Unavailable(_)) => BatchOutcome::Unavailable,
+            Err(Failed::Unknown(_)) => BatchOutcome::Unknown,
+        };
+        self.metrics.batch(outcome, begun.elapsed());
+        done.map(|(replies, _)| replies)
+    }
+
+    /// One transaction. Answers what became of each operation, and whether anything was written.
+    async fn transaction(
+        &mut self,
+        requests: &[&Request],
+        dispatch: bool,
+    ) -> Result<(Vec<Result<Reply, Error>>, bool), Failed> {
         self.now = clock::now().max(self.now);
         let mut work = Work::new(self.now);
         work.look = self.look;
@@ -299,16 +342,18 @@ impl Writer {
             let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
             more = work.dispatch(&mut tx, room, &self.classes, &self.keys).await?;
         }
-        if work.is_clean() {
-            tx.rollback().await?;
-        } else {
+        let writes = !work.is_clean();
+        if writes {
             let last = work.flush(&mut tx).await?;
             self.commit_tx(tx, last, work.now).await?;
+            work.measure(&self.metrics, clock::now());
+        } else {
+            tx.rollback().await?;
         }
         self.classes.learn(&work);
         self.look = more;
         self.speak(&work, requests, &replies);
-        Ok(replies)
+        Ok((replies, writes))
     }
 
     fn fold(&self, work: &mut Work, request: &Request) -> Result<Reply, Error> {
@@ -337,7 +382,9 @@ impl Writer {
         if in_doubt {
             tx.batch_insert(batch, now).await?;
         }
+        let begun = Instant::now();
         let committed = tx.commit().await;
+        self.metrics.committed(begun.elapsed());
         match committed {
             Err(error @ store::Error::Unavailable { .. }) if in_doubt => self.find_out(batch, error).await?,
             other => other?,
@@ -350,7 +397,7 @@ impl Writer {
 
     /// Looks a batch up whose COMMIT was not answered. Under the ledger's lock, so that it is over one way or the other.
     async fn find_out(&mut self, batch: BatchId, error: store::Error) -> Result<(), Failed> {
-        let deadline = tokio::time::Instant::now() + IN_DOUBT;
+        let deadline = Instant::now() + IN_DOUBT;
         loop {
             let looked = async {
                 let mut tx = self.store.begin().await?;
@@ -361,7 +408,7 @@ impl Writer {
             match looked.await {
                 Ok(true) => return Ok(()),
                 Ok(false) => return Err(Failed::Unavailable(error)),
-                Err(_) if tokio::time::Instant::now() < deadline => {
+                Err(_) if Instant::now() < deadline => {
                     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                 }
                 Err(_) => {
@@ -399,6 +446,7 @@ impl Writer {
                     }
                 }
                 (Op::RevokeKey { key }, Ok(_)) => fleet.revoked(*key),
+                (Op::DaemonLost { .. }, Ok(_)) => self.metrics.daemon_lost(),
                 _ => {}
             }
         }

@@ -43,7 +43,9 @@ impl Api {
             // A stream that breaks off is a daemon that will come again.
             while let Ok(Some(request)) = chunks.message().await {
                 if request.kind() == pb::ChunkKind::Output {
+                    let bytes = request.data.len();
                     let answer = api.take_chunk(owner, &mut known, request).await?;
+                    api.ledger.metrics().chunk(bytes, answer.refused);
                     sink.send(answer).await?;
                 } else {
                     api.take_file(owner, &mut known, request, &sink).await?;
