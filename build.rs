@@ -2,8 +2,13 @@
 
 use std::{env, fs, path::PathBuf};
 
-const PROTOS: [&str; 4] =
-    ["makima/v1/contract.proto", "makima/v1/daemon.proto", "makima/v1/key.proto", "makima/v1/task.proto"];
+const PROTOS: [&str; 5] = [
+    "makima/v1/checkpoint.proto",
+    "makima/v1/contract.proto",
+    "makima/v1/daemon.proto",
+    "makima/v1/key.proto",
+    "makima/v1/task.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -11,6 +11,7 @@
 //! ([`board`], [`screen`], [`contract_file`] are pure), so that what a person reads is tested as text.
 
 mod board;
+mod checkpoint;
 mod client;
 mod config;
 mod contract;
@@ -25,11 +26,13 @@ mod logs;
 mod output;
 mod repository;
 mod resolve;
+mod restore;
 mod run;
 mod salvage;
 mod screen;
 mod serve;
 mod task;
+mod verbs;
 mod view;
 mod worktree;
 

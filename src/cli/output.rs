@@ -92,7 +92,7 @@ impl Table {
         self.rows.push(cells.collect());
     }
 
-    fn render(&self) -> String {
+    pub fn render(&self) -> String {
         let headings: Vec<String> = self.headings.iter().map(|heading| (*heading).to_owned()).collect();
         let mut widths = vec![0; headings.len()];
         for row in std::iter::once(&headings).chain(&self.rows) {
@@ -138,6 +138,24 @@ pub fn fields(fields: &[(&str, String)]) -> String {
         }
     }
     text
+}
+
+/// A length in bytes as a person says it: `512 B`, `2.0 KiB`, `34 MiB`.
+pub fn size(bytes: i64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    // Tenths of the unit.
+    let (mut tenths, mut unit) = (bytes.saturating_mul(10) / 1024, 0);
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        (tenths, unit) = (tenths / 1024, unit + 1);
+    }
+    if tenths < 100 {
+        format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    } else {
+        format!("{} {}", tenths / 10, UNITS[unit])
+    }
 }
 
 /// At most `width` characters, with a mark where something was left out.

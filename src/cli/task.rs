@@ -1,9 +1,10 @@
-//! `makima task`: look at tasks, their output and the reason why one does not run; cancel, retry, change what they wait for.
+//! `makima task`: look at tasks, their output and the reason why one does not run; cancel, change what they wait for. What else
+//! can be done about one is in `verbs`, what is kept of its work in `checkpoint`.
 
 use clap::{Args, Subcommand};
 
 use super::{
-    Session,
+    Session, checkpoint,
     client::{Client, request_id, timed},
     config::KeyUse,
     contract,
@@ -11,7 +12,7 @@ use super::{
     follow::Source,
     logs,
     output::{Table, ago, clean, fields, note, span},
-    resolve, view,
+    resolve, restore, verbs, view,
 };
 use crate::{
     domain::Timestamp,
@@ -37,8 +38,27 @@ pub enum TaskCommand {
     Logs(LogsArgs),
     /// Cancel a task; its work so far stays
     Cancel(CancelArgs),
-    /// Try a failed or cancelled task again, counting retries from zero
-    Retry(RetryArgs),
+    /// Try a failed or cancelled task again, from the work done so far, counting retries from zero
+    Retry(verbs::RetryArgs),
+    /// Try a task again from a checkpoint
+    Resume(verbs::ResumeArgs),
+    /// Go on with a task on another daemon, now, with its work
+    Reassign(verbs::ReassignArgs),
+    /// Make a new task of another's work, with its conversation
+    Fork(verbs::ForkArgs),
+    /// Make a new task of another's work, with a plan and a conversation of its own
+    Branch(verbs::BranchArgs),
+    /// Pull a task loose from whatever it hangs on: ends its attempts without their daemons' word
+    ForceRelease(verbs::ReleaseArgs),
+    /// List what the server keeps of a task's work, newest first
+    Checkpoints(checkpoint::ListArgs),
+    /// Bring the work of a checkpoint into a directory, without the daemon that took it
+    Restore(restore::RestoreArgs),
+    /// Show what a checkpoint changed
+    Diff(restore::DiffArgs),
+    /// Take a checkpoint now, or show one
+    #[command(subcommand)]
+    Checkpoint(checkpoint::CheckpointCommand),
     /// Say why a task is not running, and what would change that
     Explain(TaskArg),
     /// Show or change what a task waits for
@@ -106,16 +126,6 @@ pub struct CancelArgs {
     cascade: bool,
 }
 
-/// `task retry`.
-#[derive(Args, Debug)]
-pub struct RetryArgs {
-    #[command(flatten)]
-    task: TaskArg,
-    /// Follow it to its end
-    #[arg(long)]
-    wait: bool,
-}
-
 /// `task deps TASK` shows them; its subcommands change them.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -175,16 +185,16 @@ pub async fn run(session: &mut Session, command: TaskCommand) -> Result<()> {
             let answer = answer.map_err(client.refused("cancel the task"))?.into_inner();
             said(session, answer.task, "is cancelled")
         }
-        TaskCommand::Retry(args) => {
-            let task_id = id(&client, &args.task).await?;
-            let request = pb::RetryTaskRequest { request_id: request_id(), task_id: task_id.clone() };
-            let answer = client.tasks().retry_task(timed(request)).await;
-            let answer = answer.map_err(client.refused("retry the task"))?.into_inner();
-            if args.wait {
-                return contract::wait(&client, &mut session.out, Source::Task(task_id)).await;
-            }
-            said(session, answer.task, "will be tried again")
-        }
+        TaskCommand::Retry(args) => verbs::retry(session, &client, &args).await,
+        TaskCommand::Resume(args) => verbs::resume(session, &client, &args).await,
+        TaskCommand::Reassign(args) => verbs::reassign(session, &client, &args).await,
+        TaskCommand::Fork(args) => verbs::fork(session, &client, args).await,
+        TaskCommand::Branch(args) => verbs::branch(session, &client, args).await,
+        TaskCommand::ForceRelease(args) => verbs::force_release(session, &client, args).await,
+        TaskCommand::Checkpoints(args) => checkpoint::list(session, &client, &args).await,
+        TaskCommand::Checkpoint(command) => checkpoint::run(session, &client, command).await,
+        TaskCommand::Restore(args) => restore::restore(session, &client, &args).await,
+        TaskCommand::Diff(args) => restore::diff(session, &client, &args).await,
         TaskCommand::Explain(arg) => explain(session, &client, &arg).await,
         TaskCommand::Deps(args) => match (args.command, args.task) {
             (Some(command), _) => deps(session, &client, command).await,
@@ -201,7 +211,8 @@ pub async fn run(session: &mut Session, command: TaskCommand) -> Result<()> {
     }
 }
 
-async fn id(client: &Client, arg: &TaskArg) -> Result<String> {
+/// The id of the task that a person names.
+pub async fn id(client: &Client, arg: &TaskArg) -> Result<String> {
     resolve::task(client, &arg.task, arg.contract.as_deref()).await
 }
 
@@ -316,6 +327,8 @@ fn described(details: &pb::GetTaskResponse, now: Timestamp) -> String {
         ("repository", spec.repository.clone()),
         ("base", spec.base_branch.clone()),
         ("branch", task.branch.clone()),
+        ("begins from", begins_from(&spec)),
+        ("checkpoint", task.checkpoint_id.clone()),
         ("result", task.result_commit.clone()),
         ("labels", spec.labels.join(", ")),
         ("time", took(task, now)),
@@ -333,6 +346,16 @@ fn described(details: &pb::GetTaskResponse, now: Timestamp) -> String {
     text
 }
 
+/// The work of another task that this one begins from.
+fn begins_from(spec: &pb::TaskSpec) -> String {
+    if spec.checkpoint_id.is_empty() {
+        return String::new();
+    }
+    let conversation = if spec.with_conversation { "with" } else { "without" };
+    let (checkpoint, task) = (view::short(&spec.checkpoint_id), view::short(&spec.branched_from_task_id));
+    format!("checkpoint {checkpoint} of task {task}, {conversation} its conversation")
+}
+
 /// An attempt as a person reads it.
 pub fn described_attempt(attempt: &pb::Attempt, now: Timestamp) -> String {
     let class = match attempt.failure_class() {
@@ -341,14 +364,25 @@ pub fn described_attempt(attempt: &pb::Attempt, now: Timestamp) -> String {
     };
     let start = view::time(attempt.start_time.as_ref());
     let time = start.map(|start| span(view::time(attempt.end_time.as_ref()).unwrap_or(now).since(start)));
+    let began = match (attempt.resumed_attempt, attempt.restored_checkpoint_id.as_str()) {
+        (0, "") => String::new(),
+        (0, checkpoint) => format!("checkpoint {}", view::short(checkpoint)),
+        (earlier, _) => format!("the worktree of attempt {earlier}"),
+    };
+    let checkpoint = match attempt.checkpoint_id.as_str() {
+        "" => String::new(),
+        id => format!("{}, {}", view::short(id), ago(now, view::time(attempt.checkpoint_time.as_ref()))),
+    };
     let lines = [
         ("attempt", attempt.number.to_string()),
+        ("began from", began),
         ("status", view::attempt_status(attempt.status()).to_owned()),
         ("failure", class),
         ("error", attempt.error_message.clone()),
         ("daemon", attempt.daemon_name.clone()),
         ("branch", attempt.branch.clone()),
         ("worktree", attempt.worktree_path.clone()),
+        ("checkpoint", checkpoint),
         ("result", attempt.result_commit.clone()),
         ("session", attempt.agent_session_id.clone()),
         ("version", attempt.agent_version.clone()),
@@ -453,7 +487,8 @@ fn waits(session: &mut Session, task: Option<pb::Task>) -> Result<()> {
     said(session, task, &format!("waits for {unmet} more"))
 }
 
-fn said(session: &mut Session, task: Option<pb::Task>, what: &str) -> Result<()> {
+/// Says what became of a task.
+pub fn said(session: &mut Session, task: Option<pb::Task>, what: &str) -> Result<()> {
     let task = task.unwrap_or_default();
     if session.out.json {
         return session.out.object(&view::Task::from(&task));
@@ -473,228 +508,4 @@ fn task_status(text: &str) -> std::result::Result<TaskStatus, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stamp(seconds: i64) -> Option<prost_types::Timestamp> {
-        Some(prost_types::Timestamp { seconds, nanos: 0 })
-    }
-
-    fn details() -> pb::GetTaskResponse {
-        pb::GetTaskResponse {
-            task: Some(pb::Task {
-                task_id: "01938f3e-0000-7000-8000-00c0ffee1234".to_owned(),
-                contract_id: "01938f3e-0000-7000-8000-0000000c0de0".to_owned(),
-                spec: Some(pb::TaskSpec {
-                    name: "types".to_owned(),
-                    plan: "Write the types.\nThen stop.\n".to_owned(),
-                    agent: "claude".to_owned(),
-                    model: "m-1".to_owned(),
-                    repository: "/srv/shop".to_owned(),
-                    ..pb::TaskSpec::default()
-                }),
-                status: TaskStatus::Failed.into(),
-                failure_class: pb::FailureClass::AgentError.into(),
-                error_message: "the agent gave up".to_owned(),
-                attempt: 1,
-                daemon_name: "d1".to_owned(),
-                create_time: stamp(1_000),
-                start_time: stamp(1_010),
-                end_time: stamp(1_100),
-                usage: Some(pb::Usage {
-                    input_tokens: 1_200,
-                    output_tokens: 340,
-                    cost_micro_usd: 1_012_345,
-                    turns: 3,
-                    ..pb::Usage::default()
-                }),
-                ..pb::Task::default()
-            }),
-            dependencies: vec![pb::Dependency {
-                task_id: "x".to_owned(),
-                name: "schema".to_owned(),
-                status: TaskStatus::Done.into(),
-                satisfied: true,
-            }],
-            dependents: Vec::new(),
-            attempts: vec![pb::Attempt {
-                number: 1,
-                status: pb::AttemptStatus::Ended.into(),
-                failure_class: pb::FailureClass::AgentError.into(),
-                error_message: "the agent gave up".to_owned(),
-                daemon_name: "d1".to_owned(),
-                branch: "makima/00c0ffee1234-types/1".to_owned(),
-                start_time: stamp(1_010),
-                end_time: stamp(1_100),
-                output_bytes: 2_048,
-                warnings: vec!["types before schema".to_owned(), "clock is off".to_owned()],
-                ..pb::Attempt::default()
-            }],
-        }
-    }
-
-    #[test]
-    fn a_task_reads_as_a_list_of_fields() {
-        insta::assert_snapshot!(described(&details(), Timestamp::from_secs(1_160)), @r"
-        task         01938f3e-0000-7000-8000-00c0ffee1234
-        name         types
-        contract     01938f3e-0000-7000-8000-0000000c0de0
-        status       FAILED
-        failure      AGENT_ERROR
-        error        the agent gave up
-        agent        claude (m-1)
-        daemon       d1
-        repository   /srv/shop
-        time         1m30s
-        used         $1.0123, 3 turns, 1200 tokens in, 340 out
-        created      2m40s ago
-        depends on   schema DONE
-        plan         Write the types.
-                     Then stop.
-
-        attempt       1
-        status        ENDED
-        failure       AGENT_ERROR
-        error         the agent gave up
-        daemon        d1
-        branch        makima/00c0ffee1234-types/1
-        time          1m30s
-        output        2048 bytes
-        warnings      types before schema
-                      clock is off
-        ");
-    }
-
-    #[test]
-    fn programs_get_the_protocols_names() {
-        let details = details();
-        insta::assert_snapshot!(serde_json::to_string_pretty(&view::TaskDetails::from(&details)).unwrap(), @r#"
-        {
-          "task": {
-            "task_id": "01938f3e-0000-7000-8000-00c0ffee1234",
-            "contract_id": "01938f3e-0000-7000-8000-0000000c0de0",
-            "owner_id": "",
-            "spec": {
-              "name": "types",
-              "description": "",
-              "plan": "Write the types.\nThen stop.\n",
-              "priority": 0,
-              "agent": "claude",
-              "model": "m-1",
-              "labels": [],
-              "repository": "/srv/shop",
-              "base_branch": "",
-              "depends_on": [],
-              "copy_files": [],
-              "setup_command": "",
-              "hidden": false,
-              "parent_task_id": "",
-              "limits": {
-                "wall_time": null,
-                "max_retries": null
-              }
-            },
-            "depth": 0,
-            "status": "FAILED",
-            "pending_reason": null,
-            "reason": "",
-            "not_before": null,
-            "unmet_dependencies": 0,
-            "attempt": 1,
-            "daemon_id": "",
-            "daemon_name": "d1",
-            "retry_count": 0,
-            "failure_class": "AGENT_ERROR",
-            "error_message": "the agent gave up",
-            "result_commit": "",
-            "branch": "",
-            "interrupt_time": null,
-            "create_time": "1970-01-01T00:16:40.000000Z",
-            "update_time": null,
-            "start_time": "1970-01-01T00:16:50.000000Z",
-            "end_time": "1970-01-01T00:18:20.000000Z",
-            "version": 0,
-            "etag": "",
-            "usage": {
-              "input_tokens": 1200,
-              "output_tokens": 340,
-              "cache_read_tokens": 0,
-              "cache_write_tokens": 0,
-              "cost_micro_usd": 1012345,
-              "turns": 3
-            }
-          },
-          "dependencies": [
-            {
-              "task_id": "x",
-              "name": "schema",
-              "status": "DONE",
-              "satisfied": true
-            }
-          ],
-          "dependents": [],
-          "attempts": [
-            {
-              "task_id": "",
-              "number": 1,
-              "attempt_id": "",
-              "daemon_id": "",
-              "daemon_name": "d1",
-              "status": "ENDED",
-              "failure_class": "AGENT_ERROR",
-              "error_message": "the agent gave up",
-              "branch": "makima/00c0ffee1234-types/1",
-              "worktree_path": "",
-              "agent_session_id": "",
-              "agent_version": "",
-              "usage": null,
-              "result_commit": "",
-              "assign_time": null,
-              "start_time": "1970-01-01T00:16:50.000000Z",
-              "end_time": "1970-01-01T00:18:20.000000Z",
-              "output_bytes": 2048,
-              "warnings": [
-                "types before schema",
-                "clock is off"
-              ],
-              "last_message": ""
-            }
-          ]
-        }
-        "#);
-    }
-
-    #[test]
-    fn an_explanation_ends_with_what_can_be_done() {
-        let answer = pb::ExplainTaskResponse {
-            task: None,
-            summary: "types waits: no daemon has the label gpu".to_owned(),
-            actions: vec!["start a daemon with --label gpu".to_owned()],
-            waiting_for: details().dependencies,
-            daemons: vec![
-                pb::DaemonFit { name: "d1".to_owned(), lacks: vec!["label gpu".to_owned()], ..Default::default() },
-                pb::DaemonFit { name: "d2".to_owned(), fits: true, ..Default::default() },
-            ],
-        };
-        insta::assert_snapshot!(explained(&answer), @r"
-        types waits: no daemon has the label gpu
-
-        waits for
-          x  DONE  schema
-
-        daemons
-          d1: label gpu
-          d2: could take it now
-
-        what you can do
-          start a daemon with --label gpu
-        ");
-    }
-
-    #[test]
-    fn status_words_are_taken_in_any_case() {
-        assert_eq!(task_status("awaiting-input"), Ok(TaskStatus::AwaitingInput));
-        assert_eq!(task_status("DONE"), Ok(TaskStatus::Done));
-        assert!(task_status("unspecified").is_err());
-    }
-}
+mod tests;

@@ -179,6 +179,7 @@ pub struct Task<'a> {
     version: i64,
     etag: &'a str,
     usage: Option<Usage>,
+    checkpoint_id: &'a str,
 }
 
 #[derive(Serialize)]
@@ -197,6 +198,9 @@ struct Spec<'a> {
     setup_command: &'a str,
     hidden: bool,
     parent_task_id: &'a str,
+    branched_from_task_id: &'a str,
+    checkpoint_id: &'a str,
+    with_conversation: bool,
     limits: TaskLimits,
 }
 
@@ -223,6 +227,9 @@ impl<'a> From<&'a pb::TaskSpec> for Spec<'a> {
             setup_command: &spec.setup_command,
             hidden: spec.hidden,
             parent_task_id: &spec.parent_task_id,
+            branched_from_task_id: &spec.branched_from_task_id,
+            checkpoint_id: &spec.checkpoint_id,
+            with_conversation: spec.with_conversation,
             limits: TaskLimits {
                 wall_time: spec.limits.as_ref().and_then(|limits| seconds(limits.wall_time.as_ref())),
                 max_retries: spec.limits.as_ref().and_then(|limits| limits.max_retries),
@@ -283,6 +290,7 @@ impl<'a> From<&'a pb::Task> for Task<'a> {
             version: task.version,
             etag: &task.etag,
             usage: task.usage.as_ref().map(Usage::from),
+            checkpoint_id: &task.checkpoint_id,
         }
     }
 }
@@ -310,6 +318,10 @@ pub struct Attempt<'a> {
     output_bytes: i64,
     warnings: &'a [String],
     last_message: &'a str,
+    checkpoint_id: &'a str,
+    checkpoint_time: Option<String>,
+    restored_checkpoint_id: &'a str,
+    resumed_attempt: u32,
 }
 
 impl<'a> From<&'a pb::Attempt> for Attempt<'a> {
@@ -335,6 +347,10 @@ impl<'a> From<&'a pb::Attempt> for Attempt<'a> {
             output_bytes: attempt.output_bytes,
             warnings: &attempt.warnings,
             last_message: &attempt.last_message,
+            checkpoint_id: &attempt.checkpoint_id,
+            checkpoint_time: stamp(attempt.checkpoint_time.as_ref()),
+            restored_checkpoint_id: &attempt.restored_checkpoint_id,
+            resumed_attempt: attempt.resumed_attempt,
         }
     }
 }

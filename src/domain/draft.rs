@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     contract::ContractLimits,
-    id::{ContractId, OwnerId, TaskId},
+    id::{CheckpointId, ContractId, OwnerId, TaskId},
     task::{TaskLimits, TaskSpec},
 };
 
@@ -47,6 +47,27 @@ pub struct NewTask {
     pub spec: TaskSpec,
     /// Names of the same call, or names or ids of the contract.
     pub depends_on: Vec<String>,
+}
+
+/// A task to make of the work of another, in the same contract and with the same dependencies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fork {
+    /// Whose both are.
+    pub owner: OwnerId,
+    /// That other task.
+    pub task: TaskId,
+    /// One of its checkpoints; `None`: its result, else the newest.
+    pub checkpoint: Option<CheckpointId>,
+    /// `None`: made from the other's.
+    pub name: Option<String>,
+    /// `None`: the other's.
+    pub plan: Option<String>,
+    /// `None`: the other's.
+    pub agent: Option<String>,
+    /// `None`: the other's.
+    pub model: Option<String>,
+    /// The agent goes on with the conversation, as a fork of it.
+    pub conversation: bool,
 }
 
 /// A change of a contract; `None` leaves a field as it is.

@@ -8,15 +8,16 @@
 //!           ─> no daemon ─> none matches ─> none accepts ─> none has a slot ─> ready
 //! ```
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    attempt::Failure,
+    attempt::{Attempt, AttemptState, Failure},
+    checkpoint::Origin,
     contract::{Contract, Hold},
     daemon::{Daemon, Requirements},
-    id::TaskId,
+    id::{DaemonId, TaskId},
     task::{Task, TaskState, TaskStatus, WaitReason},
     time::Timestamp,
 };
@@ -87,6 +88,12 @@ pub struct Around<'a> {
     pub blockers: &'a [Dependency],
     /// The owner's daemons.
     pub fleet: &'a [Member],
+    /// The newest attempt, where it lives.
+    pub attempt: Option<&'a Attempt>,
+    /// Names of some tasks that hold the contract's places; may be left empty where only the reason matters.
+    pub holders: &'a [String],
+    /// What to call those who did something, where there is more to say than their word.
+    pub actors: &'a HashMap<String, String>,
     /// That instant.
     pub now: Timestamp,
 }
@@ -121,29 +128,86 @@ pub struct Fit {
 
 /// Where the task stands and why.
 pub fn explain(task: &Task, around: &Around<'_>) -> Explained {
+    let ago = |since: Timestamp| span(around.now.since(since));
+    if !task.status().is_final()
+        && task.status() != TaskStatus::Pending
+        && let Some(quiet) = quiet(task, around)
+    {
+        return Explained::standing(quiet);
+    }
     match &task.state {
-        TaskState::Pending { wait, held } => pending(task, wait.as_ref(), held.as_ref(), around),
+        TaskState::Pending { wait, held } => {
+            let mut explained = pending(task, wait.as_ref(), held.as_ref(), around);
+            explained.text.push_str(&goes_on(task, around));
+            explained
+        }
         TaskState::Starting { since } => Explained::standing(format!(
-            "given to {} {} ago; its agent has not started yet",
+            "given to {} {} ago{}; its agent has not started yet",
             daemon_name(task, around),
-            span(around.now.since(*since))
+            ago(*since),
+            began(around)
         )),
         TaskState::Running { since } => Explained::standing(format!(
-            "its agent has been running on {} for {}",
+            "its agent has been running on {} for {}{}",
             daemon_name(task, around),
-            span(around.now.since(*since))
+            ago(*since),
+            began(around)
         )),
-        TaskState::Paused { held } => Explained::standing(format!("paused by {}", who(held))),
+        TaskState::Paused { held } => Explained::standing(format!("paused by {}", who(held, around))),
         TaskState::AwaitingInput { question, .. } => Explained::standing(format!("its agent asks: {question}")),
-        TaskState::Finalizing { .. } => {
-            Explained::standing("its agent has ended well; its result is on the way to where dependents can reach it")
+        TaskState::Finalizing { result, since } => {
+            let size = result.pack.as_ref().map_or(String::new(), |pack| format!(" ({} bytes)", pack.bytes));
+            Explained::standing(format!(
+                "its agent has ended well; its result{size} has been on the way from {} for {}",
+                daemon_name(task, around),
+                ago(*since)
+            ))
         }
         TaskState::Done { .. } | TaskState::Merged { .. } => Explained::default(),
         TaskState::Failed { failure, .. } => Explained::standing(failed(failure)),
         TaskState::Cancelled { reason, by, .. } if reason.is_empty() => {
-            Explained::standing(format!("cancelled by {by}"))
+            Explained::standing(format!("cancelled by {}", actor(by, around)))
         }
-        TaskState::Cancelled { reason, by, .. } => Explained::standing(format!("cancelled by {by}: {reason}")),
+        TaskState::Cancelled { reason, by, .. } => {
+            Explained::standing(format!("cancelled by {}: {reason}", actor(by, around)))
+        }
+    }
+}
+
+/// That nothing is heard of its daemon, and until when that is borne.
+fn quiet(task: &Task, around: &Around<'_>) -> Option<String> {
+    let AttemptState::Disconnected { since, rerun_at, was } = &around.attempt?.state else { return None };
+    let only_copy = match **was {
+        AttemptState::Finalizing { .. } => ", with the only copy of its result,",
+        _ => "",
+    };
+    Some(format!(
+        "its daemon {}{only_copy} has been quiet for {}; it is given up in {} if it does not come back",
+        daemon_name(task, around),
+        span(around.now.since(*since)),
+        span(rerun_at.since(around.now))
+    ))
+}
+
+/// What the attempt that lives went on from.
+fn began(around: &Around<'_>) -> String {
+    match around.attempt.map(|attempt| &attempt.origin) {
+        None | Some(Origin::Base) => String::new(),
+        Some(Origin::Worktree { attempt }) => format!(", in the worktree of attempt {attempt}"),
+        Some(Origin::Checkpoint { id }) => format!(", from checkpoint {}", id.short()),
+    }
+}
+
+/// What the next attempt goes on from, and where it goes first.
+fn goes_on(task: &Task, around: &Around<'_>) -> String {
+    let from = match (&task.here, task.checkpoint) {
+        (Some(here), _) => format!("; it goes on in its worktree on {}", name_of(here.daemon, around)),
+        (None, Some(checkpoint)) => format!("; it goes on from checkpoint {}", checkpoint.short()),
+        (None, None) => String::new(),
+    };
+    match task.prefer {
+        Some(daemon) => format!("{from}; on {} first", name_of(daemon, around)),
+        None => from,
     }
 }
 
@@ -156,13 +220,16 @@ fn pending(task: &Task, wait: Option<&super::task::Wait>, held: Option<&Hold>, a
         return Explained::pending(Why::Blocked, format!("never starts by itself: it hangs on {blockers}"));
     }
     if let Some(cancelled) = &contract.cancelled {
-        return Explained::pending(Why::Held, format!("its contract was cancelled by {}", cancelled.by));
+        return Explained::pending(
+            Why::Held,
+            format!("its contract was cancelled by {}", actor(&cancelled.by, around)),
+        );
     }
     if let Some(hold) = held {
-        return Explained::pending(Why::Held, format!("held by {}", who(hold)));
+        return Explained::pending(Why::Held, format!("held by {}", who(hold, around)));
     }
     if let Some(hold) = &contract.held {
-        return Explained::pending(Why::Held, format!("its contract is held by {}", who(hold)));
+        return Explained::pending(Why::Held, format!("its contract is held by {}", who(hold, around)));
     }
     if task.unmet > 0 {
         let text = if around.unmet.is_empty() {
@@ -173,9 +240,11 @@ fn pending(task: &Task, wait: Option<&super::task::Wait>, held: Option<&Hold>, a
         return Explained::pending(Why::Dependencies, text);
     }
     if let Some(attempt) = task.ending {
+        let since = around.attempt.and_then(|attempt| ending_since(&attempt.state));
+        let since = since.map(|since| format!(", for {}", span(around.now.since(since)))).unwrap_or_default();
         return Explained::pending(
             Why::PreviousAttempt,
-            format!("attempt {attempt} is still being ended on {}", daemon_name(task, around)),
+            format!("attempt {attempt} is still being ended on {}{since}", daemon_name(task, around)),
         );
     }
     if let Some(wait) = wait.filter(|wait| wait.until > around.now) {
@@ -192,9 +261,15 @@ fn pending(task: &Task, wait: Option<&super::task::Wait>, held: Option<&Hold>, a
     }
     if contract.live >= contract.limits.concurrency {
         let (live, limit) = (contract.live, contract.limits.concurrency);
+        let named = around.holders.len().min(NAMES_IN_A_SENTENCE);
+        let holders = match (named, live as usize - named.min(live as usize)) {
+            (0, _) => String::new(),
+            (_, 0) => format!(": {}", around.holders[..named].join(", ")),
+            (_, more) => format!(": {} and {more} more", around.holders[..named].join(", ")),
+        };
         return Explained::pending(
             Why::ConcurrencyLimit,
-            format!("its contract runs {live} attempts and may run {limit}"),
+            format!("its contract runs {live} attempts and may run {limit}{holders}"),
         );
     }
     placement(task, around)
@@ -217,9 +292,12 @@ fn placement(task: &Task, around: &Around<'_>) -> Explained {
     let matching: Vec<&Member> =
         attached.iter().copied().filter(|member| needs.lacks(&member.daemon.card).is_empty()).collect();
     if matching.is_empty() {
-        let lacks = names(attached.iter().map(|member| {
-            format!("{} lacks {}", member.daemon.card.name, needs.lacks(&member.daemon.card).join(", "))
-        }));
+        // The nearest first: what is least is changed most easily.
+        let mut lacks: Vec<_> = (attached.iter())
+            .map(|member| (needs.lacks(&member.daemon.card), member.daemon.card.name.as_str()))
+            .collect();
+        lacks.sort_by_key(|(lacks, name)| (lacks.len(), *name));
+        let lacks = names(lacks.iter().map(|(lacks, name)| format!("{name} lacks {}", lacks.join(", "))));
         return Explained::pending(Why::NoMatchingDaemon, lacks);
     }
     let accepting: Vec<&Member> = matching.iter().copied().filter(|member| refuses(member).is_none()).collect();
@@ -239,6 +317,18 @@ fn placement(task: &Task, around: &Around<'_>) -> Explained {
 
 /// How this daemon fits the task.
 pub fn fit(task: &Task, member: &Member, now: Timestamp) -> Fit {
+    let mut lacks = hindrances(task, member, now);
+    let fits = lacks.is_empty();
+    // Avoidance only changes the order of candidates, so it is said without being in the way.
+    let avoided = task.tries.avoid.iter().filter(|avoid| avoid.daemon == member.daemon.id && avoid.until > now);
+    lacks.extend(
+        avoided.map(|avoid| format!("tried last for another {}, after a failure there", span(avoid.until.since(now)))),
+    );
+    Fit { fits, lacks }
+}
+
+/// Everything that keeps this daemon from taking the task now.
+pub fn hindrances(task: &Task, member: &Member, now: Timestamp) -> Vec<String> {
     let card = &member.daemon.card;
     let mut lacks = Vec::new();
     if !member.daemon.attached {
@@ -249,13 +339,7 @@ pub fn fit(task: &Task, member: &Member, now: Timestamp) -> Fit {
     if member.live >= card.slots {
         lacks.push(format!("a free slot ({} of {} taken)", member.live, card.slots));
     }
-    let fits = lacks.is_empty();
-    // Avoidance only changes the order of candidates, so it is said without being in the way.
-    let avoided = task.tries.avoid.iter().filter(|avoid| avoid.daemon == member.daemon.id && avoid.until > now);
-    lacks.extend(
-        avoided.map(|avoid| format!("tried last for another {}, after a failure there", span(avoid.until.since(now)))),
-    );
-    Fit { fits, lacks }
+    lacks
 }
 
 /// What somebody can do about it; empty when it needs nothing.
@@ -297,15 +381,20 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
         Some(PendingReason::Backoff | PendingReason::UsageLimit) => {
             vec![format!("try it at once: makima task retry {id}")]
         }
+        Some(PendingReason::PreviousAttempt) => {
+            vec![format!("do not wait for that daemon: makima task force-release {id} --reason TEXT")]
+        }
         Some(
             PendingReason::Ready
             | PendingReason::Dependencies
             | PendingReason::NoFreeSlot
-            | PendingReason::ConcurrencyLimit
-            | PendingReason::PreviousAttempt,
+            | PendingReason::ConcurrencyLimit,
         ) => Vec::new(),
         None => match task.status() {
             TaskStatus::Failed | TaskStatus::Cancelled => vec![format!("try it again: makima task retry {id}")],
+            _ if quiet(task, around).is_some() => {
+                vec![format!("go on elsewhere at once, from its last checkpoint: makima task reassign {id}")]
+            }
             _ => Vec::new(),
         },
     }
@@ -330,17 +419,34 @@ fn refuses(member: &Member) -> Option<String> {
 }
 
 fn daemon_name(task: &Task, around: &Around<'_>) -> String {
-    task.daemon
-        .and_then(|id| around.fleet.iter().find(|member| member.daemon.id == id))
-        .map_or_else(|| "a daemon".to_owned(), |member| member.daemon.card.name.clone())
+    task.daemon.map_or_else(|| "a daemon".to_owned(), |id| name_of(id, around))
+}
+
+fn name_of(daemon: DaemonId, around: &Around<'_>) -> String {
+    let member = around.fleet.iter().find(|member| member.daemon.id == daemon);
+    member.map_or_else(|| "a daemon".to_owned(), |member| member.daemon.card.name.clone())
+}
+
+/// Since when an attempt is being ended.
+fn ending_since(state: &AttemptState) -> Option<Timestamp> {
+    match state {
+        AttemptState::Ending { since, .. } => Some(*since),
+        AttemptState::Disconnected { was, .. } => ending_since(was),
+        _ => None,
+    }
 }
 
 fn failed(failure: &Failure) -> String {
     if failure.message.is_empty() { format!("{:?}", failure.class) } else { failure.message.clone() }
 }
 
-fn who(hold: &Hold) -> String {
-    if hold.reason.is_empty() { hold.by.clone() } else { format!("{}: {}", hold.by, hold.reason) }
+fn who(hold: &Hold, around: &Around<'_>) -> String {
+    let by = actor(&hold.by, around);
+    if hold.reason.is_empty() { by.to_owned() } else { format!("{by}: {}", hold.reason) }
+}
+
+fn actor<'a>(word: &'a str, around: &Around<'a>) -> &'a str {
+    around.actors.get(word).map_or(word, String::as_str)
 }
 
 fn names(all: impl ExactSizeIterator<Item = String>) -> String {

@@ -31,6 +31,16 @@ impl KeyKind {
             Self::Task => "task",
         }
     }
+
+    /// The same with its article: `an owner`.
+    pub fn with_article(self) -> &'static str {
+        match self {
+            Self::Admin => "an admin",
+            Self::Owner => "an owner",
+            Self::Daemon => "a daemon",
+            Self::Task => "a task",
+        }
+    }
 }
 
 /// A key without its secret.

@@ -181,6 +181,18 @@ pub struct BranchedFrom {
     pub conversation: bool,
 }
 
+impl BranchedFrom {
+    /// From this checkpoint of whichever task it is of: the ledger finds that out.
+    pub fn unnamed(checkpoint: CheckpointId, conversation: bool) -> Self {
+        Self { task: TaskId(uuid::Uuid::nil()), checkpoint, conversation }
+    }
+
+    /// It is known, or claimed, of which task the checkpoint is.
+    pub fn is_named(&self) -> bool {
+        !self.task.0.is_nil()
+    }
+}
+
 /// What bounds one task beyond its contract.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskLimits {

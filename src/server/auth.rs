@@ -137,7 +137,7 @@ impl Caller {
             )),
             Self::Daemon { .. } | Self::Task { .. } => Err(ApiError::new(
                 Reason::OwnerKeyNeeded,
-                format!("this call needs an owner key; this is a {} key", self.kind().word()),
+                format!("this call needs an owner key; this is {} key", self.kind().with_article()),
             )),
         }
     }
@@ -158,7 +158,7 @@ impl Caller {
             Self::Admin { .. } => Ok(()),
             Self::Owner { .. } | Self::Daemon { .. } | Self::Task { .. } => Err(ApiError::new(
                 Reason::AdminKeyNeeded,
-                format!("this call needs an admin key; this is a {} key", self.kind().word()),
+                format!("this call needs an admin key; this is {} key", self.kind().with_article()),
             )),
         }
     }
@@ -169,7 +169,7 @@ impl Caller {
             Self::Daemon { key, owner } => Ok((*owner, *key)),
             Self::Admin { .. } | Self::Owner { .. } | Self::Task { .. } => Err(ApiError::new(
                 Reason::DaemonKeyNeeded,
-                format!("this call needs a daemon key; this is a {} key", self.kind().word()),
+                format!("this call needs a daemon key; this is {} key", self.kind().with_article()),
             )),
         }
     }

@@ -35,6 +35,7 @@ pub fn api_error(error: ledger::Error) -> ApiError {
     match error {
         Error::NotFound { kind: "contract", .. } => ApiError::new(Reason::ContractNotFound, text),
         Error::NotFound { kind: "daemon", .. } => ApiError::new(Reason::DaemonNotFound, text),
+        Error::NotFound { kind: "checkpoint", .. } => ApiError::new(Reason::CheckpointNotFound, text),
         Error::NotFound { kind: "key", .. } => ApiError::new(Reason::KeyNotFound, text),
         Error::NotFound { .. } => ApiError::new(Reason::TaskNotFound, text),
         Error::Invalid(violations) => {
@@ -51,6 +52,7 @@ pub fn api_error(error: ledger::Error) -> ApiError {
         Error::Etag { .. } => ApiError::new(Reason::EtagMismatch, text),
         Error::RequestIdReused(_) => ApiError::new(Reason::RequestIdReused, text),
         Error::Exists(_) => ApiError::new(Reason::NameTaken, text),
+        Error::Unfit(_) => ApiError::new(Reason::DaemonUnfit, text),
         Error::Forbidden(_) => ApiError::new(Reason::ForeignDaemon, text),
         Error::StaleSession(_) => ApiError::new(Reason::WrongState, text),
         // What the database says of itself is for the log.

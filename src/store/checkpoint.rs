@@ -78,6 +78,51 @@ impl Tx {
         Ok(rows.into_iter().map(Doc::into_inner).collect())
     }
 
+    /// A page of a task's checkpoints, newest first.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_page(
+        &mut self,
+        task: TaskId,
+        before: Option<CheckpointId>,
+        limit: i64,
+    ) -> Result<Vec<Checkpoint>> {
+        #[derive(Serialize)]
+        struct From {
+            task: TaskId,
+            before: Option<CheckpointId>,
+        }
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT c.doc FROM {rows} JOIN checkpoints c ON c.task = rows.task
+                 WHERE rows.before IS NULL OR c.id < rows.before ORDER BY c.id DESC LIMIT $2",
+                &[("task", Kind::Uuid), ("before", Kind::Uuid)],
+            )
+        });
+        let rows: Vec<Doc<Checkpoint>> = self.fetch_some(&SQL, &[From { task, before }], limit).await?;
+        Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// Checkpoints of an owner whose ids end so: 12 hex digits, in lowercase. Two at most, since one is wanted.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_short(&mut self, owner: OwnerId, short: &str) -> Result<Vec<Checkpoint>> {
+        #[derive(Serialize)]
+        struct Short<'a> {
+            owner: OwnerId,
+            short: &'a str,
+        }
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::dialects(
+                "SELECT c.doc FROM {rows} JOIN checkpoints c ON c.owner = rows.owner
+                 WHERE right(c.id::text, 12) = rows.short LIMIT 2",
+                "SELECT c.doc FROM {rows} JOIN checkpoints c ON c.owner = rows.owner
+                 WHERE lower(hex(substr(c.id, 11))) = rows.short LIMIT 2",
+                &[("owner", Kind::Uuid), ("short", Kind::Text)],
+            )
+        });
+        let rows: Vec<Doc<Checkpoint>> = self.fetch(&SQL, &[Short { owner, short }]).await?;
+        Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
     /// All checkpoints of these attempts, in the order they were taken.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn checkpoints_of_attempts(&mut self, attempts: &[AttemptId]) -> Result<Vec<Checkpoint>> {

@@ -305,8 +305,8 @@ mod tests {
 
     #[test]
     fn a_fingerprint_tells_methods_and_bodies_apart() {
-        let one = pb::RetryTaskRequest { request_id: "a".into(), task_id: "t".into() };
-        let other = pb::RetryTaskRequest { request_id: "a".into(), task_id: "u".into() };
+        let one = pb::RetryTaskRequest { request_id: "a".into(), task_id: "t".into(), ..Default::default() };
+        let other = pb::RetryTaskRequest { request_id: "a".into(), task_id: "u".into(), ..Default::default() };
         assert_eq!(fingerprint("Retry", &one), fingerprint("Retry", &one.clone()));
         assert_ne!(fingerprint("Retry", &one), fingerprint("Retry", &other));
         assert_ne!(fingerprint("Retry", &one), fingerprint("Dismiss", &one));

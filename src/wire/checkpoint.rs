@@ -16,7 +16,7 @@ use super::{
 use crate::domain::{
     AttemptRef, CheckpointId,
     attempt::Pack,
-    checkpoint::{About, Link, MAX_BYTES, MAX_CHAIN, MAX_OMITTED, MAX_SUMMARY_BYTES, Reason},
+    checkpoint::{About, Checkpoint, Link, MAX_BYTES, MAX_CHAIN, MAX_OMITTED, MAX_SUMMARY_BYTES, Reason},
     order::{EarlierWorktree, Resume},
     report::{MAX_LINE_BYTES, clean},
     text,
@@ -120,6 +120,36 @@ fn length(field: &str, bytes: i64) -> Result<i64, Invalid> {
         return Ok(bytes);
     }
     Err(Invalid::new(field, format!("is {bytes}; must be from 1 to {MAX_BYTES}")))
+}
+
+// === what people see ===
+
+/// A checkpoint as a caller sees it; its chain is left to those who want to restore it. `current`: its task goes on from it.
+pub fn view(checkpoint: &Checkpoint, daemon_name: &str, current: bool) -> pb::Checkpoint {
+    let about = &checkpoint.about;
+    pb::Checkpoint {
+        checkpoint_id: checkpoint.id.to_string(),
+        task_id: checkpoint.attempt.task.to_string(),
+        attempt: checkpoint.attempt.number,
+        daemon_id: checkpoint.daemon.to_string(),
+        daemon_name: daemon_name.to_owned(),
+        reason: pb::CheckpointReason::from(about.reason).into(),
+        take_time: Some(timestamp(about.taken)),
+        store_time: Some(timestamp(checkpoint.stored)),
+        base_checkpoint_id: id_text(checkpoint.base()),
+        bytes: checkpoint.bytes(),
+        chain_bytes: checkpoint.chain.iter().map(|link| link.bytes).sum(),
+        head: about.head.clone(),
+        branch: about.branch.clone(),
+        base_commit: about.base_commit.clone(),
+        session_id: about.session_id.clone(),
+        summary: about.summary.clone(),
+        omitted: about.omitted.clone(),
+        orphan: checkpoint.orphan,
+        unsettled: about.unsettled,
+        chain: Vec::new(),
+        current,
+    }
 }
 
 // === files on their way ===

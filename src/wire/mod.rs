@@ -21,6 +21,7 @@ pub mod key;
 pub mod page;
 pub mod status;
 pub mod task;
+pub mod verbs;
 
 /// The protocol as generated from `proto/makima/v1`.
 pub mod pb {

@@ -100,6 +100,8 @@ reasons! {
     TaskNotFound = "TASK_NOT_FOUND" => NotFound,
     /// There is no such attempt.
     AttemptNotFound = "ATTEMPT_NOT_FOUND" => NotFound,
+    /// There is no such checkpoint, or it is no longer kept, or it is somebody else's.
+    CheckpointNotFound = "CHECKPOINT_NOT_FOUND" => NotFound,
     /// There is no such daemon, or it is somebody else's.
     DaemonNotFound = "DAEMON_NOT_FOUND" => NotFound,
     /// There is no such key.
@@ -117,6 +119,8 @@ reasons! {
     EtagMismatch = "ETAG_MISMATCH" => Aborted,
     /// The thing is not in a state that allows this.
     WrongState = "WRONG_STATE" => FailedPrecondition,
+    /// The daemon named cannot take the task now; the message says what it lacks.
+    DaemonUnfit = "DAEMON_UNFIT" => FailedPrecondition,
     /// Daemon and server have no version of the protocol in common.
     ProtocolUnsupported = "PROTOCOL_UNSUPPORTED" => FailedPrecondition,
     /// The server has more to do than it takes on; come back.

@@ -8,15 +8,15 @@ use super::{
     status::ApiResult,
 };
 use crate::domain::{
-    ContractId, OwnerId, TaskId,
+    CheckpointId, ContractId, OwnerId, TaskId,
     attempt::{Attempt, AttemptState, AttemptStatus},
     checkpoint::Origin,
     contract::Hold,
     draft::{NewTask, NewTasks, TaskUpdate},
     explain::{Explained, PendingReason},
     task::{
-        MAX_BATCH, MAX_DEPENDENCIES, MAX_NAME_BYTES, MAX_PLAN_BYTES, MAX_TEXT_BYTES, Task, TaskLimits, TaskSpec,
-        TaskState, TaskStatus,
+        BranchedFrom, MAX_BATCH, MAX_DEPENDENCIES, MAX_NAME_BYTES, MAX_PLAN_BYTES, MAX_TEXT_BYTES, Task, TaskLimits,
+        TaskSpec, TaskState, TaskStatus,
     },
 };
 
@@ -104,6 +104,7 @@ pub fn drafts(check: &mut Check, specs: Vec<pb::TaskSpec>) -> Vec<NewTask> {
 /// are found here, its absence by those who require one.
 fn draft(check: &mut Check, prefix: &str, given: pb::TaskSpec) -> NewTask {
     let at = |field: &str| format!("{prefix}{field}");
+    let branched_from = branched_from(check, prefix, &given);
     let name = check.line(&at("name"), given.name, MAX_NAME_BYTES);
     if uuid::Uuid::try_parse(&name).is_ok() {
         check.violation(at("name"), "looks like an id; dependencies could not tell it from one");
@@ -129,8 +130,6 @@ fn draft(check: &mut Check, prefix: &str, given: pb::TaskSpec) -> NewTask {
         ("completion_action", !given.completion_action.is_empty()),
         ("target_repo_path", !given.target_repo_path.is_empty()),
         ("continue_from_task_id", !given.continue_from_task_id.is_empty()),
-        ("branched_from_task_id", !given.branched_from_task_id.is_empty()),
-        ("checkpoint_id", !given.checkpoint_id.is_empty()),
         ("conversation_history", !given.conversation_history.is_empty()),
         ("is_supervisor", given.is_supervisor),
         ("autonomous_loop", given.autonomous_loop),
@@ -152,9 +151,23 @@ fn draft(check: &mut Check, prefix: &str, given: pb::TaskSpec) -> NewTask {
         limits,
         hidden: given.hidden,
         parent,
-        branched_from: None,
+        branched_from,
     };
     NewTask { spec, depends_on }
+}
+
+/// The work that a task is to begin from. Of which task it is, the ledger finds out.
+fn branched_from(check: &mut Check, prefix: &str, given: &pb::TaskSpec) -> Option<BranchedFrom> {
+    let at = |field: &str| format!("{prefix}{field}");
+    let task: Option<TaskId> = check.optional_id(&at("branched_from_task_id"), &given.branched_from_task_id);
+    let checkpoint: Option<CheckpointId> = check.optional_id(&at("checkpoint_id"), &given.checkpoint_id);
+    for (field, is_set) in [("branched_from_task_id", task.is_some()), ("with_conversation", given.with_conversation)] {
+        if is_set && given.checkpoint_id.is_empty() {
+            check.violation(at(field), "needs a checkpoint_id to begin from");
+        }
+    }
+    let unnamed = BranchedFrom::unnamed(checkpoint?, given.with_conversation);
+    Some(BranchedFrom { task: task.unwrap_or(unnamed.task), ..unnamed })
 }
 
 /// Checks the form of a change.
@@ -248,7 +261,7 @@ pub fn statuses(check: &mut Check, numbers: &[i32]) -> Vec<TaskStatus> {
     statuses
 }
 
-fn agent(check: &mut Check, field: &str, agent: String) -> String {
+pub(super) fn agent(check: &mut Check, field: &str, agent: String) -> String {
     if agent.is_empty() {
         return DEFAULT_AGENT.to_owned();
     }
@@ -256,7 +269,7 @@ fn agent(check: &mut Check, field: &str, agent: String) -> String {
     agent
 }
 
-fn model(check: &mut Check, field: &str, model: String) -> String {
+pub(super) fn model(check: &mut Check, field: &str, model: String) -> String {
     if !model.is_empty() {
         check.word(field, &model, MAX_NAME_BYTES);
     }
@@ -410,6 +423,9 @@ fn spec(spec: &TaskSpec, depends_on: &[TaskId]) -> pb::TaskSpec {
         }),
         hidden: spec.hidden,
         parent_task_id: common::id_text(spec.parent),
+        branched_from_task_id: common::id_text(spec.branched_from.map(|from| from.task)),
+        checkpoint_id: common::id_text(spec.branched_from.map(|from| from.checkpoint)),
+        with_conversation: spec.branched_from.is_some_and(|from| from.conversation),
         ..Default::default()
     }
 }
@@ -519,174 +535,4 @@ impl From<PendingReason> for pb::PendingReason {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::domain::{
-        Timestamp,
-        attempt::{Failure, FailureClass, TaskResult},
-        id::{AttemptId, DaemonId},
-        task::{Tries, Wait, WaitReason},
-    };
-
-    fn id<T: std::str::FromStr>(last: u8) -> T
-    where
-        T::Err: std::fmt::Debug,
-    {
-        format!("01938f3e-0000-7000-8000-0000000000{last:02x}").parse().unwrap()
-    }
-
-    fn example() -> Task {
-        Task {
-            id: id(1),
-            contract: id(2),
-            owner: id(3),
-            depth: 0,
-            spec: Arc::new(TaskSpec {
-                name: "schema".into(),
-                plan: "make it".into(),
-                agent: "shell".into(),
-                ..Default::default()
-            }),
-            class: id(4),
-            state: TaskState::Pending { wait: None, held: None },
-            unmet: 0,
-            attempt: 0,
-            ending: None,
-            daemon: None,
-            tries: Tries::default(),
-            branch: String::new(),
-            usage: Default::default(),
-            version: 4,
-            created: Timestamp::from_secs(1_000),
-            updated: Timestamp::from_secs(1_001),
-            started: None,
-            interrupted: None,
-            checkpoint: None,
-            here: None,
-            prefer: None,
-        }
-    }
-
-    fn result() -> TaskResult {
-        TaskResult {
-            commit: "c0ffee".into(),
-            branch: "b".into(),
-            result_ref: "r".into(),
-            published: true,
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn a_waiting_task_says_why_and_until_when() {
-        let mut waiting = example();
-        let until = Timestamp::from_secs(1_060);
-        waiting.state = TaskState::Pending { wait: Some(Wait { until, why: WaitReason::Backoff }), held: None };
-        waiting.tries.counted = 1;
-        waiting.tries.last_failure = Some(Failure::new(FailureClass::AgentCrashed, "exit code 3"));
-        let explained = Explained { pending: Some(PendingReason::Backoff), text: "tried again in 1 min".into() };
-        let shown = task(View { task: &waiting, depends_on: &[id(9)], explained: &explained, daemon_name: "box" });
-        assert_eq!(shown.status(), pb::TaskStatus::Pending);
-        assert_eq!(shown.pending_reason(), pb::PendingReason::Backoff);
-        assert_eq!(shown.not_before, Some(common::timestamp(until)));
-        assert_eq!(shown.failure_class(), pb::FailureClass::AgentCrashed);
-        assert_eq!((shown.error_message.as_str(), shown.retry_count), ("exit code 3", 1));
-        assert_eq!(shown.spec.unwrap().depends_on, [id::<TaskId>(9).to_string()]);
-        assert_eq!((shown.etag.as_str(), shown.version), ("v4", 4));
-        assert_eq!(shown.end_time, None);
-    }
-
-    #[test]
-    fn a_result_shows_once_the_task_is_done() {
-        let mut ended = example();
-        let explained = Explained::default();
-        ended.state = TaskState::Finalizing { result: result(), since: Timestamp(5) };
-        let shown = task(View { task: &ended, depends_on: &[], explained: &explained, daemon_name: "" });
-        assert_eq!(shown.result_commit, "");
-        ended.state = TaskState::Done { result: result(), at: Timestamp(5) };
-        let shown = task(View { task: &ended, depends_on: &[], explained: &explained, daemon_name: "" });
-        assert_eq!((shown.result_commit.as_str(), shown.end_time), ("c0ffee", Some(common::timestamp(Timestamp(5)))));
-        assert_eq!(shown.pending_reason(), pb::PendingReason::Unspecified);
-    }
-
-    #[test]
-    fn an_attempt_that_failed_says_how() {
-        let failed = Attempt {
-            task: id(1),
-            number: 2,
-            id: id::<AttemptId>(7),
-            contract: id(2),
-            owner: id(3),
-            daemon: id::<DaemonId>(8),
-            state: AttemptState::Ended {
-                at: Timestamp(9),
-                outcome: Err(Failure::new(FailureClass::Timeout, "over 10 min")),
-            },
-            fenced: false,
-            branch: "b".into(),
-            worktree: "/w".into(),
-            base_commit: String::new(),
-            agent_version: String::new(),
-            agent_session_id: String::new(),
-            last_message: String::new(),
-            usage: Default::default(),
-            warnings: vec!["look".into()],
-            wall_time: None,
-            assigned: Timestamp(1),
-            started: Some(Timestamp(2)),
-            output_bytes: 70,
-            commands: Vec::new(),
-            origin: Default::default(),
-            checkpoint: None,
-            checkpointed: None,
-        };
-        let shown = attempt(&failed, "box", 64);
-        assert_eq!((shown.status(), shown.failure_class()), (pb::AttemptStatus::Ended, pb::FailureClass::Timeout));
-        assert_eq!((shown.error_message.as_str(), shown.output_bytes), ("over 10 min", 64));
-    }
-
-    #[test]
-    fn a_lone_task_is_named_by_its_plan() {
-        let request = pb::CreateTaskRequest {
-            spec: Some(pb::TaskSpec {
-                plan: "\n  Fix the flaky test\nin users".into(),
-                repository: "/srv/r".into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let draft = create(id(3), request).unwrap();
-        assert_eq!((draft.tasks[0].spec.name.as_str(), draft.contract), ("Fix the flaky test", None));
-        assert!(name_from_plan(&"é".repeat(500)).len() <= MAX_NAME_BYTES);
-        let error = create(id(3), pb::CreateTaskRequest::default()).unwrap_err();
-        assert_eq!(error.message(), "spec is required");
-    }
-
-    #[test]
-    fn an_update_changes_what_its_mask_names() {
-        let request = pb::UpdateTaskRequest {
-            task_id: id::<TaskId>(1).to_string(),
-            update_mask: Some(prost_types::FieldMask { paths: vec!["priority".into(), "plan".into(), "owner".into()] }),
-            spec: Some(pb::TaskSpec { priority: 7, ..Default::default() }),
-            ..Default::default()
-        };
-        let error = update(id(3), request).unwrap_err();
-        assert_eq!(
-            error.message(),
-            "spec.plan is required; update_mask.paths[2] `owner` is not a field that can be changed"
-        );
-    }
-
-    #[test]
-    fn an_answer_that_clients_would_refuse_leaves_plans_out() {
-        let big = pb::TaskSpec { name: "n".into(), plan: "p".repeat(512 * 1024), ..Default::default() };
-        let mut tasks = vec![pb::Task { spec: Some(big), ..Default::default() }; 2];
-        fit_answer(&mut tasks);
-        assert!(!tasks[0].spec.as_ref().unwrap().plan.is_empty());
-        let mut tasks = vec![tasks[0].clone(); 20];
-        fit_answer(&mut tasks);
-        assert!(tasks.iter().map(prost::Message::encoded_len).sum::<usize>() < 1024);
-    }
-}
+mod tests;

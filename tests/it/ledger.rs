@@ -12,6 +12,7 @@ use makima::{
         reconcile::Verdict,
         report::{InventoryItem, InventoryState, MessageOutcome},
         task::{TaskState, TaskStatus, Wait, WaitReason},
+        transition::RetryFrom,
     },
     server::ledger::{Error, Op, Reply, Request, op::Repeat},
     store::TaskFilter,
@@ -126,7 +127,7 @@ async fn a_crash_is_retried_and_a_late_report_is_fenced(kind: Kind) {
     let waiting = bed.task(tasks[0].id).await;
     assert!(waiting.wait().is_some(), "{:?}", waiting.state);
     // A person does not wait for the backoff.
-    bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id }).await.unwrap();
+    bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id, from: RetryFrom::Work }).await.unwrap();
     let (second, _) = daemon.run_next(&bed).await;
     assert_eq!(second.attempt.number, 2);
     assert_eq!(daemon.done(&bed, first.attempt).await, MessageOutcome::Fenced);
@@ -267,7 +268,7 @@ async fn a_blocked_contract_moves_when_its_parent_is_retried(kind: Kind) {
     daemon.failed(&bed, first.attempt, FailureClass::AgentError).await;
     bed.task_is(tasks[0].id, TaskStatus::Failed).await;
     assert_eq!(bed.task(tasks[1].id).await.unmet, 1);
-    bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id }).await.unwrap();
+    bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id, from: RetryFrom::Work }).await.unwrap();
     let (second, _) = daemon.run_next(&bed).await;
     daemon.done(&bed, second.attempt).await;
     let (child, _) = daemon.run_next(&bed).await;
@@ -453,7 +454,7 @@ async fn a_parent_is_retried(kind: Kind) {
         async move {
             let (_, tasks) = bed.contract(vec![task("p", &[]), task("q", &[]), task("c", &["p", "q"])]).await;
             eventually("the parent can be retried", || async {
-                match bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id }).await {
+                match bed.person(Op::RetryTask { owner: bed.owner, task: tasks[0].id, from: RetryFrom::Work }).await {
                     Ok(Reply::Task(task)) if task.attempt > 0 => Ok(()),
                     other => Err(format!("{other:?}")),
                 }

@@ -2,6 +2,7 @@
 
 mod bed;
 mod daemon;
+mod explain;
 mod harness;
 mod in_doubt;
 mod ledger;
@@ -13,3 +14,4 @@ mod standing;
 mod store;
 mod survive;
 mod tidy;
+mod verbs;

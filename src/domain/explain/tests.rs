@@ -92,6 +92,8 @@ fn member(name: &str, last: u8) -> Member {
             attached: true,
             draining: false,
             last_command: 0,
+            journal: None,
+            persisted: 0,
             created: NOW,
             last_seen: NOW.before(Duration::from_secs(90)),
         },
@@ -106,6 +108,101 @@ fn dependency(name: &str, last: u8, status: TaskStatus) -> Dependency {
 
 fn hold() -> Hold {
     Hold { by: "key:k".into(), reason: "look first".into(), since: NOW }
+}
+
+fn nothing<'a>(contract: &'a Contract, actors: &'a HashMap<String, String>) -> Around<'a> {
+    Around { contract, unmet: &[], blockers: &[], fleet: &[], attempt: None, holders: &[], actors, now: NOW }
+}
+
+fn attempt(state: AttemptState) -> Attempt {
+    Attempt {
+        task: id(1),
+        number: 1,
+        id: id(30),
+        contract: id(2),
+        owner: id(3),
+        daemon: id(20),
+        state,
+        fenced: false,
+        branch: String::new(),
+        worktree: String::new(),
+        base_commit: String::new(),
+        agent_version: String::new(),
+        agent_session_id: String::new(),
+        last_message: String::new(),
+        usage: Default::default(),
+        warnings: Vec::new(),
+        wall_time: None,
+        assigned: NOW,
+        started: None,
+        output_bytes: 0,
+        commands: Vec::new(),
+        origin: Origin::Checkpoint { id: id(40) },
+        checkpoint: None,
+        checkpointed: None,
+    }
+}
+
+/// What an attempt that lives, the next one, and those who hold things are called by.
+#[test]
+fn what_bears_on_a_task_is_named() {
+    let mut task = task();
+    let mut contract = contract();
+    task.daemon = Some(id(20));
+    task.attempt = 1;
+    let fleet = [member("one", 20), member("two", 21)];
+    let actors = HashMap::from([("key:k".to_owned(), "laptop (key:k)".to_owned())]);
+    let mut lines = Vec::new();
+    let mut say = |task: &Task, contract: &Contract, attempt: Option<&Attempt>, holders: &[String]| {
+        let around = Around { fleet: &fleet, attempt, holders, ..nothing(contract, &actors) };
+        let explained = explain(task, &around);
+        lines.push(explained.text.clone());
+        lines.extend(actions(task, &explained, &around).into_iter().map(|action| format!("  - {action}")));
+    };
+    let since = NOW.before(Duration::from_secs(30));
+    let running = AttemptState::Running { since };
+    task.state = TaskState::Running { since };
+    say(&task, &contract, Some(&attempt(running.clone())), &[]);
+    let rerun_at = NOW.after(Duration::from_secs(90));
+    let quiet = AttemptState::Disconnected { since, rerun_at, was: Box::new(running) };
+    say(&task, &contract, Some(&attempt(quiet)), &[]);
+    let pack = Some(crate::domain::attempt::Pack { bytes: 4_096, sha256: String::new() });
+    let result = crate::domain::attempt::TaskResult { pack, ..Default::default() };
+    task.state = TaskState::Finalizing { result: result.clone(), since };
+    let finalizing = AttemptState::Finalizing { since, result };
+    say(&task, &contract, Some(&attempt(finalizing.clone())), &[]);
+    let quiet = AttemptState::Disconnected { since, rerun_at, was: Box::new(finalizing) };
+    say(&task, &contract, Some(&attempt(quiet)), &[]);
+
+    task.state = TaskState::Pending { wait: None, held: None };
+    task.ending = Some(1);
+    let ending = AttemptState::Ending { since, reason: String::new() };
+    say(&task, &contract, Some(&attempt(ending)), &[]);
+    task.ending = None;
+    task.checkpoint = Some(id(40));
+    task.prefer = Some(id(21));
+    say(&task, &contract, None, &[]);
+    task.prefer = None;
+    let earlier = attempt(AttemptState::Running { since }).reference();
+    task.here = Some(crate::domain::checkpoint::Here { attempt: earlier, daemon: id(20), worktree: String::new() });
+    contract.live = 10;
+    say(&task, &contract, None, &["api".to_owned(), "types".to_owned()]);
+    contract.held = Some(hold());
+    say(&task, &contract, None, &[]);
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    its agent has been running on one for 30 s, from checkpoint 000000000028
+    its daemon one has been quiet for 30 s; it is given up in 90 s if it does not come back
+      - go on elsewhere at once, from its last checkpoint: makima task reassign 000000000001
+    its agent has ended well; its result (4096 bytes) has been on the way from one for 30 s
+    its daemon one, with the only copy of its result, has been quiet for 30 s; it is given up in 90 s if it does not come back
+      - go on elsewhere at once, from its last checkpoint: makima task reassign 000000000001
+    attempt 1 is still being ended on one, for 30 s
+      - do not wait for that daemon: makima task force-release 000000000001 --reason TEXT
+    about to be given to a daemon; it goes on from checkpoint 000000000028; on two first
+    its contract runs 10 attempts and may run 10: api, types and 8 more; it goes on in its worktree on one
+    its contract is held by laptop (key:k): look first; it goes on in its worktree on one
+      - release the contract: makima contract release 01938f3e-0000-7000-8000-000000000002
+    ");
 }
 
 /// Every reason, its sentence and what to do about it, from the one that goes away last to the one that goes away first.
@@ -126,9 +223,10 @@ fn each_reason_shows_when_all_before_it_are_gone() {
     let mut unmet = vec![dependency("api", 11, TaskStatus::Failed), dependency("types", 12, TaskStatus::Running)];
     let mut blockers = vec![dependency("api", 11, TaskStatus::Failed)];
 
+    let actors = HashMap::new();
     let mut say =
         |task: &Task, contract: &Contract, unmet: &[Dependency], blockers: &[Dependency], fleet: &[Member]| {
-            let around = Around { contract, unmet, blockers, fleet, now: NOW };
+            let around = Around { contract, unmet, blockers, fleet, ..nothing(contract, &actors) };
             let explained = explain(task, &around);
             lines.push(format!("{:?}: {}", explained.pending.unwrap(), explained.text));
             lines.extend(actions(task, &explained, &around).into_iter().map(|action| format!("  - {action}")));
@@ -211,7 +309,8 @@ fn a_task_that_has_started_or_ended_says_where_it_stands() {
     let contract = contract();
     task.daemon = Some(id(20));
     let fleet = [member("one", 20)];
-    let around = Around { contract: &contract, unmet: &[], blockers: &[], fleet: &fleet, now: NOW };
+    let actors = HashMap::new();
+    let around = Around { fleet: &fleet, ..nothing(&contract, &actors) };
     task.state = TaskState::Running { since: NOW.before(Duration::from_secs(7_300)) };
     assert_eq!(explain(&task, &around), Explained::standing("its agent has been running on one for 2 h"));
     task.state = TaskState::Failed { failure: Failure::new(FailureClass::Timeout, "over its wall time"), at: NOW };

@@ -12,14 +12,16 @@ use uuid::Uuid;
 
 use super::{
     op::{Op, Request},
+    rows::Rows,
+    verbs::fork_names,
     work::Work,
 };
 use crate::{
     domain::{
         AttemptId, CheckpointId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind,
-        report::Report,
+        report::Report, transition::RetryFrom,
     },
-    store::{Due as _, Result, Tx},
+    store::{Due as _, Result},
 };
 
 /// Attempts, waits and cancellations that one sweep takes; the next takes the rest.
@@ -50,6 +52,12 @@ struct Keys {
     /// Attempts whose results' packs may be here.
     packs: HashSet<AttemptId>,
     checkpoints: HashSet<CheckpointId>,
+    /// Checkpoints that a task is to begin from: the tasks they are of are needed too.
+    origins: HashSet<CheckpointId>,
+    /// Tasks whose own newest checkpoint is needed, and names for another of them.
+    forks: HashSet<TaskId>,
+    /// Tasks all of whose attempts are needed.
+    all_attempts: HashSet<TaskId>,
     /// Tasks with everything that depends on them.
     closures: HashSet<TaskId>,
     /// Tasks whose whole ancestry is needed, to see a cycle.
@@ -75,7 +83,10 @@ impl Keys {
 
     fn add(&mut self, op: &Op) {
         match op {
-            Op::CreateContract(_) => {}
+            Op::CreateContract(new) => {
+                let origins = new.tasks.iter().filter_map(|task| task.spec.branched_from);
+                self.origins.extend(origins.map(|from| from.checkpoint));
+            }
             Op::CreateTasks(new) => {
                 if let Some(contract) = new.contract {
                     self.contracts.insert(contract);
@@ -89,6 +100,7 @@ impl Keys {
                 for task in &new.tasks {
                     self.tasks.extend(task.depends_on.iter().filter_map(|name| task_id(name)));
                     self.tasks.extend(task.spec.parent);
+                    self.origins.extend(task.spec.branched_from.map(|from| from.checkpoint));
                 }
             }
             Op::UpdateContract(update) => {
@@ -124,11 +136,34 @@ impl Keys {
                     self.closures.insert(*task);
                 }
             }
-            Op::RetryTask { task, .. } => {
+            Op::RetryTask { task, from, .. } => {
+                if let RetryFrom::Checkpoint(checkpoint) = from {
+                    self.origins.insert(*checkpoint);
+                }
                 self.tasks.insert(*task);
                 self.newest.insert(*task);
                 self.upstream.insert(*task);
                 self.downstream.insert(*task);
+            }
+            Op::ReassignTask { task, to, .. } => {
+                self.tasks.insert(*task);
+                self.newest.insert(*task);
+                self.daemons.extend(*to);
+            }
+            Op::TakeCheckpoint { task, .. } => {
+                self.tasks.insert(*task);
+                self.newest.insert(*task);
+            }
+            Op::ForceRelease { task, .. } => {
+                self.tasks.insert(*task);
+                self.all_attempts.insert(*task);
+            }
+            Op::ForkTask(fork) => {
+                self.tasks.insert(fork.task);
+                self.upstream.insert(fork.task);
+                self.checkpoints.extend(fork.checkpoint);
+                self.forks.insert(fork.task);
+                self.names_beside.extend(fork.name.iter().map(|name| (fork.task, name.clone())));
             }
             Op::DismissTask { task, .. } => {
                 self.tasks.insert(*task);
@@ -190,20 +225,20 @@ pub(super) fn task_id(text: &str) -> Option<TaskId> {
 
 impl Work {
     /// Reads what these operations need.
-    pub(super) async fn load(&mut self, tx: &mut Tx, requests: &[&Request]) -> Result<()> {
+    pub(super) async fn load(&mut self, tx: &mut impl Rows, requests: &[&Request]) -> Result<()> {
         let mut keys = Keys::of(requests);
         if keys.sweep {
             self.load_due(tx, &mut keys).await?;
         }
         self.load_people(tx, &keys).await?;
-        self.load_blobs(tx, &keys).await?;
+        self.load_blobs(tx, &mut keys).await?;
         self.load_daemons(tx, &mut keys).await?;
         self.load_tasks(tx, &mut keys).await?;
         self.load_graph(tx, &mut keys).await?;
         self.load_contracts(tx, &keys).await
     }
 
-    async fn load_due(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_due(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         self.due_attempts = tx.attempts_due(self.now, SWEEP_PORTION).await?;
         self.due_tasks = tx.tasks_wait_over(self.now, SWEEP_PORTION).await?;
         for contract in tx.contracts_cancelling(8).await? {
@@ -227,16 +262,19 @@ impl Work {
         Ok(())
     }
 
-    async fn load_blobs(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_blobs(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         let packs: Vec<_> = keys.packs.iter().copied().collect();
         self.packs.extend(tx.blobs_of_results(&packs).await?);
-        self.load_checkpoints(tx, keys.checkpoints.iter().copied()).await
+        self.load_checkpoints(tx, keys.checkpoints.iter().chain(&keys.origins).copied()).await?;
+        let origins = keys.origins.iter().filter_map(|id| self.checkpoints.get(id));
+        keys.tasks.extend(origins.map(|checkpoint| checkpoint.attempt.task));
+        Ok(())
     }
 
     /// Reads checkpoints that are not here yet.
     pub(super) async fn load_checkpoints(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut impl Rows,
         ids: impl Iterator<Item = CheckpointId>,
     ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.checkpoints.contains_key(id)).collect();
@@ -245,7 +283,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_people(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_people(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
         let wanted: Vec<_> = keys.requests.iter().cloned().collect();
         for remembered in tx.requests_fetch(&wanted).await? {
             self.remembered.insert((remembered.owner, remembered.id.clone()), remembered);
@@ -272,7 +310,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_daemons(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_daemons(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         // What is remembered of a repeated request is answered from its things as they are now.
         for remembered in self.remembered.values() {
             keys.tasks.extend(&remembered.tasks);
@@ -285,6 +323,9 @@ impl Work {
         let mut loaded = tx.attempts_live(&daemons_live).await?;
         loaded.extend(tx.attempts_fetch(&attempts).await?);
         loaded.extend(tx.attempts_numbered(&numbered).await?);
+        for task in &keys.all_attempts {
+            loaded.extend(tx.attempts_of_task(*task).await?);
+        }
         for attempt in loaded {
             keys.tasks.insert(attempt.task);
             keys.contracts.insert(attempt.contract);
@@ -303,7 +344,11 @@ impl Work {
     }
 
     /// Reads daemons that are not here yet.
-    pub(super) async fn load_daemon_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = DaemonId>) -> Result<()> {
+    pub(super) async fn load_daemon_rows(
+        &mut self,
+        tx: &mut impl Rows,
+        ids: impl Iterator<Item = DaemonId>,
+    ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.daemons.contains(*id)).collect();
         for daemon in tx.daemons_fetch(&missing).await? {
             self.daemons.loaded(daemon.id, daemon);
@@ -311,7 +356,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_tasks(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_tasks(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         for root in &keys.closures {
             let closure = tx.dependents_closure(&[*root]).await?;
             keys.tasks.extend(&closure);
@@ -319,6 +364,11 @@ impl Work {
             self.closures.insert(*root, closure);
         }
         self.load_task_rows(tx, keys.tasks.iter().copied()).await?;
+        for fork in keys.forks.iter().filter_map(|id| self.tasks.get(*id)) {
+            keys.names_beside.extend(fork_names(&fork.spec.name).map(|name| (fork.id, name)));
+        }
+        let own: Vec<_> = keys.forks.iter().filter_map(|id| self.tasks.get(*id)?.checkpoint).collect();
+        self.load_checkpoints(tx, own.into_iter()).await?;
         let names_beside = keys.names_beside.drain(..);
         let beside = names_beside.filter_map(|(task, name)| Some((self.tasks.get(task)?.contract, name)));
         let names: Vec<_> = keys.names.drain().chain(beside).collect();
@@ -338,7 +388,7 @@ impl Work {
     }
 
     /// Reads tasks that are not here yet.
-    pub(super) async fn load_task_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = TaskId>) -> Result<()> {
+    pub(super) async fn load_task_rows(&mut self, tx: &mut impl Rows, ids: impl Iterator<Item = TaskId>) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.tasks.contains(*id)).collect();
         for task in tx.tasks_fetch(&missing).await? {
             self.task_loaded(task);
@@ -346,7 +396,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_graph(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_graph(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         let upstream: Vec<_> = keys.upstream.iter().copied().collect();
         let downstream: Vec<_> = keys.downstream.iter().copied().collect();
         let mut edges = tx.edges_from(&upstream).await?;
@@ -364,7 +414,7 @@ impl Work {
         self.load_task_rows(tx, neighbours.into_iter()).await
     }
 
-    async fn load_contracts(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_contracts(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
         let of_tasks = self.tasks.values().map(|task| task.contract);
         let of_attempts = self.attempts.values().map(|attempt| attempt.contract);
         let wanted: HashSet<ContractId> = keys.contracts.iter().copied().chain(of_tasks).chain(of_attempts).collect();
@@ -374,7 +424,7 @@ impl Work {
     /// Reads contracts that are not here yet.
     pub(super) async fn load_contract_rows(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut impl Rows,
         ids: impl Iterator<Item = ContractId>,
     ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.contracts.contains(*id)).collect();

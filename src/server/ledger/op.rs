@@ -14,9 +14,10 @@ use crate::domain::{
     reconcile::Verdict,
     report::{Message, MessageOutcome},
     task::Task,
+    transition::RetryFrom,
 };
 
-pub use crate::domain::draft::{ContractUpdate, NewContract, NewTask, NewTasks, TaskUpdate};
+pub use crate::domain::draft::{ContractUpdate, Fork, NewContract, NewTask, NewTasks, TaskUpdate};
 
 /// An operation by somebody.
 #[derive(Debug)]
@@ -63,7 +64,15 @@ pub enum Op {
     /// [`Reply::Task`].
     CancelTask { owner: OwnerId, task: TaskId, reason: String, cascade: bool },
     /// [`Reply::Task`].
-    RetryTask { owner: OwnerId, task: TaskId },
+    RetryTask { owner: OwnerId, task: TaskId, from: RetryFrom },
+    /// Ends a live attempt and goes on with its work elsewhere, on that daemon if it is named. [`Reply::Task`].
+    ReassignTask { owner: OwnerId, task: TaskId, to: Option<DaemonId> },
+    /// Ends every live attempt without its daemon's word. [`Reply::Task`].
+    ForceRelease { owner: OwnerId, task: TaskId, reason: String },
+    /// [`Reply::Task`].
+    TakeCheckpoint { owner: OwnerId, task: TaskId },
+    /// [`Reply::Task`]: the new one.
+    ForkTask(Box<Fork>),
     /// [`Reply::Task`].
     DismissTask { owner: OwnerId, task: TaskId },
     /// [`Reply::Daemon`].
@@ -175,6 +184,9 @@ pub enum Error {
     /// A name that must be unique is taken.
     #[error("{0}")]
     Exists(String),
+    /// The daemon named cannot take the task; everything it lacks is named.
+    #[error("{0}")]
+    Unfit(String),
     /// The daemon's key belongs to somebody else.
     #[error("{0}")]
     Forbidden(String),

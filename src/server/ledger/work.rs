@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{op::Error, op::Push, table::Table};
+use super::{dice::Dice, op::Error, op::Push, rows::Rows, table::Table};
 use crate::{
     domain::{
         AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
@@ -21,13 +21,14 @@ use crate::{
         task::{Task, TaskStatus},
         transition::{Refused, Step, TaskEvent},
     },
-    store::{Edge, Lane, Remembered, Result as StoreResult, Tx},
+    store::{Edge, Lane, Remembered, Result as StoreResult},
 };
 
 /// Everything a batch touches.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) now: Timestamp,
+    pub(super) dice: Dice,
     pub(super) contracts: Table<ContractId, Contract>,
     pub(super) tasks: Table<TaskId, Task>,
     pub(super) attempts: Table<AttemptId, Attempt>,
@@ -79,9 +80,8 @@ impl Work {
     }
 
     /// A new time-ordered id.
-    #[expect(clippy::unused_self, reason = "ids come from one place, which a simulation can replace")]
-    pub(super) fn new_id(&self) -> Uuid {
-        Uuid::now_v7()
+    pub(super) fn new_id(&mut self) -> Uuid {
+        self.dice.ordered_id()
     }
 
     // === reading ===
@@ -143,6 +143,17 @@ impl Work {
     /// Moves a task, with all that hangs on it: the contract's counts, the dependents' counters, the log. Answers whether it
     /// moved.
     pub(super) fn task_event(&mut self, id: TaskId, event: &TaskEvent, actor: &str) -> Result<bool, Refused> {
+        self.task_event_because(id, event, actor, None)
+    }
+
+    /// The same, with what the log says for people instead of what the event itself says.
+    pub(super) fn task_event_because(
+        &mut self,
+        id: TaskId,
+        event: &TaskEvent,
+        actor: &str,
+        because: Option<&str>,
+    ) -> Result<bool, Refused> {
         let Some(before) = self.tasks.get(id).cloned() else { return Ok(false) };
         match before.apply(event, self.now)? {
             Step::Already => Ok(false),
@@ -152,7 +163,8 @@ impl Work {
                     self.look = true;
                 }
                 // First what happened to the task, then what that brings about.
-                self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail(event, &after));
+                let detail = because.map_or_else(|| detail(event, &after), str::to_owned);
+                self.log_task(&after, event_word(event, &after), fields(&before, &after), actor, detail);
                 self.status_changed(&before, &after);
                 if matches!(event, TaskEvent::Retry(_)) {
                     self.recount(id);
@@ -198,13 +210,10 @@ impl Work {
     }
 
     /// A dependency has become complete, or is no longer: the edge and the dependent's counter follow, once. A dependent
-    /// that has started keeps what it started from.
+    /// that has started goes on with what it started from; should it be tried again, it waits like any other.
     fn satisfy(&mut self, dependent: TaskId, dependency: TaskId, complete: bool) {
         let key = (dependent, dependency);
         let Some(task) = self.tasks.get(dependent) else { return };
-        if !complete && task.status() != TaskStatus::Pending {
-            return;
-        }
         let ready_before = task.is_ready();
         let Some(edge) = self.edges.get(key).copied() else { return };
         if edge.satisfied == complete || self.edges_gone.contains_key(&key) {
@@ -385,7 +394,7 @@ impl Work {
     // === writing ===
 
     /// Writes everything that has changed. Answers the last sequence of the log, if it grew.
-    pub(super) async fn flush(&self, tx: &mut Tx) -> StoreResult<Option<i64>> {
+    pub(super) async fn flush(&self, tx: &mut impl Rows) -> StoreResult<Option<i64>> {
         for (id, name) in &self.owners_new {
             tx.owner_insert(*id, name, self.now).await?;
         }

@@ -163,7 +163,7 @@ impl Api {
 }
 
 /// The daemon that somebody names by id or name.
-async fn find_daemon(tx: &mut Tx, owner: OwnerId, named: &str) -> ApiResult<Daemon> {
+pub(super) async fn find_daemon(tx: &mut Tx, owner: OwnerId, named: &str) -> ApiResult<Daemon> {
     let found = match Uuid::try_parse(named) {
         Ok(id) => tx.daemons_fetch(&[DaemonId(id)]).await.map_err(store_error)?.pop().filter(|it| it.owner == owner),
         Err(_) => tx.daemon_named(owner, named).await.map_err(store_error)?,

@@ -6,13 +6,14 @@ use std::collections::{HashMap, HashSet};
 use super::{Api, store_error};
 use crate::{
     domain::{
-        ContractId, DaemonId, OwnerId, TaskId, Timestamp,
+        ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        attempt::Attempt,
         contract::Contract,
         explain::{self, Around, Dependency, Explained, Member},
-        task::{Task, TaskStatus},
+        task::{Task, TaskState, TaskStatus},
     },
     runtime::clock,
-    store::{Brief, Edge, Tx},
+    store::{Brief, Edge, TaskFilter, Tx},
     wire::{self, pb, status::ApiResult},
 };
 
@@ -25,6 +26,11 @@ const MAX_EDGES: i64 = 50_000;
 const MAX_BLOCKERS: usize = 16;
 /// Blockers that are named of a task.
 const NAMED_BLOCKERS: usize = 4;
+
+/// Keys whose labels are looked up for one answer; the others are called by their ids.
+const MAX_ACTORS: usize = 16;
+/// Tasks that are named for holding the places of a contract.
+const NAMED_HOLDERS: i64 = 3;
 
 /// How much is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +51,12 @@ pub struct Surroundings {
     blockers: HashMap<TaskId, Vec<Dependency>>,
     fleet: Vec<Member>,
     names: HashMap<DaemonId, String>,
+    /// Newest attempts that live.
+    attempts: HashMap<TaskId, Attempt>,
+    /// Names of tasks that hold the places of a contract that has none left.
+    holders: HashMap<ContractId, Vec<String>>,
+    /// What to call those who held or cancelled something.
+    actors: HashMap<String, String>,
 }
 
 impl Surroundings {
@@ -58,6 +70,9 @@ impl Surroundings {
             blockers: HashMap::new(),
             fleet: Vec::new(),
             names: HashMap::new(),
+            attempts: HashMap::new(),
+            holders: HashMap::new(),
+            actors: HashMap::new(),
         };
         if tasks.is_empty() {
             return Ok(around);
@@ -80,6 +95,11 @@ impl Surroundings {
             around.load_unmet(tx, &edges).await?;
         }
         around.load_blockers(tx, &pending, detail).await?;
+        around.load_attempts(tx, tasks).await?;
+        around.load_actors(tx, tasks).await?;
+        if detail == Detail::Full {
+            around.load_holders(tx, owner, &pending).await?;
+        }
         let asks_fleet = detail == Detail::Full || pending.iter().any(|task| task.unmet == 0);
         if asks_fleet {
             around.load_fleet(api, tx, owner, detail).await?;
@@ -145,6 +165,58 @@ impl Surroundings {
                     next.push(*dependent);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The attempts that have tasks in their hands, or are still being ended.
+    async fn load_attempts(&mut self, tx: &mut Tx, tasks: &[Task]) -> ApiResult<()> {
+        let newest = |task: &Task| match (task.status(), task.ending) {
+            (_, Some(ending)) => Some((task.id, ending)),
+            (TaskStatus::Pending, None) => None,
+            (status, None) => (!status.is_final()).then_some((task.id, task.attempt)),
+        };
+        let wanted: Vec<(TaskId, u32)> = tasks.iter().filter_map(newest).collect();
+        let found = tx.attempts_numbered(&wanted).await.map_err(store_error)?;
+        self.attempts = found.into_iter().filter(Attempt::is_live).map(|it| (it.task, it)).collect();
+        Ok(())
+    }
+
+    /// Labels of the keys with which something was held or cancelled.
+    async fn load_actors(&mut self, tx: &mut Tx, tasks: &[Task]) -> ApiResult<()> {
+        let of_tasks = tasks.iter().filter_map(|task| match &task.state {
+            TaskState::Pending { held: Some(held), .. } | TaskState::Paused { held } => Some(&held.by),
+            TaskState::Cancelled { by, .. } => Some(by),
+            _ => None,
+        });
+        let of_contracts = self.contracts.values().flat_map(|contract| {
+            let held = contract.held.as_ref().map(|held| &held.by);
+            held.into_iter().chain(contract.cancelled.as_ref().map(|cancelled| &cancelled.by))
+        });
+        let actors: HashSet<String> = of_tasks.chain(of_contracts).cloned().collect();
+        let keys = actors.into_iter().filter_map(|actor| Some((actor.strip_prefix("key:")?.parse().ok()?, actor)));
+        let keys: Vec<(KeyId, String)> = keys.take(MAX_ACTORS).collect();
+        for (id, actor) in keys {
+            let key = tx.key_fetch(id).await.map_err(store_error)?;
+            if let Some(key) = key.filter(|key| !key.label.is_empty()) {
+                let named = format!("{} ({actor})", key.label);
+                self.actors.insert(actor, named);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has the places of contracts in which a pending task finds none.
+    async fn load_holders(&mut self, tx: &mut Tx, owner: OwnerId, pending: &[&Task]) -> ApiResult<()> {
+        let full = |id: &ContractId| self.contracts.get(id).is_some_and(|it| it.live >= it.limits.concurrency);
+        let contracts: HashSet<ContractId> = pending.iter().map(|task| task.contract).filter(full).collect();
+        let live = TaskStatus::ALL.into_iter().filter(|it| !it.is_final() && *it != TaskStatus::Pending);
+        let live: Vec<TaskStatus> = live.collect();
+        for contract in contracts {
+            let statuses = Some(live.clone());
+            let filter = TaskFilter { owner, contract: Some(contract), statuses, after: None, hidden: true };
+            let tasks = tx.tasks_list(&filter, NAMED_HOLDERS).await.map_err(store_error)?;
+            self.holders.insert(contract, tasks.iter().map(|task| task.spec.name.clone()).collect());
         }
         Ok(())
     }
@@ -237,6 +309,9 @@ impl Surroundings {
             unmet: self.unmet.get(&task.id).map_or(&[], Vec::as_slice),
             blockers: self.blockers.get(&task.id).map_or(&[], Vec::as_slice),
             fleet: &self.fleet,
+            attempt: self.attempts.get(&task.id),
+            holders: self.holders.get(&task.contract).map_or(&[], Vec::as_slice),
+            actors: &self.actors,
             now: self.now,
         })
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!   contract, task, daemon_admin, key     who calls -> wire: form -> ledger (writes) or store (reads) -> wire -> answer
 //!   explain                               what stands around tasks, to say why they stand where they stand
+//!   checkpoint, verbs                     what there is of a task's work, and what people do about a task
 //!   analyze                               what plans and paths suggest
 //!   watch                                 snapshot, then changes, from the event log
 //!   output                                chunks in from daemons (files go to `uploads`), bytes out to readers
@@ -13,12 +14,14 @@
 //! bounded number, each with a bounded channel, and end when the server drains: a client goes on from its resume token.
 
 mod analyze;
+mod checkpoint;
 mod contract;
 mod daemon_admin;
 mod explain;
 mod key;
 mod output;
 mod task;
+mod verbs;
 mod watch;
 
 use std::{ops::Deref, sync::Arc};

@@ -152,14 +152,52 @@ impl TaskService for Api {
         &self,
         request: Request<pb::RetryTaskRequest>,
     ) -> Result<Response<pb::RetryTaskResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let owner = caller.owner()?;
-        let request = request.into_inner();
-        let repeat = repeat(owner, &request.request_id, "RetryTask", &request);
-        let task = find_task_id(self, owner, &request.task_id).await?;
-        check_request_id(request.request_id)?;
-        let reply = self.submit(&caller, repeat, Op::RetryTask { owner, task }).await?;
-        Ok(Response::new(pb::RetryTaskResponse { task: Some(self.changed_task(owner, reply).await?) }))
+        let task = self.retry(&Caller::of(&request)?, request.into_inner()).await?;
+        Ok(Response::new(pb::RetryTaskResponse { task: Some(task) }))
+    }
+
+    async fn reassign_task(
+        &self,
+        request: Request<pb::ReassignTaskRequest>,
+    ) -> Result<Response<pb::ReassignTaskResponse>, Status> {
+        let task = self.reassign(&Caller::of(&request)?, request.into_inner()).await?;
+        Ok(Response::new(pb::ReassignTaskResponse { task: Some(task) }))
+    }
+
+    async fn fork_task(&self, request: Request<pb::ForkTaskRequest>) -> Result<Response<pb::ForkTaskResponse>, Status> {
+        Ok(Response::new(self.fork(&Caller::of(&request)?, request.into_inner()).await?))
+    }
+
+    async fn force_release_task(
+        &self,
+        request: Request<pb::ForceReleaseTaskRequest>,
+    ) -> Result<Response<pb::ForceReleaseTaskResponse>, Status> {
+        let task = self.force_release(&Caller::of(&request)?, request.into_inner()).await?;
+        Ok(Response::new(pb::ForceReleaseTaskResponse { task: Some(task) }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<pb::ListCheckpointsRequest>,
+    ) -> Result<Response<pb::ListCheckpointsResponse>, Status> {
+        let reader = Caller::of(&request)?.reader()?;
+        Ok(Response::new(self.checkpoints_page(reader, request.into_inner()).await?))
+    }
+
+    async fn get_checkpoint(
+        &self,
+        request: Request<pb::GetCheckpointRequest>,
+    ) -> Result<Response<pb::GetCheckpointResponse>, Status> {
+        let reader = Caller::of(&request)?.reader()?;
+        Ok(Response::new(self.checkpoint(reader, &request.get_ref().checkpoint_id).await?))
+    }
+
+    async fn take_checkpoint(
+        &self,
+        request: Request<pb::TakeCheckpointRequest>,
+    ) -> Result<Response<pb::TakeCheckpointResponse>, Status> {
+        let task = self.ask_checkpoint(&Caller::of(&request)?, request.into_inner()).await?;
+        Ok(Response::new(pb::TakeCheckpointResponse { task: Some(task) }))
     }
 
     async fn dismiss_task(
@@ -259,7 +297,7 @@ impl Api {
     }
 
     /// A task that was changed, as a caller sees it.
-    async fn changed_task(&self, owner: OwnerId, reply: Reply) -> ApiResult<pb::Task> {
+    pub(super) async fn changed_task(&self, owner: OwnerId, reply: Reply) -> ApiResult<pb::Task> {
         let Reply::Task(task) = reply else { return Err(unexpected(&reply)) };
         let mut tx = self.read().await?;
         let around = Surroundings::load(self, &mut tx, owner, std::slice::from_ref(&*task), Detail::Full).await?;
@@ -330,7 +368,7 @@ fn edges(request_id: String, names: Vec<String>) -> ApiResult<Vec<String>> {
     Ok(names)
 }
 
-fn check_request_id(request_id: String) -> ApiResult<()> {
+pub(super) fn check_request_id(request_id: String) -> ApiResult<()> {
     let mut check = Check::new();
     check.request_id(request_id);
     check.finish()

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use makima::domain::{
-    AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, KeyId, OwnerId, TaskId,
-    Timestamp,
+    AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, JournalId, KeyId, OwnerId,
+    TaskId, Timestamp,
     analysis::Category,
     attempt::{Attempt, AttemptState, Failure, FailureClass, Pack, TaskResult, Usage},
     checkpoint::{About, Checkpoint, Here, Link, Origin, Reason},
@@ -244,6 +244,8 @@ pub fn daemon(owner: OwnerId, n: u128, name: &str) -> Daemon {
         attached: true,
         draining: true,
         last_command: 1 << 50,
+        journal: Some(JournalId(id(17))),
+        persisted: 1 << 49,
         created: at(40),
         last_seen: at(41),
     }

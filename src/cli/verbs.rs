@@ -1,0 +1,227 @@
+//! `makima task retry, resume, reassign, fork, branch, force-release`: what to do about a task that does not go as it should.
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use super::{
+    Session,
+    checkpoint::{self, Point},
+    client::{Client, request_id, timed},
+    contract,
+    error::{Error, Result},
+    follow::Source,
+    output::note,
+    task::{TaskArg, id, said},
+    view,
+};
+use crate::wire::pb;
+
+/// `task retry`.
+#[derive(Args, Debug)]
+pub struct RetryArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Begin from nothing, instead of from the work done so far
+    #[arg(long)]
+    fresh: bool,
+    /// Follow it to its end
+    #[arg(long)]
+    wait: bool,
+}
+
+/// `task resume`.
+#[derive(Args, Debug)]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Id or short id of a checkpoint: of this task, or of another on the same repository
+    #[arg(long, value_name = "CHECKPOINT")]
+    from: String,
+    /// Follow it to its end
+    #[arg(long)]
+    wait: bool,
+}
+
+/// `task reassign`.
+#[derive(Args, Debug)]
+pub struct ReassignArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Id or name of the daemon; whichever has room if not given, the one it is on last
+    #[arg(long, value_name = "DAEMON")]
+    to: Option<String>,
+    /// Follow it to its end
+    #[arg(long)]
+    wait: bool,
+}
+
+/// `task fork`.
+#[derive(Args, Debug)]
+pub struct ForkArgs {
+    /// Task (id, short id, CONTRACT/NAME, or a name that is one task's only), or id or short id of a checkpoint
+    #[arg(value_name = "TASK|CHECKPOINT")]
+    of: String,
+    /// Contract that names are looked up in
+    #[arg(long, short, value_name = "CONTRACT")]
+    contract: Option<String>,
+    /// Name of the new task; made from the other's if not given
+    #[arg(long)]
+    name: Option<String>,
+    /// What the agent is told; what the other was told if not given
+    #[arg(long, conflicts_with = "plan_file")]
+    plan: Option<String>,
+    /// The same from a file; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    plan_file: Option<PathBuf>,
+    /// Model; the other's if not given
+    #[arg(long)]
+    model: Option<String>,
+    /// Follow it to its end
+    #[arg(long)]
+    wait: bool,
+}
+
+/// `task branch`.
+#[derive(Args, Debug)]
+pub struct BranchArgs {
+    #[command(flatten)]
+    fork: ForkArgs,
+    /// Agent profile; the other's if not given
+    #[arg(long)]
+    agent: Option<String>,
+}
+
+/// `task force-release`.
+#[derive(Args, Debug)]
+pub struct ReleaseArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Why, for the event log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+/// Another try, from the work or from nothing.
+pub async fn retry(session: &mut Session, client: &Client, args: &RetryArgs) -> Result<()> {
+    let request = pb::RetryTaskRequest { fresh: args.fresh, ..Default::default() };
+    try_again(session, client, &args.task, request, args.wait, "will be tried again").await
+}
+
+/// Another try, from a checkpoint.
+pub async fn resume(session: &mut Session, client: &Client, args: &ResumeArgs) -> Result<()> {
+    let request = pb::RetryTaskRequest { checkpoint_id: args.from.clone(), ..Default::default() };
+    try_again(session, client, &args.task, request, args.wait, "goes on from the checkpoint").await
+}
+
+async fn try_again(
+    session: &mut Session,
+    client: &Client,
+    task: &TaskArg,
+    request: pb::RetryTaskRequest,
+    wait: bool,
+    what: &str,
+) -> Result<()> {
+    let task_id = id(client, task).await?;
+    let request = pb::RetryTaskRequest { request_id: request_id(), task_id, ..request };
+    let answer = client.tasks().retry_task(timed(request)).await;
+    let answer = answer.map_err(client.refused("retry the task"))?.into_inner();
+    told(session, client, answer.task, what, wait).await
+}
+
+/// Elsewhere, now.
+pub async fn reassign(session: &mut Session, client: &Client, args: &ReassignArgs) -> Result<()> {
+    let task_id = id(client, &args.task).await?;
+    let daemon = args.to.clone().unwrap_or_default();
+    let what = match &args.to {
+        Some(daemon) => format!("goes on at {daemon} first"),
+        None => "goes on wherever there is room".to_owned(),
+    };
+    let request = pb::ReassignTaskRequest { request_id: request_id(), task_id, daemon };
+    let answer = client.tasks().reassign_task(timed(request)).await;
+    let answer = answer.map_err(client.refused("reassign the task"))?.into_inner();
+    told(session, client, answer.task, &what, args.wait).await
+}
+
+/// A new task of this one's work, with its conversation.
+pub async fn fork(session: &mut Session, client: &Client, args: ForkArgs) -> Result<()> {
+    make(session, client, args, None, true).await
+}
+
+/// A new task of this one's work, without its conversation.
+pub async fn branch(session: &mut Session, client: &Client, args: BranchArgs) -> Result<()> {
+    if args.fork.plan.is_none() && args.fork.plan_file.is_none() {
+        return Err(Error::usage(
+            "a branch begins a new conversation: say what it is to do with --plan or --plan-file",
+        ));
+    }
+    make(session, client, args.fork, args.agent, false).await
+}
+
+async fn make(
+    session: &mut Session,
+    client: &Client,
+    args: ForkArgs,
+    agent: Option<String>,
+    conversation: bool,
+) -> Result<()> {
+    let plan = match (&args.plan, &args.plan_file) {
+        (Some(plan), _) => plan.clone(),
+        (None, Some(file)) => read(file)?,
+        (None, None) => String::new(),
+    };
+    let (task_id, checkpoint_id) = match checkpoint::point(client, &args.of, args.contract.as_deref()).await? {
+        Point::Task(task) => (task, String::new()),
+        Point::Checkpoint(found) => (String::new(), found.checkpoint.unwrap_or_default().checkpoint_id),
+    };
+    let request = pb::ForkTaskRequest {
+        request_id: request_id(),
+        task_id,
+        checkpoint_id,
+        name: args.name.unwrap_or_default(),
+        plan,
+        agent: agent.unwrap_or_default(),
+        model: args.model.unwrap_or_default(),
+        conversation,
+    };
+    let answer = client.tasks().fork_task(timed(request)).await;
+    let answer = answer.map_err(client.refused("fork the task"))?.into_inner();
+    let spec = answer.task.as_ref().and_then(|task| task.spec.as_ref());
+    let what = match spec {
+        Some(spec) if !answer.from_result => format!("begins from checkpoint {}", view::short(&spec.checkpoint_id)),
+        _ => "begins from the result, as a task that depends on it".to_owned(),
+    };
+    if answer.from_result && conversation {
+        note("the task is done, so its fork begins from its result and with a new conversation");
+    }
+    told(session, client, answer.task, &what, args.wait).await
+}
+
+/// Loose from whatever it hangs on.
+pub async fn force_release(session: &mut Session, client: &Client, args: ReleaseArgs) -> Result<()> {
+    let task_id = id(client, &args.task).await?;
+    let request = pb::ForceReleaseTaskRequest { request_id: request_id(), task_id, reason: args.reason };
+    let answer = client.tasks().force_release_task(timed(request)).await;
+    let answer = answer.map_err(client.refused("release the task"))?.into_inner();
+    said(session, answer.task, "is released; what is left of it anywhere is fenced, and its work is kept")
+}
+
+async fn told(session: &mut Session, client: &Client, task: Option<pb::Task>, what: &str, wait: bool) -> Result<()> {
+    if wait {
+        let task_id = task.unwrap_or_default().task_id;
+        return contract::wait(client, &mut session.out, Source::Task(task_id)).await;
+    }
+    said(session, task, what)
+}
+
+fn read(file: &Path) -> Result<String> {
+    if file.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(Error::io("read the plan from standard input"))?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file).map_err(Error::io(format!("read {}", file.display())))
+}

@@ -1,0 +1,243 @@
+//! Single tasks, as people change them: what they ask for, what they wait for, and that they end.
+
+use std::sync::Arc;
+
+use super::{
+    op::{Error, Reply},
+    work::Work,
+};
+use crate::{
+    domain::{
+        OwnerId, TaskId,
+        attempt::AttemptStatus,
+        daemon::Requirements,
+        dependency::{self, Added},
+        draft::TaskUpdate,
+        task::{TaskSpec, TaskStatus},
+        transition::{Refused, TaskEvent},
+    },
+    store::Edge,
+};
+
+impl Work {
+    pub(super) fn update_task(&mut self, update: &TaskUpdate, actor: &str) -> Result<Reply, Error> {
+        let task = self.task_of(update.owner, update.task)?;
+        check_etag("task", update.etag, task.version)?;
+        let only_hidden = update.hidden.is_some()
+            && update.name.is_none()
+            && update.plan.is_none()
+            && update.priority.is_none()
+            && update.agent.is_none();
+        if task.status() != TaskStatus::Pending && !only_hidden {
+            let word = task.status().word();
+            return Err(Error::Precondition(format!(
+                "the task is {word}; only a task that has not started can be changed"
+            )));
+        }
+        if let Some(name) = &update.name
+            && self.names.get(&(task.contract, name.clone())).is_some_and(|taken| *taken != task.id)
+        {
+            return Err(Error::Invalid(vec![(
+                "spec.name".to_owned(),
+                format!("the contract has a task named `{name}` already"),
+            )]));
+        }
+        let update = update.clone();
+        self.respec(update.task, "task.updated", actor, |spec| {
+            set(&mut spec.name, update.name);
+            set(&mut spec.description, update.description);
+            set(&mut spec.plan, update.plan);
+            set(&mut spec.priority, update.priority);
+            set(&mut spec.agent, update.agent);
+            set(&mut spec.model, update.model);
+            set(&mut spec.labels, update.labels);
+            set(&mut spec.copy_files, update.copy_files);
+            set(&mut spec.setup_command, update.setup_command);
+            set(&mut spec.limits, update.limits);
+            set(&mut spec.base_branch, update.base_branch);
+            set(&mut spec.hidden, update.hidden);
+        })
+    }
+
+    /// Changes what a task is asked.
+    pub(super) fn respec(
+        &mut self,
+        id: TaskId,
+        event: &str,
+        actor: &str,
+        change: impl FnOnce(&mut TaskSpec),
+    ) -> Result<Reply, Error> {
+        let Some(mut task) = self.tasks.get(id).cloned() else {
+            return Err(Error::NotFound { kind: "task", id: id.to_string() });
+        };
+        let mut spec = (*task.spec).clone();
+        change(&mut spec);
+        if spec == *task.spec {
+            return Ok(Reply::Task(Box::new(task)));
+        }
+        let requirements = Requirements::new(&spec.agent, &spec.labels, &spec.repository);
+        task.class = requirements.class(task.owner);
+        self.classes.insert(task.class, (task.owner, requirements));
+        task.spec = Arc::new(spec);
+        task.version += 1;
+        task.updated = self.now;
+        self.names.insert((task.contract, task.spec.name.clone()), id);
+        self.respecs.insert(id);
+        self.look = true;
+        self.log_task(&task, event, vec!["spec".to_owned()], actor, String::new());
+        self.tasks.set(id, task.clone());
+        Ok(Reply::Task(Box::new(task)))
+    }
+
+    pub(super) fn change_dependencies(
+        &mut self,
+        owner: OwnerId,
+        id: TaskId,
+        add: &[String],
+        remove: &[String],
+        actor: &str,
+    ) -> Result<Reply, Error> {
+        let task = self.task_of(owner, id)?.clone();
+        if task.status() != TaskStatus::Pending {
+            let word = task.status().word();
+            let text = format!("the task is {word}; dependencies can be changed only before it starts");
+            return Err(Error::Precondition(text));
+        }
+        let existing: Vec<TaskId> = (self.dependencies.get(&id).into_iter().flatten().copied())
+            .filter(|dependency| !self.edges_gone.contains_key(&(id, *dependency)))
+            .collect();
+        let loaded = self.loaded_for(owner, task.contract);
+        let mut violations = Vec::new();
+        let edges = self.edges.values().map(|edge| (edge.dependent, edge.dependency));
+        let edges = edges.filter(|pair| !self.edges_gone.contains_key(pair));
+        let added = Added { task: id, existing: &existing, depends_on: add };
+        let added = dependency::resolve_added(&added, &loaded, edges).unwrap_or_else(|problems| {
+            violations.extend(problems.iter().map(|problem| {
+                let field = problem.dependency.map_or("depends_on".to_owned(), |place| format!("depends_on[{place}]"));
+                (field, problem.to_string())
+            }));
+            Vec::new()
+        });
+        let mut removed = Vec::new();
+        for (place, word) in remove.iter().enumerate() {
+            let named = super::load::task_id(word).or_else(|| self.names.get(&(task.contract, word.clone())).copied());
+            match named.filter(|dependency| existing.contains(dependency)) {
+                Some(dependency) => removed.push(dependency),
+                None => {
+                    let text = format!("the task does not depend on `{word}`");
+                    violations.push((format!("depends_on[{place}]"), text));
+                }
+            }
+        }
+        if !violations.is_empty() {
+            return Err(Error::Invalid(violations));
+        }
+        for edge in &added {
+            let satisfied = self.tasks.get(edge.dependency).is_some_and(|task| task.status().is_complete());
+            let edge = Edge { dependent: id, dependency: edge.dependency, contract: task.contract, satisfied };
+            self.edge_new(edge);
+        }
+        for dependency in removed {
+            if let Some(edge) = self.edges.get((id, dependency)).copied() {
+                self.edges_gone.insert((id, dependency), edge);
+            }
+        }
+        self.recount_after_change(id);
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.version += 1;
+            let task = task.clone();
+            let fields = vec!["depends_on".to_owned(), "unmet_dependencies".to_owned()];
+            self.log_task(&task, "task.dependencies_changed", fields, actor, String::new());
+        }
+        self.reply_task(id)
+    }
+
+    /// The counter from the edges' own flags: dependencies that were not touched need not be loaded for it.
+    pub(super) fn recount_after_change(&mut self, id: TaskId) {
+        let mut dependencies = self.dependencies.get(&id).cloned().unwrap_or_default();
+        dependencies.sort_unstable();
+        dependencies.dedup();
+        let unmet = dependencies
+            .into_iter()
+            .filter(|dependency| !self.edges_gone.contains_key(&(id, *dependency)))
+            .filter(|dependency| self.edges.get((id, *dependency)).is_some_and(|edge| !edge.satisfied))
+            .count();
+        let now = self.now;
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.unmet = u32::try_from(unmet).unwrap_or(u32::MAX);
+            task.updated = now;
+            self.look = true;
+        }
+    }
+
+    pub(super) fn cancel_task(
+        &mut self,
+        owner: OwnerId,
+        id: TaskId,
+        reason: &str,
+        cascade: bool,
+        actor: &str,
+    ) -> Result<Reply, Error> {
+        self.task_of(owner, id)?;
+        let event = TaskEvent::Cancel { by: actor.to_owned(), reason: reason.to_owned() };
+        // What hangs on it may be final already; the task itself must not be, unless it is what they hang on.
+        let refused = self.cancel_one(id, &event, reason, actor).err();
+        if let Some(refused) = refused
+            && !cascade
+        {
+            return Err(Error::Precondition(refused.to_string()));
+        }
+        if cascade {
+            for dependent in self.closures.get(&id).cloned().unwrap_or_default() {
+                if dependent != id {
+                    let _ = self.cancel_one(dependent, &event, reason, actor);
+                }
+            }
+        }
+        self.reply_task(id)
+    }
+
+    /// Cancels one task and ends its attempt.
+    pub(super) fn cancel_one(
+        &mut self,
+        id: TaskId,
+        event: &TaskEvent,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(), Refused> {
+        let newest = self.newest_attempt(id);
+        if self.task_event(id, event, actor)?
+            && let Some(attempt) = newest
+        {
+            let reason = if reason.is_empty() { "cancelled" } else { reason };
+            self.end_attempt(attempt, reason);
+            let lost = |status| status == AttemptStatus::Disconnected;
+            if let Some(attempt) = self.attempts.get(attempt)
+                && (!attempt.is_live() || lost(attempt.state.status()))
+            {
+                let (task, number) = (attempt.task, attempt.number);
+                self.attempt_gone(task, number, "server");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn reply_task(&self, id: TaskId) -> Result<Reply, Error> {
+        let task = self.tasks.get(id).cloned();
+        let task = task.ok_or_else(|| Error::NotFound { kind: "task", id: id.to_string() })?;
+        Ok(Reply::Task(Box::new(task)))
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+pub(super) fn check_etag(kind: &'static str, given: Option<i64>, current: i64) -> Result<(), Error> {
+    match given {
+        Some(given) if given != current => Err(Error::Etag { kind, given, current }),
+        _ => Ok(()),
+    }
+}
