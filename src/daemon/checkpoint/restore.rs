@@ -582,6 +582,25 @@ impl Files {
 
     /// Gives a nested repository the objects that are its own.
     async fn hand_over(&self, nested: &Nested) -> Result<(), Error> {
+        let revs = self.own_objects(nested)?;
+        let path = self.subject.shadow.git_dir.join("hand-over.pack");
+        let fail = |error: std::io::Error| Error::refused(format!("cannot write {}: {error}", path.display()));
+        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(fail)?;
+        pack(&self.subject.shadow, &revs, &[], file, 0).await?;
+        let git_dir = &self.subject.dirs.git_dir;
+        let unpack = || {
+            let process = git(git_dir).args(["-c", "core.fsync=all", "index-pack", "--stdin"]);
+            match fs::File::open(&path) {
+                Ok(file) => process.stdin_from(file),
+                Err(_) => process,
+            }
+        };
+        succeed("fill a nested repository", LONG_TIMEOUT, unpack).await?;
+        fs::remove_file(&path).map_err(fail)
+    }
+
+    /// What it needs, one a line.
+    fn own_objects(&self, nested: &Nested) -> Result<String, Error> {
         let mut revs = String::new();
         let objects = self.subject.main.repository()?;
         let tree = objects.find_tree(self.tree).map_err(|error| part::git2_error(&error))?;
@@ -600,22 +619,7 @@ impl Files {
         let there =
             |id: &Oid| objects.find_object(*id, None).is_ok_and(|object| object.kind() != Some(ObjectType::Any));
         refs.chain(commits).filter(there).for_each(|id| revs.push_str(&format!("{id}\n")));
-        drop(tree);
-        drop(objects);
-        let path = self.subject.shadow.git_dir.join("hand-over.pack");
-        let fail = |error: std::io::Error| Error::refused(format!("cannot write {}: {error}", path.display()));
-        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(fail)?;
-        pack(&self.subject.shadow, &revs, &[], file, 0).await?;
-        let git_dir = &self.subject.dirs.git_dir;
-        let unpack = || {
-            let process = git(git_dir).args(["-c", "core.fsync=all", "index-pack", "--stdin"]);
-            match fs::File::open(&path) {
-                Ok(file) => process.stdin_from(file),
-                Err(_) => process,
-            }
-        };
-        succeed("fill a nested repository", LONG_TIMEOUT, unpack).await?;
-        fs::remove_file(&path).map_err(fail)
+        Ok(revs)
     }
 }
 

@@ -367,6 +367,7 @@ impl Work {
                     .result()
                     .and_then(|result| Some(result.pack.as_ref()?.sha256.clone()))
                     .unwrap_or_default(),
+                blob_bytes: task.result().and_then(|result| Some(result.pack.as_ref()?.bytes)).unwrap_or_default(),
             })
             .collect();
         results.sort_by_key(|result| result.task);

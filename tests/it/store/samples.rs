@@ -310,6 +310,7 @@ pub fn spawn(task: &Task, sequence: i64, n: u128) -> Command {
                 daemon: Some(DaemonId(id(7))),
                 blob: "o/a/result/x".to_owned(),
                 blob_sha256: "e".repeat(64),
+                blob_bytes: 7,
             }],
             setup_command: spec.setup_command.clone(),
             setup_timeout: Duration::from_secs(600),
