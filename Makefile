@@ -42,6 +42,12 @@ simulate: ## A fleet in memory, 20000 histories of failures (RUNS, SEED choose o
 	MAKIMA_SIMULATE_RUNS=$(or $(RUNS),$(MAKIMA_SIMULATE_RUNS),20000) MAKIMA_SIMULATE_SEED=$(or $(SEED),$(MAKIMA_SIMULATE_SEED),1) \
 	    cargo test --config profile.dev.package.makima.opt-level=1 --lib ledger::simulation -- --nocapture
 
+.PHONY: faults
+faults: ## Faults from seeds on both databases: RUNS=100 each, the first SEED=1
+	@tests/prepare
+	MAKIMA_FAULT_RUNS=$(or $(RUNS),100) MAKIMA_FAULT_SEED=$(or $(SEED),1) \
+	    cargo test --test it faults::faults_on_ -- --nocapture
+
 .PHONY: interop
 interop: build ## grpcurl, a Python client and the real Claude Code CLI against it
 	@python=$$($(tools) python) && claude=$$($(tools) claude) && \

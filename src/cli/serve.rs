@@ -25,6 +25,7 @@ use super::{
 use crate::{
     daemon::{self, agents::Profiles},
     runtime::{
+        hooks,
         lifecycle::Shutdown,
         metrics::{self, Exporter},
     },
@@ -276,6 +277,8 @@ fn daemon_config(settings: &Settings, args: &DaemonArgs, server: &str, key: &Key
     if let Some(ordering) = section.dependency_ordering {
         config.dependency_ordering = ordering;
     }
+    config.times.connect = hooks::duration("CONNECT", config.times.connect);
+    config.times.reconnect_limit = hooks::duration("RECONNECT_LIMIT", config.times.reconnect_limit);
     config.check().map_err(wrong)?;
     Ok(config)
 }

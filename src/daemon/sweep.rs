@@ -24,7 +24,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::AttemptId;
+use crate::{domain::AttemptId, runtime::hooks};
 
 /// Variable that marks every process of an attempt; its value is the attempt's id.
 pub const MARKER: &str = "MAKIMA_ATTEMPT";
@@ -207,12 +207,10 @@ pub fn is_file_used(path: &Path) -> bool {
 
 /// This boot of the machine, and this namespace of process numbers.
 pub fn boot_id() -> io::Result<String> {
-    // Tests reboot the machine with this.
-    #[cfg(debug_assertions)]
-    if let Some(boot) = std::env::var_os("MAKIMA_TEST_BOOT_ID") {
-        return Ok(boot.to_string_lossy().into_owned());
-    }
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = match hooks::boot() {
+        Some(boot) => boot,
+        None => fs::read_to_string("/proc/sys/kernel/random/boot_id")?,
+    };
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     Ok(format!("{} {}", boot.trim(), namespace.display()))
 }

@@ -4,6 +4,7 @@
 pub mod activator;
 pub mod backoff;
 pub mod clock;
+pub mod hooks;
 pub mod lifecycle;
 pub mod metrics;
 pub mod telemetry;

@@ -83,7 +83,7 @@ pub enum Error {
     /// The address is not one of a database.
     #[error("{0}")]
     Url(String),
-    /// The schema cannot be brought up to date, or is newer than this program.
+    /// The schema cannot be brought up to date, or is newer than this program, or what is there is no database any more.
     #[error("{0}")]
     Schema(String),
     /// Another server has this database.

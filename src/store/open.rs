@@ -150,8 +150,14 @@ impl Store {
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(options.clone())
-            .await?;
-        SQLITE.run(&write).await.map_err(schema_error)?;
+            .await
+            .map_err(|error| spoiled(path, &error).unwrap_or_else(|| error.into()))?;
+        SQLITE.run(&write).await.map_err(|error| match &error {
+            MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => {
+                spoiled(path, cause).unwrap_or_else(|| schema_error(error))
+            }
+            _ => schema_error(error),
+        })?;
         let read = SqlitePoolOptions::new()
             .max_connections(READERS)
             .min_connections(1)
@@ -184,6 +190,21 @@ impl Store {
             Db::Sqlite { .. } => "sqlite",
         }
     }
+}
+
+/// What to say of a file that is no database any more. SQLite has not written to it.
+fn spoiled(path: &Path, error: &sqlx::Error) -> Option<Error> {
+    /// `SQLITE_CORRUPT` and `SQLITE_NOTADB`.
+    const CODES: [u32; 2] = [11, 26];
+    let code: u32 = error.as_database_error()?.code()?.parse().ok()?;
+    // The low byte is the primary code.
+    CODES.contains(&(code & 0xff)).then(|| {
+        Error::Schema(format!(
+            "{} is damaged ({error}), and has been left as it is: put a copy of it back, together with its -wal file if the \
+             copy has one, or move it away to begin with an empty database",
+            path.display()
+        ))
+    })
 }
 
 fn schema_error(error: MigrateError) -> Error {

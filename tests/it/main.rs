@@ -3,6 +3,7 @@
 mod bed;
 mod daemon;
 mod explain;
+mod faults;
 mod harness;
 mod in_doubt;
 mod ledger;

@@ -11,6 +11,7 @@ use tonic::{
 
 use crate::{
     daemon::{config::Config, runner::chain},
+    runtime::hooks,
     wire::{daemon::MAX_CHUNK_BYTES, pb::daemon_service_client::DaemonServiceClient},
 };
 
@@ -55,8 +56,8 @@ pub async fn connect(config: &Config) -> Result<DaemonServiceClient<Channel>, Er
         .map_err(|_| Error::Address(server.clone()))?
         .connect_timeout(after)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .http2_keep_alive_interval(hooks::duration("PING", PING))
+        .keep_alive_timeout(hooks::duration("PING_TIMEOUT", PING_TIMEOUT))
         // Also while no call is open: a half-open connection must not look like a good one.
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW)

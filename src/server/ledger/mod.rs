@@ -121,6 +121,8 @@ impl Ledger {
         let alive = tx.meta_fetch("last_alive").await?.and_then(|text| text.parse().ok()).map(Timestamp);
         let next_due = tx.next_due(Timestamp(0)).await?;
         tx.rollback().await?;
+        // A server before this one may have had a clock that was ahead; what it wrote must still come to pass.
+        clock::at_least(alive.unwrap_or_default());
         let (queue, inbox) = mpsc::channel(QUEUE);
         let (last_tx, last) = watch::channel(last);
         let fleet = Arc::new(RwLock::new(Fleet::default()));

@@ -5,6 +5,7 @@
 mod attempts;
 mod fake;
 mod output;
+mod repeats;
 mod restarts;
 mod sessions;
 

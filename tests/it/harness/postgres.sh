@@ -3,6 +3,8 @@
 #
 #   postgres.sh          prints `ready postgres://postgres@127.0.0.1:PORT`, then waits for the end of its input
 #
+# A line `restart` on its input starts a Postgres that was killed again, and is answered `ready` once more.
+#
 # Whoever starts it holds the other end of the pipe: when that process ends, by itself or by kill -9, the pipe closes,
 # the cluster is stopped at once and its directory removed. Settings are Postgres's own, so a commit is as durable here
 # as anywhere. It listens on loopback only and runs as an unprivileged user, which Postgres insists on.
@@ -63,16 +65,8 @@ as_user "$bin/initdb" -D "$dir/data" -U postgres --auth=trust --encoding=UTF8 --
     fail "initdb failed"
 }
 
-# Below the range that port 0 draws from, so that nothing takes the port between two tries.
-try=0
-while :; do
-    try=$((try + 1))
-    [ "$try" -le 20 ] || {
-        tail -n 20 "$log" >&2
-        fail "Postgres did not start"
-    }
-    port=$((18000 + ($$ * 31 + try * 977) % 2000))
-    # Not through as_user: in the background that would be a subshell, and its pid not the postmaster's.
+# Not through as_user: in the background that would be a subshell, and its pid not the postmaster's.
+start() {
     if [ "$(id -u)" = 0 ]; then
         setpriv --reuid="$user" --regid="$group" --clear-groups -- "$bin/postgres" -D "$dir/data" -p "$port" \
             -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 </dev/null >>"$log" 2>&1 &
@@ -83,15 +77,39 @@ while :; do
     postmaster=$!
     # postmaster.pid says `ready` in its last line once connections are taken.
     while kill -0 "$postmaster" 2>/dev/null; do
-        if grep -q '^ready' "$dir/data/postmaster.pid" 2>/dev/null; then
-            break 2
+        if grep -q '^ready' "$dir/data/postmaster.pid" 2>/dev/null &&
+            [ "$(head -n 1 "$dir/data/postmaster.pid")" = "$postmaster" ]; then
+            return 0
         fi
         sleep 0.05
     done
     wait "$postmaster" 2>/dev/null || true
     postmaster=
+    return 1
+}
+
+# Below the range that port 0 draws from, so that nothing takes the port between two tries.
+try=0
+while :; do
+    try=$((try + 1))
+    [ "$try" -le 20 ] || {
+        tail -n 20 "$log" >&2
+        fail "Postgres did not start"
+    }
+    port=$((18000 + ($$ * 31 + try * 977) % 2000))
+    start && break
 done
 
-echo "ready postgres://postgres@127.0.0.1:$port"
+echo "ready postgres://postgres@127.0.0.1:$port $postmaster"
+while read -r word; do
+    [ "$word" = restart ] || continue
+    wait "$postmaster" 2>/dev/null || true
+    # What it had started may take a moment to notice that it is gone, and to let go of what the next one needs.
+    try=0
+    until start || [ "$try" -ge 100 ]; do
+        try=$((try + 1))
+        sleep 0.1
+    done
+    echo "ready postgres://postgres@127.0.0.1:$port $postmaster" || true
+done
 exec >/dev/null 2>&1
-cat >/dev/null || true

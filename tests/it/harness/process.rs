@@ -130,6 +130,11 @@ impl Program {
         let _ = rustix::process::kill_process(pid(self.pid()), signal);
     }
 
+    /// The end of its log.
+    pub fn tail(&self) -> String {
+        tail(&self.output())
+    }
+
     /// Asks it to stop with SIGTERM and waits until it has.
     pub async fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
@@ -213,10 +218,37 @@ impl Found {
         let _ = rustix::process::kill_process(pid(self.pid), Signal::KILL);
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = rustix::process::kill_process(pid(self.pid), signal);
+    }
+
     /// It is there and not a zombie.
     pub fn is_alive(&self) -> bool {
         is_alive(self.pid)
     }
+
+    /// A variable of its environment.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let environment = fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
+        let variable = environment
+            .split(|byte| *byte == 0)
+            .find_map(|variable| variable.strip_prefix(name.as_bytes()).and_then(|value| value.strip_prefix(b"=")))?;
+        Some(String::from_utf8_lossy(variable).into_owned())
+    }
+}
+
+/// The children of a process.
+pub fn children_of(parent: u32) -> Vec<Found> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let ours = pids.filter(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name may hold anything; after it come state and parent.
+        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+        fields.split(' ').nth(1).and_then(|field| field.parse().ok()) == Some(parent)
+    });
+    ours.map(|pid| Found { pid, arguments: String::new() }).collect()
 }
 
 /// Every live process that carries the folder in its arguments, environment or working directory.

@@ -63,6 +63,8 @@ pub struct World {
     pub server: Program,
     /// Arguments for the server beyond those the harness gives.
     pub server_args: Vec<String>,
+    /// More environment for the server.
+    pub server_env: Vec<(String, String)>,
     address: String,
     database_url: Option<String>,
     daemons: Vec<(Program, DaemonOptions)>,
@@ -80,6 +82,14 @@ impl World {
 
     /// A world in which nothing runs yet.
     pub async fn new(database: Database) -> Self {
+        Self::on(match database {
+            Database::Sqlite => None,
+            Database::Postgres => Some(postgres::database().await),
+        })
+    }
+
+    /// A world in which nothing runs yet, on the database at that URL; on a file in the state directory if there is none.
+    pub fn on(database_url: Option<String>) -> Self {
         let temp = tempfile::Builder::new().prefix("").tempdir_in(process::base()).expect("make a temp dir");
         let dir = temp.path().to_owned();
         let temp = if process::keeps() {
@@ -89,15 +99,12 @@ impl World {
             Some(temp)
         };
         fs::create_dir(dir.join("home")).expect("make a home");
-        let database_url = match database {
-            Database::Sqlite => None,
-            Database::Postgres => Some(postgres::database().await),
-        };
         let address = format!("127.0.0.1:{}", process::free_port());
         Self {
             url: format!("http://{address}"),
             server: Program::new("server", &dir.join("logs")),
             server_args: Vec::new(),
+            server_env: Vec::new(),
             address,
             database_url,
             daemons: Vec::new(),
@@ -181,7 +188,7 @@ impl World {
         if let Some(url) = &self.database_url {
             command.args(["--database-url", url]);
         }
-        command.args(&self.server_args);
+        command.args(&self.server_args).envs(self.server_env.iter().map(|(name, value)| (name, value)));
         self.server.start(command);
     }
 
@@ -279,7 +286,8 @@ impl World {
         self.client().daemon_list().await.ok()?.into_iter().find(|daemon| daemon.name == name)
     }
 
-    fn options_of(&self, name: &str) -> DaemonOptions {
+    /// What a daemon was told when it was last started.
+    pub fn options_of(&self, name: &str) -> DaemonOptions {
         let found = self.daemons.iter().find(|(program, _)| program.name == name);
         found.unwrap_or_else(|| panic!("no daemon {name} was started")).1.clone()
     }
