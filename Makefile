@@ -36,6 +36,12 @@ test: ## Everything, on SQLite and on a Postgres of its own
 	@tests/prepare
 	INSTA_UPDATE=no cargo test
 
+.PHONY: simulate
+simulate: ## A fleet in memory, 20000 histories of failures (RUNS, SEED choose others)
+	@# Ours alone is optimised: what it depends on is as the other tests have it.
+	MAKIMA_SIMULATE_RUNS=$(or $(RUNS),$(MAKIMA_SIMULATE_RUNS),20000) MAKIMA_SIMULATE_SEED=$(or $(SEED),$(MAKIMA_SIMULATE_SEED),1) \
+	    cargo test --config profile.dev.package.makima.opt-level=1 --lib ledger::simulation -- --nocapture
+
 .PHONY: faults
 faults: ## Faults from seeds on both databases: RUNS=100 each, the first SEED=1
 	@tests/prepare

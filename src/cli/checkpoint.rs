@@ -220,7 +220,11 @@ fn marks(checkpoint: &pb::Checkpoint) -> Vec<String> {
     marks.extend(checkpoint.current.then(|| "goes on from here".to_owned()));
     marks.extend(checkpoint.orphan.then(|| "orphan".to_owned()));
     marks.extend(checkpoint.unsettled.then(|| "unsettled".to_owned()));
-    marks.extend((!checkpoint.omitted.is_empty()).then(|| format!("{} files left out", checkpoint.omitted.len())));
+    match checkpoint.omitted.len() {
+        0 => {}
+        1 => marks.push("1 file left out".to_owned()),
+        files => marks.push(format!("{files} files left out")),
+    }
     marks
 }
 
@@ -361,6 +365,10 @@ mod tests {
         let newest =
             pb::Checkpoint { current: true, omitted: vec![".env".to_owned()], ..checkpoint(9, CheckpointReason::End) };
         let orphan = pb::Checkpoint { orphan: true, ..checkpoint(8, CheckpointReason::Stopping) };
-        insta::assert_snapshot!(table(&[newest, orphan], Timestamp::from_secs(1_012)).render(), @"");
+        insta::assert_snapshot!(table(&[newest, orphan], Timestamp::from_secs(1_012)).render(), @r"
+        ID            ATTEMPT  DAEMON  TAKEN    WHY       SIZE     TO RESTORE  HEAD
+        000000000009  2        box     12s ago  end       2.0 KiB  2.8 MiB     c0ffee00c0  goes on from here, 1 file left out
+        000000000008  2        box     12s ago  stopping  2.0 KiB  2.8 MiB     c0ffee00c0  orphan
+        ");
     }
 }

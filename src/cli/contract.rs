@@ -414,6 +414,11 @@ fn described(contract: &pb::Contract, now: crate::domain::Timestamp) -> String {
     limit_words.extend(limits.max_retries.map(|n| format!("{n} retries")));
     limit_words.extend(limits.wall_time.as_ref().map(|time| format!("{} an attempt", span(time))));
     limit_words.extend(limits.rerun_after.as_ref().map(|time| format!("rerun after {}", span(time))));
+    limit_words.extend(limits.checkpoint_every.as_ref().map(|time| match time.seconds {
+        0 => "no checkpoints while an agent runs".to_owned(),
+        _ => format!("a checkpoint every {}", span(time)),
+    }));
+    limit_words.extend((limits.final_checkpoint == Some(false)).then(|| "none at the end".to_owned()));
     let counted = [
         (counts.done + counts.merged, "done"),
         (counts.running + counts.starting + counts.finalizing, "running"),

@@ -5,7 +5,7 @@
 //! repository: ../shop          # URL or path, relative to this file
 //! base: main
 //! agent: shell
-//! limits: { concurrency: 4, max_retries: 3, wall_time: 30m, rerun_after: 2m }
+//! limits: { concurrency: 4, max_retries: 3, wall_time: 30m, rerun_after: 2m, checkpoint_every: 5m, final_checkpoint: true }
 //! tasks:
 //!   schema: { plan: "mkdir migrations && ..." }
 //!   types:  { plan_file: plans/types.md, depends_on: [schema], agent: claude }
@@ -368,7 +368,7 @@ name: web shop
 repository: ../shop
 base: develop
 agent: claude
-limits: { concurrency: 4, max_retries: 1, wall_time: 30m, rerun_after: 0 }
+limits: { concurrency: 4, max_retries: 1, wall_time: 30m, rerun_after: 0, checkpoint_every: 90s, final_checkpoint: false }
 tasks:
   zebra: { plan: first in the file }
   alpha:
@@ -401,6 +401,8 @@ tasks:
                 max_retries: Some(1),
                 wall_time: Some(prost_types::Duration { seconds: 1800, nanos: 0 }),
                 rerun_after: Some(prost_types::Duration { seconds: 0, nanos: 0 }),
+                checkpoint_every: Some(prost_types::Duration { seconds: 90, nanos: 0 }),
+                final_checkpoint: Some(false),
                 ..pb::ContractLimits::default()
             },
             tasks: vec![

@@ -5,6 +5,7 @@
 //! | 0 | done |
 //! | 1 | failed, or what was waited for did not end well |
 //! | 2 | asked wrongly: flags, files, configuration |
+//! | 75 | a daemon whose identity another process has taken: starting it again would take it back |
 //! | 130 | interrupted by the person |
 
 use std::{fmt::Write as _, io};
@@ -26,6 +27,9 @@ pub enum Error {
     /// Tried, and failed.
     #[error("{0}")]
     Failed(String),
+    /// Another process has this daemon's identity. Not to be started again by itself.
+    #[error("{0}")]
+    Superseded(String),
     /// The server said no.
     #[error("{}", describe(.0))]
     Call(Box<Refusal>),
@@ -84,6 +88,7 @@ impl Error {
             Self::ReaderGone => 0,
             Self::Failed(_) | Self::Call(_) | Self::Io { .. } | Self::Said => 1,
             Self::Usage(_) => 2,
+            Self::Superseded(_) => 75,
             Self::Interrupted(_) => 130,
         }
     }
@@ -93,9 +98,12 @@ impl Error {
         match self {
             Self::ReaderGone | Self::Said => None,
             Self::Interrupted(text) if text.is_empty() => None,
-            Self::Usage(_) | Self::Failed(_) | Self::Call(_) | Self::Io { .. } | Self::Interrupted(_) => {
-                Some(self.to_string())
-            }
+            Self::Usage(_)
+            | Self::Superseded(_)
+            | Self::Failed(_)
+            | Self::Call(_)
+            | Self::Io { .. }
+            | Self::Interrupted(_) => Some(self.to_string()),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The command line knows of the server what the protocol says and nothing else; only `server`, `daemon run`, `up`, `demo`
-//! and the worktree commands reach into the other modules. Reading, deciding what to show, and showing are apart
+//! and the worktree and salvage commands reach into the other modules. Reading, deciding what to show, and showing are apart
 //! ([`board`], [`screen`], [`contract_file`] are pure), so that what a person reads is tested as text.
 
 mod board;
@@ -28,6 +28,7 @@ mod repository;
 mod resolve;
 mod restore;
 mod run;
+mod salvage;
 mod screen;
 mod serve;
 mod task;
@@ -83,6 +84,9 @@ enum Command {
     /// Worktrees that attempts on this machine worked in
     #[command(subcommand)]
     Worktree(worktree::WorktreeCommand),
+    /// What lies on this machine and belongs to nobody: look at it, take it, throw it away
+    #[command(subcommand)]
+    Salvage(salvage::SalvageCommand),
     /// Keys: who may do what (needs an admin key)
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -194,6 +198,7 @@ async fn ask(session: &mut Session, command: Command) -> Result<()> {
         Command::Task(command) => task::run(session, command).await,
 
         Command::Worktree(command) => worktree::run(session, command).await,
+        Command::Salvage(command) => salvage::run(session, command).await,
         Command::Key(command) => key::run(session, command).await,
         Command::Doctor => doctor::run(session).await,
         Command::Up(_)
@@ -239,6 +244,7 @@ mod tests {
           contract  Contracts: goals broken into tasks that depend on each other
           task      Tasks: pieces of work, their attempts and output
           worktree  Worktrees that attempts on this machine worked in
+          salvage   What lies on this machine and belongs to nobody: look at it, take it, throw it away
           key       Keys: who may do what (needs an admin key)
           doctor    Check this machine and its server, and say what to do
           demo      Show it all on a small repository: a server, two daemons, five tasks; leaves nothing

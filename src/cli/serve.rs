@@ -215,7 +215,10 @@ async fn serve(config: server::Config, listener: TcpListener, shutdown: Shutdown
 }
 
 async fn attach(config: daemon::Config, shutdown: Shutdown) -> Result<()> {
-    daemon::run(config, shutdown).await.map_err(|error| Error::failed(chain(&error)))
+    daemon::run(config, shutdown).await.map_err(|error| match error {
+        daemon::Error::Superseded(_) => Error::Superseded(chain(&error)),
+        error => Error::failed(chain(&error)),
+    })
 }
 
 fn server_config(settings: &Settings, args: &ServerArgs) -> Result<server::Config> {

@@ -1,6 +1,9 @@
 //! `makima task retry, resume, reassign, fork, branch, force-release`: what to do about a task that does not go as it should.
 
-use std::{io::Read as _, path::PathBuf};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 
@@ -214,7 +217,7 @@ async fn told(session: &mut Session, client: &Client, task: Option<pb::Task>, wh
     said(session, task, what)
 }
 
-fn read(file: &PathBuf) -> Result<String> {
+fn read(file: &Path) -> Result<String> {
     if file.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map_err(Error::io("read the plan from standard input"))?;

@@ -124,7 +124,7 @@ async fn all(session: &Session, args: &PlaceArgs) -> Result<Vec<(PathBuf, Listed
     Ok(found)
 }
 
-fn state_dirs(session: &Session, args: &PlaceArgs) -> Result<Vec<PathBuf>> {
+pub(super) fn state_dirs(session: &Session, args: &PlaceArgs) -> Result<Vec<PathBuf>> {
     if let Some(dir) = &args.state_dir {
         return if dir.is_dir() {
             Ok(vec![dir.clone()])

@@ -12,7 +12,13 @@
 //!     agent.json      the agent has been started, as this process        shim
 //!     output.log      what setup and agent wrote, only appended to       setup, agent
 //!     exit.json       nothing of the agent is alive; how it ended        shim
+//!     rejected.json   the same of an agent whose session was refused     daemon
 //!     shim.log        what the shim complained of                        shim
+//!     checkpoints/    files of checkpoints, until the server has them    daemon
+//!     checkpoints.json  which those are, and which one the server has    daemon
+//!     result.pack     the result, until the server has it                daemon
+//!     delivered       the server has the result                          daemon
+//!     salvage.json    the server does not know this attempt              daemon
 //! ```
 //!
 //! Every JSON file is replaced as a whole and is on the disk when the call that writes it returns (temporary file, fsync,
@@ -54,6 +60,12 @@ pub struct Manifest {
     pub place: Option<Place>,
     /// What is run there, once that is known.
     pub agent: Option<AgentCommand>,
+    /// The attempt that has taken over the worktree: it is that one's now.
+    #[serde(default)]
+    pub superseded: Option<AttemptRef>,
+    /// The agent did not go on with its session, and begins a new one instead.
+    #[serde(default)]
+    pub rejected: bool,
 }
 
 /// Where an attempt works.
@@ -282,6 +294,26 @@ impl AttemptDir {
         write_durably(&self.brief(), text.as_bytes())
     }
 
+    /// The pack of the result, until the server has it.
+    pub fn result_pack(&self) -> PathBuf {
+        self.path.join("result.pack")
+    }
+
+    /// The server has the result.
+    pub fn was_delivered(&self) -> bool {
+        self.path.join("delivered").exists()
+    }
+
+    /// Notes that it has, and lets go of the pack.
+    pub fn delivered(&self) -> Result<(), Error> {
+        write_durably(&self.path.join("delivered"), b"")?;
+        let pack = self.result_pack();
+        match fs::remove_file(&pack) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &pack, source)),
+            _ => Ok(()),
+        }
+    }
+
     /// What the attempt is.
     pub fn manifest(&self) -> Result<Manifest, Error> {
         let path = self.path.join("manifest.json");
@@ -301,6 +333,29 @@ impl AttemptDir {
     /// The agent has ended.
     pub fn exit(&self) -> Result<Option<ExitRecord>, Error> {
         self.read("exit.json")
+    }
+
+    /// Lets the agent be started a second time. In this order, so that a crash on the way leaves either the record of the first
+    /// one, or nothing that was started.
+    pub fn start_over(&self) -> Result<(), Error> {
+        for name in ["start.json", "agent.json"] {
+            let path = self.path.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("remove", &path, source));
+                }
+                _ => {}
+            }
+        }
+        sync_dir(&self.path)?;
+        let exit = self.path.join("exit.json");
+        fs::rename(&exit, self.path.join("rejected.json")).map_err(|source| io_error("rename", &exit, source))?;
+        sync_dir(&self.path)
+    }
+
+    /// It was.
+    pub fn was_started_over(&self) -> bool {
+        self.path.join("rejected.json").exists()
     }
 
     /// Opens the output to append to it.
@@ -428,6 +483,8 @@ pub(super) mod tests {
             spawn,
             place: None,
             agent: None,
+            superseded: None,
+            rejected: false,
         }
     }
 

@@ -2,7 +2,7 @@
 //! checkout), looking goes through `git2`.
 //!
 //! Promises: no command waits for a person, runs a hook, signs, starts housekeeping in the background or takes for ever; and
-//! a lock file that a dead git left behind does not stop a task ([`STALE_LOCK`]).
+//! a lock file that a dead git left behind does not stop a task ([`STALE_LOCK`]), while one that somebody uses stays.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,7 +13,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::{Instant, sleep};
 
-use super::process::{self, Output, Process, redact_url};
+use super::{
+    process::{self, Output, Process, redact_url},
+    sweep,
+};
 use crate::domain::attempt::{Failure, FailureClass};
 
 /// What a local command has.
@@ -106,7 +109,7 @@ pub(super) async fn attempt(
             return Err(Error::refused(format!("cannot {what}: the disk is full; free some space on the daemon")));
         }
         let Some(lock) = lock_in_the_way(&complaint) else { return Ok(output) };
-        if is_stale(&lock) {
+        if is_stale(&lock) && !is_used(&lock).await {
             tracing::warn!(lock = %lock.display(), "removing a lock file that a dead git left");
             let _ = fs::remove_file(&lock);
         } else if Instant::now() >= deadline {
@@ -135,6 +138,12 @@ fn lock_in_the_way(complaint: &str) -> Option<PathBuf> {
         let path = line.split('\'').find(|part| part.ends_with(".lock") && part.starts_with('/'))?;
         Some(PathBuf::from(path))
     })
+}
+
+/// A person may be writing a commit message under it.
+async fn is_used(lock: &Path) -> bool {
+    let lock = lock.canonicalize().unwrap_or_else(|_| lock.to_owned());
+    blocking(move || Ok(sweep::is_file_used(&lock))).await.unwrap_or(true)
 }
 
 fn is_stale(lock: &Path) -> bool {
@@ -229,6 +238,16 @@ mod tests {
         let old = std::fs::metadata(&lock).unwrap().modified().unwrap() - 2 * STALE_LOCK;
         file.set_modified(old).unwrap();
         fs::write(repository.join("new"), "new").unwrap();
+        // Open in another process: somebody works there.
+        let mut holder = Process::new("sh").args(["-c", "echo held; exec sleep 1000"]).into_std().unwrap();
+        holder.stdin(file).stdout(std::process::Stdio::piped());
+        let mut holder = holder.spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().unwrap()), &mut line).unwrap();
+        assert!(is_stale(&lock) && is_used(&lock).await);
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(!is_used(&lock).await);
         succeed("add a file", LOCAL_TIMEOUT, || git(&repository).args(["add", "new"])).await.unwrap();
         assert!(!lock.exists());
     }

@@ -15,6 +15,9 @@ use super::config::DiskFloor;
 /// How old an answer may be.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// Bytes free below which nothing can be written for long: an agent that goes on only loses what it does.
+const FULL: u64 = 1024 * 1024;
+
 /// How the machine is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
@@ -22,6 +25,8 @@ pub struct Vitals {
     pub load_percent: u32,
     /// Free bytes where worktrees are made.
     pub disk_free_bytes: u64,
+    /// They could be counted.
+    pub known: bool,
     /// Why no new work is taken, for people; empty when it is.
     pub not_accepting: String,
 }
@@ -49,16 +54,38 @@ impl Health {
             return vitals.clone();
         }
         let was_short = last.as_ref().is_some_and(|(_, vitals)| !vitals.not_accepting.is_empty());
-        let (disk_free_bytes, not_accepting) = match space(&self.path) {
-            Ok((free, total)) => (free, short(free, total, self.floor, was_short)),
-            Err(error) => (0, format!("the disk of {} cannot be looked at: {error}", self.path.display())),
+        let (disk_free_bytes, known, not_accepting) = match space(&self.path) {
+            Ok((free, total)) => (free, true, short(free, total, self.floor, was_short)),
+            Err(error) => (0, false, format!("the disk of {} cannot be looked at: {error}", self.path.display())),
         };
         if was_short == not_accepting.is_empty() {
             tracing::warn!(disk_free_bytes, reason = not_accepting, "whether new work is taken has changed");
         }
-        let vitals = Vitals { load_percent: load_percent(), disk_free_bytes, not_accepting };
+        let vitals = Vitals { load_percent: load_percent(), disk_free_bytes, known, not_accepting };
         *last = Some((Instant::now(), vitals.clone()));
         vitals
+    }
+}
+
+impl Health {
+    /// The disk is full, in words.
+    pub fn full(&self) -> Option<String> {
+        self.vitals();
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last.as_ref().and_then(|(_, vitals)| vitals.known.then_some(vitals.disk_free_bytes));
+        known.filter(|free| *free < FULL).map(|_| format!("the disk of {} is full", self.path.display()))
+    }
+
+    /// Answers when the disk is full, and was a moment ago: what was only on its way is not the end of anybody.
+    pub async fn until_full(&self) -> String {
+        let mut before = false;
+        loop {
+            tokio::time::sleep(FRESH).await;
+            match self.full() {
+                Some(full) if before => return full,
+                now => before = now.is_some(),
+            }
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod bulk;
 pub mod checkpoint;
 pub mod config;
 pub mod git;
+mod guard;
 pub mod health;
 pub mod identity;
 mod intake;
@@ -30,6 +31,7 @@ pub mod process;
 mod recovery;
 pub mod repository;
 mod runner;
+pub mod salvage;
 pub mod sanity;
 mod secrets;
 pub mod session;
@@ -63,6 +65,7 @@ use repository::Repositories;
 use runner::{blocking, chain};
 use session::Over;
 use supervisor::Supervisor;
+use watch::Watch;
 
 /// Times a repository of the configuration is tried to be cloned: later a task that needs it clones it anyway.
 const CLONE_TRIES: u32 = 5;
@@ -104,9 +107,13 @@ pub(crate) struct Context {
     /// Profiles really installed.
     installed: RwLock<Vec<daemon::Profile>>,
     pub(crate) health: Health,
+    /// Looks after the worktrees of running attempts.
+    pub(crate) watch: Watch,
     pub(crate) bulk: Bulk,
     pub(crate) metrics: Metrics,
     pub(crate) slots: Arc<Semaphore>,
+    /// Held by the one checkpoint that may be taken at a time while agents work.
+    pub(crate) captures: Semaphore,
     pub(crate) shutdown: Shutdown,
     pub(crate) boot: BootId,
     /// A session stands: what failed for want of a server may be tried again.
@@ -160,12 +167,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let path = state.path().to_owned();
     let opened = blocking(move || Journal::open(&path, clock::now())).await?;
     let (bulk, uploads) = Bulk::new();
+    let (watch, watching) = Watch::new(&shutdown);
     let context = Arc::new(Context {
         repositories: Repositories::new(state.repositories()),
         profiles: Profiles::load(config.profiles.clone()),
         installed: RwLock::default(),
         health: Health::new(state.path(), config.disk_floor),
+        watch,
         slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
+        captures: Semaphore::new(1),
         metrics: Metrics::new(&opened.journal, &config.name),
         journal: opened.journal,
         boot: BootId(Uuid::new_v4()),
@@ -193,6 +203,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
     let (intake, commands) = intake::new();
     shutdown.spawn_loop("supervisor", supervisor.run());
     shutdown.spawn_loop("intake", intake::run(Arc::clone(&context), handle.clone(), commands));
+    shutdown.spawn_loop("watch", watching);
+    shutdown.spawn_loop("disk guard", guard::run(Arc::clone(&context)));
     shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
     shutdown.spawn(clone_repositories(Arc::clone(&context)).instrument(tracing::info_span!("clone")));
 

@@ -15,7 +15,10 @@ use super::{
     Context,
     attempt_dir::{AttemptDir, Listed, Manifest},
     journal::{self, Row, State},
-    runner::{blocking, chain},
+    runner::{
+        blocking, chain,
+        saving::{self, Saving},
+    },
 };
 use crate::{
     domain::{AttemptId, AttemptRef, Timestamp},
@@ -42,6 +45,7 @@ pub(super) async fn look(context: &Arc<Context>) -> Result<Found, journal::Error
     let only_on_disk = blocking(move || on_disk(&state, &known)).await;
     let (live, ended): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state.is_live());
     upload_again(context, &ended).await;
+    bring_again(context, &ended).await;
     forget_old(context, ended).await;
     if !live.is_empty() || !only_on_disk.is_empty() {
         tracing::info!(
@@ -116,6 +120,20 @@ async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
         };
         let secret = row.spawn.as_ref().map(|spawn| spawn.task_key.as_str()).unwrap_or_default();
         context.bulk.open(row.attempt, path, &[secret]).finish(length);
+    }
+}
+
+/// Checkpoints of attempts that have ended go on to the server; a pack that is there has done its work. Those that live are
+/// seen to by their runners, packs on their way by the journal.
+async fn bring_again(context: &Arc<Context>, ended: &[Row]) {
+    for row in ended.iter().filter(|row| row.state != State::Salvage) {
+        let Ok(dir) = AttemptDir::open(&row.directory) else { continue };
+        if row.state == State::Over {
+            let _ = std::fs::remove_file(dir.result_pack());
+        }
+        if saving::is_owed(&dir) {
+            Saving::open(context, &dir).await;
+        }
     }
 }
 

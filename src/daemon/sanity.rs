@@ -131,6 +131,7 @@ mod tests {
             daemon: None,
             blob: String::new(),
             blob_sha256: String::new(),
+            blob_bytes: 0,
         }
     }
 

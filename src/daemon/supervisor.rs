@@ -17,18 +17,21 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::Instrument as _;
 
 use super::{
     Context,
+    attempt_dir::AttemptDir,
     journal::{self, Change, Row, State, Stop, Why},
-    runner::{self, Finished, chain, looks_intact},
+    runner::{self, Finished, chain, looks_intact, saving::Saving},
+    salvage,
 };
 use crate::{
     domain::{
         AttemptRef,
         attempt::{Failure, FailureClass},
+        checkpoint::Reason,
         order::{Command, DEFAULT_GRACE, Order},
         reconcile::Verdict,
         report::{Complete, InventoryItem, Progress, Report},
@@ -147,6 +150,8 @@ pub struct Supervisor {
 
 struct Entry {
     stop: watch::Sender<Option<Stop>>,
+    /// Somebody wants a checkpoint.
+    asked: Arc<Notify>,
     restarts: u32,
 }
 
@@ -245,7 +250,12 @@ impl Supervisor {
             Order::Cancel { reason, grace } => {
                 self.stop(command.attempt, Stop { why: Why::Cancelled, reason, grace }).await;
             }
-            Order::Checkpoint => {}
+            Order::Checkpoint => match self.live.get(&command.attempt) {
+                Some(entry) => entry.asked.notify_one(),
+                None => {
+                    tracing::info!(attempt = %command.attempt, "asked for a checkpoint of what does not run any more")
+                }
+            },
         }
     }
 
@@ -265,23 +275,36 @@ impl Supervisor {
             return;
         }
         let (stop, wishes) = watch::channel(row.stop.clone());
-        self.live.insert(attempt, Entry { stop, restarts: 0 });
+        let asked = Arc::new(Notify::new());
+        self.live.insert(attempt, Entry { stop, asked: Arc::clone(&asked), restarts: 0 });
         let context = Arc::clone(&self.context);
-        self.spawn(attempt, async move { Some(Box::pin(runner::run(context, row, wishes, slot)).await) });
+        self.spawn(attempt, async move { Some(Box::pin(runner::run(context, row, wishes, asked, slot)).await) });
     }
 
     /// Starts a broken runner again, from what the journal says then: that is how it would go on after a restart of the
     /// daemon as well. A new wish that the attempt ends is not kept waiting.
-    fn restart(&mut self, attempt: AttemptRef, Entry { stop, restarts }: Entry) {
+    fn restart(&mut self, attempt: AttemptRef, Entry { stop, asked, restarts }: Entry) {
         let restarts = restarts.saturating_add(1);
         self.context.metrics.runner_broke();
         let delay = restart_delay(restarts);
         tracing::error!(%attempt, restarts, delay_s = delay.as_secs(), "the runner of an attempt broke; starting it again");
+        let tell = (restarts == QUICK_RESTARTS + 1).then(|| {
+            let message = format!(
+                "the daemon's own part for this attempt has broken {restarts} times; its log says why. It goes on trying, but \
+                 somebody should look"
+            );
+            Change { reports: vec![Report::Warning { message }], ..Change::default() }
+        });
         let mut wishes = stop.subscribe();
-        self.live.insert(attempt, Entry { stop, restarts });
+        self.live.insert(attempt, Entry { stop, asked: Arc::clone(&asked), restarts });
         let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
         let context = Arc::clone(&self.context);
         self.spawn(attempt, async move {
+            if let Some(tell) = tell
+                && let Err(error) = context.journal.record(attempt, tell, clock::now()).await
+            {
+                tracing::error!(error = chain(&error), "the journal cannot be written");
+            }
             tokio::select! {
                 biased;
                 () = context.shutdown.soft.cancelled() => return Some(Finished::Left),
@@ -289,7 +312,9 @@ impl Supervisor {
                 () = tokio::time::sleep(delay) => {}
             }
             match context.journal.attempt(attempt).await {
-                Ok(Some(row)) if row.state.is_live() => Some(Box::pin(runner::run(context, row, wishes, slot)).await),
+                Ok(Some(row)) if row.state.is_live() => {
+                    Some(Box::pin(runner::run(context, row, wishes, asked, slot)).await)
+                }
                 Ok(_) => Some(Finished::Ended),
                 Err(error) => {
                     tracing::error!(error = chain(&error), "the journal cannot be read");
@@ -336,8 +361,9 @@ impl Supervisor {
             }
             Verdict::Forget => self.stop(attempt, stop(Why::Forgotten, "the server needs nothing more of it")).await,
             Verdict::ReportAgain => self.report_again(attempt).await,
+            // Its work stays where it is, for the attempt that follows.
             Verdict::ResumeHere | Verdict::Restore => {
-                tracing::warn!(%attempt, ?verdict, "this version cannot go on with an attempt; it is taken for ended");
+                tracing::info!(%attempt, ?verdict, "another attempt goes on with this one's work");
                 self.stop(attempt, stop(Why::Forgotten, "another attempt follows")).await;
             }
         }
@@ -389,14 +415,34 @@ impl Supervisor {
             (_, State::Accepted | State::Running | State::Ending) => {
                 self.start(Row { stop: Some(stop), ..row }, None);
             }
-            (Why::Salvage, _) => self.record(attempt, over(State::Salvage)).await,
+            (Why::Salvage, _) => {
+                if let Ok(dir) = AttemptDir::open(&row.directory)
+                    && let Err(error) = salvage::mark(&dir, "the server does not know it").await
+                {
+                    tracing::warn!(%attempt, error = chain(&error), "it cannot be noted that an attempt is salvage");
+                }
+                self.record(attempt, over(State::Salvage)).await;
+            }
             (Why::Forgotten, _) => self.record(attempt, over(State::Over)).await,
             // Its end is in the outbox.
-            (Why::Cancelled | Why::Fenced, State::Reported | State::Interrupted) => {}
+            (Why::Cancelled, State::Reported | State::Interrupted) => {}
             // The server has not taken its end for one, and waits for it.
             (Why::Cancelled, State::Over | State::Salvage) => self.report_again(attempt).await,
-            (Why::Fenced, State::Over | State::Salvage) => {}
+            (Why::Fenced, State::Reported | State::Interrupted | State::Over) => self.keep(row),
+            (Why::Fenced, State::Salvage) => {}
         }
+    }
+
+    /// The place of an attempt that has ended is taken, and its result with it: what it made is kept as a checkpoint, for people.
+    fn keep(&self, row: Row) {
+        let context = Arc::clone(&self.context);
+        self.context.shutdown.spawn(async move {
+            let Ok(dir) = AttemptDir::open(&row.directory) else { return };
+            let session = row.complete.map(|complete| complete.progress.agent_session_id).unwrap_or_default();
+            if let Some(saving) = Saving::open(&context, &dir).await {
+                saving.take_last(Reason::End, session).await;
+            }
+        });
     }
 
     async fn report_again(&mut self, attempt: AttemptRef) {
@@ -492,10 +538,7 @@ impl Drop for Guard {
 mod tests {
     use std::{path::Path, sync::RwLock};
 
-    use tokio::{
-        sync::{Notify, Semaphore},
-        time::Instant,
-    };
+    use tokio::{sync::Semaphore, time::Instant};
     use uuid::Uuid;
 
     use super::*;
@@ -512,6 +555,7 @@ mod tests {
             },
             metrics::Metrics,
             repository::Repositories,
+            watch::Watch,
         },
         domain::{BootId, CommandId, Epoch},
         runtime::lifecycle::Shutdown,
@@ -536,7 +580,9 @@ mod tests {
             profiles: Profiles::load(config.profiles.clone()),
             installed: RwLock::default(),
             health: Health::new(state.path(), config.disk_floor),
+            watch: Watch::new(&Shutdown::new()).0,
             slots: Arc::new(Semaphore::new(1)),
+            captures: Semaphore::new(1),
             metrics: Metrics::new(&journal, &config.name),
             journal,
             boot: BootId(Uuid::from_u128(2)),
@@ -576,7 +622,7 @@ mod tests {
         let (_handle, mut supervisor) = Supervisor::new(context(dir.path()).await);
         sql(dir.path(), BREAK);
         let attempt = attempt(1);
-        supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, restarts: 0 });
+        supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, asked: Arc::default(), restarts: 0 });
         supervisor.runner_ended(Ended { attempt, how: None });
         for restarts in 1..=QUICK_RESTARTS + 3 {
             let begun = Instant::now();

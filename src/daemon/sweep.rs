@@ -17,6 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read as _},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -183,6 +184,25 @@ pub fn signal(process: &Found, signal: Signal) {
 /// The living process with this id.
 pub fn find(pid: i32) -> Option<Found> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Some process may be using this file of a git directory: it has it open, or is a git that works there. A git that waits for
+/// its editor has written its lock file and closed it.
+pub fn is_file_used(path: &Path) -> bool {
+    let root = path.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == ".git")).and_then(Path::parent);
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let is_user = |process: &Found| {
+        let at = Path::new("/proc").join(process.pid.to_string());
+        let works_there = || {
+            let name = fs::read_to_string(at.join("comm")).unwrap_or_default();
+            let cwd = fs::read_link(at.join("cwd")).ok();
+            name.starts_with("git") && root.zip(cwd).is_some_and(|(root, cwd)| cwd.starts_with(root))
+        };
+        let fds = || fs::read_dir(at.join("fd")).into_iter().flatten().flatten();
+        works_there() || fds().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
+    };
+    // What cannot be seen may be.
+    processes().map_or(true, |all| all.iter().any(|process| process.pid != own && is_user(process)))
 }
 
 /// This boot of the machine, and this namespace of process numbers.

@@ -319,6 +319,18 @@ impl Usage {
             turns: self.turns.saturating_add(other.turns),
         }
     }
+
+    /// What is left when a part of it is taken back.
+    pub fn minus(&self, other: &Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.saturating_sub(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(other.output_tokens),
+            cache_read_tokens: self.cache_read_tokens.saturating_sub(other.cache_read_tokens),
+            cache_write_tokens: self.cache_write_tokens.saturating_sub(other.cache_write_tokens),
+            cost_micro_usd: self.cost_micro_usd.saturating_sub(other.cost_micro_usd),
+            turns: self.turns.saturating_sub(other.turns),
+        }
+    }
 }
 
 /// Something that happens to an attempt.

@@ -161,7 +161,16 @@ pub enum Origin {
 /// Which checkpoints of an attempt need not be kept: all but the newest [`KEPT`], those that `needed` names (something restores
 /// from them or builds on them), and whatever the kept ones build on. `all` are in the order they were taken.
 pub fn expired(all: &[Checkpoint], needed: &dyn Fn(CheckpointId) -> bool) -> Vec<CheckpointId> {
-    let first_kept = all.len().saturating_sub(KEPT);
+    expired_but(all, KEPT, needed)
+}
+
+/// The same of a task that ended long ago: none is kept for being new.
+pub fn expired_after_end(all: &[Checkpoint], needed: &dyn Fn(CheckpointId) -> bool) -> Vec<CheckpointId> {
+    expired_but(all, 0, needed)
+}
+
+fn expired_but(all: &[Checkpoint], newest: usize, needed: &dyn Fn(CheckpointId) -> bool) -> Vec<CheckpointId> {
+    let first_kept = all.len().saturating_sub(newest);
     let kept = |(at, checkpoint): &(usize, &Checkpoint)| *at >= first_kept || needed(checkpoint.id);
     let mut named: Vec<CheckpointId> = Vec::new();
     for (_, checkpoint) in all.iter().enumerate().filter(kept) {
@@ -208,6 +217,9 @@ mod tests {
         assert_eq!(expired(&all, &|_| false), (1..=8).map(id).collect::<Vec<_>>());
         assert_eq!(expired(&all, &|needed| needed == id(3)), (4..=8).map(id).collect::<Vec<_>>());
         assert_eq!(expired(&all[..5], &|_| false), []);
+        assert_eq!(expired_after_end(&all, &|_| false), (1..=14).map(id).collect::<Vec<_>>());
+        let but: Vec<_> = (3..=14).map(id).collect();
+        assert_eq!(expired_after_end(&all, &|needed| needed == id(2)), but);
     }
 
     #[test]

@@ -28,6 +28,12 @@ pub struct Daemon {
     pub draining: bool,
     /// Sequence of the last command made for it.
     pub last_command: i64,
+    /// The journal it last came with; unknown for one that has not come since this is kept.
+    #[serde(default)]
+    pub journal: Option<JournalId>,
+    /// Sequence of the last command that is known to be in that journal.
+    #[serde(default)]
+    pub persisted: i64,
     /// When it was first seen.
     pub created: Timestamp,
     /// When it was last heard; coarse while it is attached.
@@ -87,6 +93,14 @@ pub struct Hello {
     pub inventory: Vec<InventoryItem>,
     /// Its clock.
     pub clock: Timestamp,
+}
+
+impl Daemon {
+    /// The hello was said before this daemon took commands that it is known to have taken since: it comes late, from a stream
+    /// that the daemon has given up. What it does not list was not there yet, which says nothing of what is there now.
+    pub fn is_older(&self, hello: &Hello) -> bool {
+        self.journal == Some(hello.journal) && hello.last_command < self.persisted
+    }
 }
 
 /// What a task needs of a daemon, apart from a free slot.

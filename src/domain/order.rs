@@ -183,6 +183,9 @@ pub struct DependencyResult {
     /// SHA-256 of that blob, 64 hex digits.
     #[serde(default)]
     pub blob_sha256: String,
+    /// How long it is.
+    #[serde(default)]
+    pub blob_bytes: i64,
 }
 
 /// Another task of the contract, as the sanity check sees it.

@@ -16,7 +16,7 @@ use super::{
     contract::Hold,
     id::{CheckpointId, DaemonId},
     retry::{self, Next},
-    task::{Avoid, Task, TaskState, TaskStatus, Tries, Wait},
+    task::{Avoid, Task, TaskState, TaskStatus, Tries, Wait, WaitReason},
     time::Timestamp,
 };
 
@@ -85,6 +85,8 @@ pub enum TaskEvent {
         attempt: u32,
         /// Its agent runs; otherwise it has not started yet.
         running: bool,
+        /// What was counted as used when it was given up: it is counted again, with the rest, when it ends.
+        usage: Usage,
     },
     /// No process of an attempt that was being ended is left, or its daemon is not coming back.
     AttemptGone {
@@ -276,7 +278,7 @@ impl Task {
                 | TaskStatus::Cancelled => Ok(self.moved(now, |task| task.checkpoint = Some(*checkpoint))),
             },
             TaskEvent::Revived { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
-            TaskEvent::Revived { attempt, running } => {
+            TaskEvent::Revived { attempt, running, usage } => {
                 let lost = |failure: &Failure| failure.class == FailureClass::DaemonLost;
                 match &self.state {
                     TaskState::Pending { .. } | TaskState::Failed { .. }
@@ -284,6 +286,7 @@ impl Task {
                     {
                         Ok(self.moved(now, |task| {
                             task.tries = retry::forgive(&task.tries, task.daemon);
+                            task.usage = task.usage.minus(usage);
                             task.here = None;
                             task.state = match running {
                                 true => TaskState::Running { since: now },
@@ -345,7 +348,13 @@ impl Task {
             },
             TaskEvent::Reassign { to } => match status {
                 TaskStatus::Pending if to.is_none() || self.prefer == *to => Ok(Step::Already),
-                TaskStatus::Pending => Ok(self.moved(now, |task| task.prefer = *to)),
+                TaskStatus::Pending => Ok(self.moved(now, |task| {
+                    task.prefer = *to;
+                    // Whoever says where means now. A usage limit is the account's, wherever the agent runs.
+                    if let TaskState::Pending { wait, .. } = &mut task.state {
+                        wait.take_if(|wait| wait.why == WaitReason::Backoff);
+                    }
+                })),
                 TaskStatus::Starting
                 | TaskStatus::Running
                 | TaskStatus::Paused

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! `ledger` is the one writer; everything else asks it or reads the store. `auth` says who calls, `output`, `uploads` and `blobs`
-//! keep what is too big for a table, `listen` puts it all on a socket (`trace` gives every call its span), `metrics` shows how
-//! it goes, `run` starts and ends it.
+//! keep what is too big for a table, `listen` puts it all on a socket (`trace` gives every call its span), `metrics` shows how it
+//! goes, `run` starts and ends it.
 
 pub mod auth;
 pub mod blobs;
+pub mod expiry;
 pub mod ledger;
 pub mod listen;
 pub mod metrics;

@@ -151,7 +151,10 @@ pub async fn forget(store: Store, blobs: Blobs, files: Uploads, shutdown: Shutdo
             tracing::warn!(%error, "cannot remove uploads that nobody goes on with; trying again later");
         }
         if let Err(error) = forget_blobs(&store, &blobs, clock::now()).await {
-            tracing::warn!(error = super::ledger::chain(&error), "cannot forget old output; trying again later");
+            tracing::warn!(
+                error = super::ledger::chain(&error),
+                "cannot forget old output and checkpoints; trying again later"
+            );
         }
         if let Err(error) = forget_once(&store, clock::now()).await {
             tracing::warn!(error = super::ledger::chain(&error), "cannot forget what is old; trying again later");
@@ -165,6 +168,10 @@ pub async fn forget(store: Store, blobs: Blobs, files: Uploads, shutdown: Shutdo
 
 async fn forget_blobs(store: &Store, blobs: &Blobs, now: Timestamp) -> Result<(), super::blobs::Error> {
     while blobs.expire(store, now.before(KEEP_EVENTS)).await? {}
+    let gone = super::expiry::checkpoints(store, blobs, now).await?;
+    if gone > 0 {
+        tracing::info!(gone, "forgot checkpoints that nothing needs");
+    }
     blobs.sweep_strays(store, now).await?;
     Ok(())
 }

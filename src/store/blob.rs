@@ -216,12 +216,12 @@ impl Tx {
         Ok(rows.into_iter().map(|(name,)| name).collect())
     }
 
-    /// Blobs made before a time, oldest first.
+    /// Output made before a time, oldest first.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn blobs_expired(&mut self, before: Timestamp, limit: i64) -> Result<Vec<Blob>> {
         static SQL: LazySql = LazySql::new(|| {
             let text = format!(
-                "SELECT {BLOB} FROM blobs b WHERE b.created < (SELECT rows.now FROM {{rows}}) ORDER BY b.created LIMIT $2"
+                "SELECT {BLOB} FROM blobs b WHERE b.kind = 'output' AND b.created < (SELECT rows.now FROM {{rows}}) ORDER BY b.created LIMIT $2"
             );
             Sql::new(&text, NOW)
         });

@@ -1,6 +1,7 @@
 //! Checkpoints. A row is written after its blob is durable, and deleted before it.
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::{
     Result, Tx,
@@ -16,7 +17,15 @@ struct Row<'a> {
     attempt: AttemptId,
     owner: OwnerId,
     stored: Timestamp,
+    base: Option<CheckpointId>,
     doc: &'a Checkpoint,
+}
+
+/// A place in the order in which checkpoints were stored.
+#[derive(Serialize)]
+struct Place {
+    now: Timestamp,
+    id: CheckpointId,
 }
 
 impl Tx {
@@ -25,8 +34,8 @@ impl Tx {
     pub async fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "INSERT INTO checkpoints (id, task, attempt, owner, stored, doc)
-                 SELECT id, task, attempt, owner, stored, doc FROM {rows} WHERE true
+                "INSERT INTO checkpoints (id, task, attempt, owner, stored, base, doc)
+                 SELECT id, task, attempt, owner, stored, base, doc FROM {rows} WHERE true
                  ON CONFLICT (id) DO NOTHING",
                 &[
                     ("id", Kind::Uuid),
@@ -34,6 +43,7 @@ impl Tx {
                     ("attempt", Kind::Uuid),
                     ("owner", Kind::Uuid),
                     ("stored", Kind::Time),
+                    ("base", Kind::Uuid),
                     ("doc", Kind::Json),
                 ],
             )
@@ -46,6 +56,7 @@ impl Tx {
                 attempt: checkpoint.attempt.id,
                 owner: checkpoint.owner,
                 stored: checkpoint.stored,
+                base: checkpoint.base(),
                 doc: checkpoint,
             })
             .collect();
@@ -134,6 +145,67 @@ impl Tx {
         }
         let rows: Vec<Doc<Checkpoint>> = self.fetch(&SQL, &ids(attempts)).await?;
         Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// All checkpoints of these tasks, in the order they were taken.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_of_tasks(&mut self, tasks: &[TaskId]) -> Result<Vec<Checkpoint>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new("SELECT c.doc FROM {rows} JOIN checkpoints c ON c.task = rows.id ORDER BY c.id", ID)
+        });
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<Doc<Checkpoint>> = self.fetch(&SQL, &ids(tasks)).await?;
+        Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// Tasks and times of checkpoints, in the order they were stored, after a place in that order.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_after(
+        &mut self,
+        after: (Timestamp, CheckpointId),
+        limit: i64,
+    ) -> Result<Vec<(TaskId, Timestamp, CheckpointId)>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT c.task, c.stored, c.id FROM checkpoints c
+                 WHERE (c.stored, c.id) > (SELECT rows.now, rows.id FROM {rows}) ORDER BY c.stored, c.id LIMIT $2",
+                &[("now", Kind::Time), ("id", Kind::Uuid)],
+            )
+        });
+        let place = Place { now: after.0, id: after.1 };
+        let rows: Vec<(Uuid, Timestamp, Uuid)> = self.fetch_some(&SQL, &[place], limit).await?;
+        Ok(rows.into_iter().map(|(task, stored, id)| (TaskId(task), stored, CheckpointId(id))).collect())
+    }
+
+    /// Those of these checkpoints that a task which is not final goes on from.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_gone_on_from(&mut self, checkpoints: &[CheckpointId]) -> Result<Vec<CheckpointId>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new("SELECT t.checkpoint FROM {rows} JOIN tasks t ON t.checkpoint = rows.id WHERE NOT t.final", ID)
+        });
+        if checkpoints.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<(Uuid,)> = self.fetch(&SQL, &ids(checkpoints)).await?;
+        Ok(rows.into_iter().map(|(id,)| CheckpointId(id)).collect())
+    }
+
+    /// Those of these checkpoints that others build on, each with the attempt of such another.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn checkpoints_built_on(
+        &mut self,
+        checkpoints: &[CheckpointId],
+    ) -> Result<Vec<(CheckpointId, AttemptId)>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new("SELECT DISTINCT c.base, c.attempt FROM {rows} JOIN checkpoints c ON c.base = rows.id", ID)
+        });
+        if checkpoints.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<(Uuid, Uuid)> = self.fetch(&SQL, &ids(checkpoints)).await?;
+        Ok(rows.into_iter().map(|(base, attempt)| (CheckpointId(base), AttemptId(attempt))).collect())
     }
 
     /// Forgets checkpoints. Their blobs are deleted after that.

@@ -67,7 +67,8 @@ impl Tx {
         Ok(rows.into_iter().map(|(id,)| ContractId(id)).collect())
     }
 
-    /// Forgets contracts with all that belongs to them but blobs, which expire by themselves.
+    /// Forgets contracts with all that belongs to them but output, which expires by itself, and checkpoints that the task of
+    /// another one builds on or goes on from. What no row names is then a stray.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn contracts_delete(&mut self, contracts: &[ContractId]) -> Result<()> {
         fn delete(from: &str, key: &str) -> Sql {
@@ -80,11 +81,30 @@ impl Tx {
             );
             Sql::new(&text, ID)
         }
+        const ATTEMPTS: &str =
+            "SELECT a.id FROM {rows} JOIN tasks t ON t.contract = rows.id JOIN attempts a ON a.task = t.id";
+        fn checkpoints() -> Sql {
+            let text = "DELETE FROM checkpoints WHERE task IN (
+                    SELECT t.id FROM {rows} JOIN tasks t ON t.contract = rows.id
+                    WHERE NOT EXISTS (SELECT 1 FROM checkpoints c JOIN checkpoints d ON d.base = c.id
+                                      WHERE c.task = t.id AND d.task <> t.id)
+                      AND NOT EXISTS (SELECT 1 FROM checkpoints c JOIN tasks u ON u.checkpoint = c.id
+                                      WHERE c.task = t.id AND u.id <> t.id AND NOT u.final))";
+            Sql::new(text, ID)
+        }
+        fn blobs(which: &str) -> Sql {
+            Sql::new(&format!("DELETE FROM blobs WHERE attempt IN ({ATTEMPTS}) AND {which}"), ID)
+        }
         static TABLES: LazySqls = LazySqls::new(|| {
             [
                 delete("events", "contract"),
                 delete_by_task("edges", "dependent"),
                 delete("lanes", "contract"),
+                checkpoints(),
+                blobs("kind = 'result'"),
+                blobs(
+                    "kind = 'checkpoint' AND NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.attempt = blobs.attempt)",
+                ),
                 delete_by_task("attempts", "task"),
                 delete("tasks", "contract"),
                 delete("contracts", "id"),
@@ -98,4 +118,4 @@ impl Tx {
     }
 }
 
-type LazySqls = std::sync::LazyLock<[Sql; 6]>;
+type LazySqls = std::sync::LazyLock<[Sql; 9]>;

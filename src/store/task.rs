@@ -11,7 +11,7 @@ use super::{
     sql::{Kind, LazySql, Sql},
 };
 use crate::domain::{
-    ClassId, ContractId, OwnerId, TaskId, Timestamp,
+    CheckpointId, ClassId, ContractId, OwnerId, TaskId, Timestamp,
     task::{Task, TaskSpec, TaskStatus},
 };
 
@@ -29,6 +29,7 @@ struct TaskRow<'a> {
     priority: i32,
     wait_until: Option<Timestamp>,
     hidden: bool,
+    checkpoint: Option<CheckpointId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spec: Option<&'a TaskSpec>,
     doc: &'a Task,
@@ -48,6 +49,7 @@ impl<'a> TaskRow<'a> {
             priority: task.spec.priority,
             wait_until: task.wait().map(|wait| wait.until),
             hidden: task.spec.hidden,
+            checkpoint: task.checkpoint,
             spec: with_spec.then_some(&*task.spec),
             doc: task,
         }
@@ -66,6 +68,7 @@ const COLUMNS: &[(&str, Kind)] = &[
     ("priority", Kind::Int),
     ("wait_until", Kind::Time),
     ("hidden", Kind::Bool),
+    ("checkpoint", Kind::Uuid),
     ("spec", Kind::Json),
     ("doc", Kind::Json),
 ];
@@ -114,9 +117,10 @@ impl Tx {
     pub async fn tasks_insert(&mut self, tasks: &[&Task]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "INSERT INTO tasks (id, contract, owner, name, class, status, final, ready, priority, wait_until, hidden, spec, doc)
-                 SELECT id, contract, owner, name, class, status, final, ready, priority, wait_until, hidden, spec, doc
-                 FROM {rows} WHERE true",
+                "INSERT INTO tasks (id, contract, owner, name, class, status, final, ready, priority, wait_until, hidden, checkpoint,
+                     spec, doc)
+                 SELECT id, contract, owner, name, class, status, final, ready, priority, wait_until, hidden, checkpoint,
+                     spec, doc FROM {rows} WHERE true",
                 COLUMNS,
             )
         });
@@ -131,7 +135,7 @@ impl Tx {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
                 "UPDATE tasks SET status = rows.status, final = rows.final, ready = rows.ready,
-                     wait_until = rows.wait_until, doc = rows.doc
+                     wait_until = rows.wait_until, checkpoint = rows.checkpoint, doc = rows.doc
                  FROM {rows} WHERE tasks.id = rows.id",
                 COLUMNS,
             )

@@ -487,6 +487,7 @@ impl From<&DependencyResult> for pb::DependencyResult {
             daemon_id: id_text(dependency.daemon),
             result_blob: dependency.blob.clone(),
             result_sha256: sha256_bytes(&dependency.blob_sha256),
+            result_bytes: dependency.blob_bytes,
         }
     }
 }
@@ -504,6 +505,7 @@ impl TryFrom<&pb::DependencyResult> for DependencyResult {
             daemon: optional_id("dependencies.daemon_id", &dependency.daemon_id)?,
             blob: dependency.result_blob.clone(),
             blob_sha256: crate::domain::text::hex(&dependency.result_sha256),
+            blob_bytes: dependency.result_bytes,
         })
     }
 }

@@ -182,8 +182,9 @@ async fn reasons_that_lie_with_the_work() {
     says(&client, &narrow[1].task_id, PendingReason::ConcurrencyLimit, &words).await;
 
     // Held, by whom.
-    let labelled =
-        world.cli_json(&["key", "create", "--kind", "owner", "--owner", "default", "--label", "laptop"]).await;
+    let admin = world.key_file("admin").display().to_string();
+    let create = ["key", "create", "--key-file", &admin, "--kind", "owner", "--owner", "default", "--label", "laptop"];
+    let labelled = world.cli_json(&create).await;
     let secret = labelled[0]["secret"].as_str().unwrap().to_owned();
     let laptop = Client::new(&world.url).with_key(&secret);
     let request = pb::CreateContractRequest {

@@ -8,6 +8,7 @@ mod harness;
 mod in_doubt;
 mod ledger;
 mod metrics;
+mod recover;
 mod refusals;
 mod shim;
 mod standing;

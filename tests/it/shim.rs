@@ -75,6 +75,8 @@ impl Bench {
                 env: BTreeMap::new(),
             }),
             agent: Some(AgentCommand { program: "sh".into(), args: vec!["-eu".into()], ..AgentCommand::default() }),
+            superseded: None,
+            rejected: false,
         };
         let agent = manifest.agent.as_mut().unwrap();
         agent.stdin = Stdin::Plan;

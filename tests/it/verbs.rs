@@ -23,7 +23,11 @@ use tokio::task::JoinSet;
 use crate::{
     bed::{Bed, Daemon, Kind, complete, crew, task},
     both,
-    harness::eventually,
+    harness::{
+        DaemonOptions, Database, World,
+        client::shell,
+        eventually::{ensure, eventually},
+    },
 };
 
 both!(
@@ -515,4 +519,70 @@ async fn verbs_race_with_reports(kind: Kind) {
     for (daemon, member) in bed.ledger.fleet().iter() {
         assert_eq!(member.live.len(), 0, "{daemon} still holds {:?}", member.live);
     }
+}
+
+// === the whole program ===
+
+/// What a person types: refused in one line that says what to do, or done; and what a program reads of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_do_it_or_say_why_not() {
+    let mut world = World::start(Database::Sqlite).await;
+    let repo = world.repo("repo").url();
+    let client = world.client();
+    let go = world.dir.join("go");
+    let script = format!("until test -e {}; do sleep 0.1; done", go.display());
+    let id = client.create(&repo, vec![shell("t", &script, &[])]).await.tasks[0].task_id.clone();
+    let said = async |args: &[&str]| {
+        let output = world.cli(args).await;
+        let text = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text.replace(&id[24..], "TASK").trim_end().to_owned())
+    };
+    let refused = |text: &str| (Some(1), format!("makima: cannot {text}"));
+    assert_eq!(
+        said(&["task", "checkpoint", "now", "t"]).await,
+        refused("take a checkpoint: no agent works on the task: it is PENDING (WRONG_STATE)")
+    );
+    assert_eq!(
+        said(&["task", "fork", "t"]).await,
+        refused(
+            "fork the task: the task is PENDING and has neither a checkpoint nor a result: there is no work to go on with \
+             (WRONG_STATE)"
+        )
+    );
+    assert_eq!(
+        said(&["task", "reassign", "t", "--to", "nowhere"]).await,
+        refused("reassign the task: there is no daemon `nowhere` (DAEMON_NOT_FOUND)")
+    );
+    assert_eq!(
+        said(&["task", "resume", "t", "--from", "00c0ffee0000"]).await,
+        refused(
+            "retry the task: there is no checkpoint `00c0ffee0000`, or it is no longer kept (CHECKPOINT_NOT_FOUND)"
+        )
+    );
+    assert_eq!(said(&["task", "branch", "t"]).await.0, Some(2));
+    assert_eq!(said(&["task", "force-release", "t"]).await.0, Some(2));
+    assert_eq!(said(&["task", "checkpoints", "t"]).await, (Some(0), String::new()));
+
+    world.start_daemon_with("a", DaemonOptions { slots: 1, ..DaemonOptions::default() }).await;
+    eventually("it runs", || async {
+        let task = client.task(&id).await.task.unwrap();
+        ensure(task.daemon_name == "a" && task.start_time.is_some(), || format!("{task:#?}"))
+    })
+    .await;
+    let output = world.cli(&["task", "retry", "t"]).await;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("makima task reassign"), "{output:?}");
+    world.start_daemon_with("b", DaemonOptions { slots: 1, ..DaemonOptions::default() }).await;
+    let moved = world.cli_json(&["task", "reassign", "t", "--to", "b"]).await;
+    assert_eq!((moved[0]["status"].as_str(), moved[0]["attempt"].as_u64()), (Some("PENDING"), Some(1)));
+    std::fs::write(&go, "").unwrap();
+    let done = eventually("it is done elsewhere", || async {
+        let answer = client.task(&id).await;
+        let task = answer.task.clone().unwrap();
+        if task.result_commit.is_empty() { Err(format!("{answer:#?}")) } else { Ok(task) }
+    })
+    .await;
+    assert_eq!((done.daemon_name.as_str(), done.attempt), ("b", 2));
+    let forked = world.cli_json(&["task", "fork", "t", "--plan", "true"]).await;
+    assert_eq!(forked[0]["spec"]["name"], "t-fork");
+    assert_eq!(forked[0]["spec"]["depends_on"][0].as_str(), Some(id.as_str()));
 }

@@ -115,6 +115,9 @@ fn programs_get_the_protocols_names() {
           "setup_command": "",
           "hidden": false,
           "parent_task_id": "",
+          "branched_from_task_id": "",
+          "checkpoint_id": "",
+          "with_conversation": false,
           "limits": {
             "wall_time": null,
             "max_retries": null
@@ -148,7 +151,8 @@ fn programs_get_the_protocols_names() {
           "cache_write_tokens": 0,
           "cost_micro_usd": 1012345,
           "turns": 3
-        }
+        },
+        "checkpoint_id": ""
       },
       "dependencies": [
         {
@@ -183,7 +187,11 @@ fn programs_get_the_protocols_names() {
             "types before schema",
             "clock is off"
           ],
-          "last_message": ""
+          "last_message": "",
+          "checkpoint_id": "",
+          "checkpoint_time": null,
+          "restored_checkpoint_id": "",
+          "resumed_attempt": 0
         }
       ]
     }

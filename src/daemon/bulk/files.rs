@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{ASK_AGAIN, Error, IDLE, QUEUE, SILENCE, WINDOW, WINDOW_EACH, read_full};
+use super::{ASK_AGAIN, Backlog, Error, IDLE, QUEUE, SILENCE, WINDOW, WINDOW_EACH, read_full};
 use crate::{
     daemon::{
         Context,
@@ -74,6 +74,7 @@ type Key = (AttemptRef, FileKind);
 pub(super) struct Announcer {
     announce: mpsc::Sender<(Upload, watch::Sender<Option<Delivered>>)>,
     wake: Arc<Notify>,
+    pub(super) backlog: Arc<Backlog>,
 }
 
 /// What the loop listens to.
@@ -81,6 +82,7 @@ pub(super) struct Announcer {
 pub(super) struct Inbox {
     announced: mpsc::Receiver<(Upload, watch::Sender<Option<Delivered>>)>,
     wake: Arc<Notify>,
+    backlog: Arc<Backlog>,
     /// A session stands.
     pub(super) attached: Arc<Notify>,
 }
@@ -88,8 +90,9 @@ pub(super) struct Inbox {
 impl Announcer {
     pub(super) fn new() -> (Self, Inbox) {
         let (announce, announced) = mpsc::channel(ANNOUNCED);
-        let wake = Arc::new(Notify::new());
-        (Self { announce, wake: Arc::clone(&wake) }, Inbox { announced, wake, attached: Arc::default() })
+        let (wake, backlog) = (Arc::new(Notify::new()), Arc::new(Backlog::default()));
+        let announcer = Self { announce, wake: Arc::clone(&wake), backlog: Arc::clone(&backlog) };
+        (announcer, Inbox { announced, wake, backlog, attached: Arc::default() })
     }
 
     pub(super) fn file(
@@ -311,6 +314,8 @@ impl Uploader {
             }
             sending.waiting.push(waiting);
         }
+        let left = self.uploads.values().map(|sending| sending.bytes().saturating_sub(sending.received)).sum();
+        self.inbox.backlog.set(self.uploads.len(), left);
     }
 
     /// One connection, until there has been nothing to send for a while (`Ok`), or it breaks.

@@ -16,7 +16,17 @@ mod files;
 mod mask;
 mod output;
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{Context, session::link};
 use crate::domain::{AttemptRef, attempt::Pack, checkpoint::About};
@@ -45,6 +55,24 @@ pub struct Bulk {
     files: files::Announcer,
 }
 
+/// What the server does not have yet, as a loop last saw it.
+#[derive(Debug, Default)]
+struct Backlog {
+    uploads: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Backlog {
+    fn set(&self, uploads: usize, bytes: u64) {
+        self.uploads.store(uploads as u64, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.uploads.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
 /// What the loops listen to.
 #[derive(Debug)]
 pub struct Inbox {
@@ -62,7 +90,8 @@ impl Bulk {
 
     /// Uploads of output that are not over, and bytes of them that the server has not said to have.
     pub fn backlog(&self) -> (u64, u64) {
-        self.output.backlog()
+        let (output, files) = (self.output.backlog.get(), self.files.backlog.get());
+        (output.0 + files.0, output.1 + files.1)
     }
 
     /// Announces the output of an attempt. What is secret in it is masked on the way.

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{ASK_AGAIN, Error, IDLE, QUEUE, SILENCE, WINDOW, WINDOW_EACH, mask::Mask, read_full};
+use super::{ASK_AGAIN, Backlog, Error, IDLE, QUEUE, SILENCE, WINDOW, WINDOW_EACH, mask::Mask, read_full};
 use crate::{
     daemon::{Context, config::Config, runner::blocking, session::link},
     domain::AttemptRef,
@@ -51,14 +51,7 @@ const ANNOUNCED: usize = 4_096;
 pub(super) struct Announcer {
     announce: mpsc::Sender<Upload>,
     wake: Arc<Notify>,
-    backlog: Arc<Backlog>,
-}
-
-/// What the server does not have yet, as the loop last saw it.
-#[derive(Debug, Default)]
-struct Backlog {
-    uploads: AtomicU64,
-    bytes: AtomicU64,
+    pub(super) backlog: Arc<Backlog>,
 }
 
 /// The output of one attempt, as its runner sees it. Dropping it leaves the upload as it is.
@@ -79,15 +72,9 @@ impl Announcer {
     /// The handle, and what its loop takes.
     pub(super) fn new() -> (Self, Inbox) {
         let (announce, announced) = mpsc::channel(ANNOUNCED);
-        let wake = Arc::new(Notify::new());
-        let backlog = Arc::new(Backlog::default());
+        let (wake, backlog) = (Arc::new(Notify::new()), Arc::new(Backlog::default()));
         let announcer = Self { announce, wake: Arc::clone(&wake), backlog: Arc::clone(&backlog) };
-        (announcer, Inbox { announced, wake, attached: Arc::default(), backlog })
-    }
-
-    /// Uploads that are not over, and bytes of them that the server has not said to have.
-    pub(super) fn backlog(&self) -> (u64, u64) {
-        (self.backlog.uploads.load(Ordering::Relaxed), self.backlog.bytes.load(Ordering::Relaxed))
+        (announcer, Inbox { announced, wake, backlog, attached: Arc::default() })
     }
 
     /// Announces the output of an attempt.
@@ -123,9 +110,9 @@ impl Output {
 pub(super) struct Inbox {
     announced: mpsc::Receiver<Upload>,
     wake: Arc<Notify>,
+    backlog: Arc<Backlog>,
     /// A session stands.
     pub(super) attached: Arc<Notify>,
-    backlog: Arc<Backlog>,
 }
 
 /// One upload. Offsets of the file and of the upload are the same.
@@ -342,8 +329,7 @@ impl Uploader {
             self.uploads.insert(upload.attempt, upload);
         }
         let left = self.uploads.values().map(|upload| upload.bytes().saturating_sub(upload.confirmed)).sum();
-        self.inbox.backlog.bytes.store(left, Ordering::Relaxed);
-        self.inbox.backlog.uploads.store(self.uploads.len() as u64, Ordering::Relaxed);
+        self.inbox.backlog.set(self.uploads.len(), left);
     }
 
     /// One connection, until there has been nothing to send for a while (`Ok`), or it breaks.

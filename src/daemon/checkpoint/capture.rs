@@ -11,8 +11,8 @@ use git2::{Oid, Repository, Signature};
 use uuid::Uuid;
 
 use super::{
-    Captured, Error, MAX_CHAIN, MAX_FILE_BYTES, MAX_NESTED, MAX_SUMMARY, MAX_TOTAL_BYTES, MAX_TRIES, Omitted, Outcome,
-    Previous, Reason, Source,
+    Captured, Error, MAX_CHAIN, MAX_FILE_BYTES, MAX_NESTED, MAX_TOTAL_BYTES, MAX_TRIES, Omitted, Outcome, Previous,
+    Reason, Source,
     container::{self, Header},
     dirs::{GitDirs, bytes_of, join},
     manifest::{Head, Manifest, Name, Nested, VERSION},
@@ -24,7 +24,7 @@ use crate::{
         attempt_dir::Place,
         git::{LONG_TIMEOUT, attempt, blocking},
     },
-    domain::attempt::FailureClass,
+    domain::{CheckpointId, attempt::FailureClass, checkpoint::MAX_SUMMARY_BYTES},
 };
 
 /// Newest checkpoints whose commits are held, so that a delta on any of a chain can be made.
@@ -87,7 +87,7 @@ impl Capture<'_> {
 
     async fn run(&self) -> Result<Outcome, Error> {
         // First: the conversation must never claim what the files lack.
-        let transcript = self.transcript()?;
+        let (transcript, too_long) = self.transcript()?;
         let mut tries = 1;
         let (top, nested, unsettled) = loop {
             let (top, nested, moved) = self.take_all(tries == MAX_TRIES).await?;
@@ -97,7 +97,8 @@ impl Capture<'_> {
             tracing::debug!(tries, "something moved under a checkpoint; taking it again");
             tries += 1;
         };
-        let whole = self.assemble(transcript, top, nested, unsettled).await?;
+        let mut whole = self.assemble(transcript, top, nested, unsettled).await?;
+        whole.warnings.extend(too_long);
         let previous = self.previous(&whole).await?;
         if let Some((_, true)) = previous {
             return Ok(Outcome::Unchanged);
@@ -113,22 +114,25 @@ impl Capture<'_> {
         Ok(Outcome::Taken(Box::new(self.write(&whole, None).await?)))
     }
 
-    /// The transcript up to its last full line.
-    fn transcript(&self) -> Result<Option<Vec<u8>>, Error> {
-        let Some(transcript) = &self.source.transcript else { return Ok(None) };
+    /// The transcript up to its last full line; or why it is left out.
+    fn transcript(&self) -> Result<(Option<Vec<u8>>, Option<String>), Error> {
+        let Some(transcript) = &self.source.transcript else { return Ok((None, None)) };
         let fail = |error: std::io::Error| {
             Error::refused(format!("cannot read the transcript {}: {error}", transcript.path.display()))
         };
         match fs::metadata(&transcript.path) {
-            Ok(found) if found.len() > MAX_FILE_BYTES => return Ok(None),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Ok(found) if found.len() > MAX_FILE_BYTES => {
+                let bytes = found.len();
+                return Ok((None, Some(format!("the transcript is too long for a checkpoint: {bytes} bytes"))));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((None, None)),
             Err(error) => return Err(fail(error)),
             Ok(_) => {}
         }
         let mut bytes = fs::read(&transcript.path).map_err(fail)?;
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         bytes.truncate(end);
-        Ok(Some(bytes))
+        Ok((Some(bytes), None))
     }
 
     // === the repositories ===
@@ -265,7 +269,7 @@ impl Capture<'_> {
     }
 
     async fn write(&self, whole: &Whole, base: Option<&Previous>) -> Result<Captured, Error> {
-        let id = Uuid::now_v7();
+        let id = CheckpointId(Uuid::now_v7());
         let (shadow, tree, mut parents) = (self.shadow.clone(), whole.tree, whole.parents.clone());
         let (before, depth) = (base.map(|base| base.commit.clone()), base.map_or(0, |base| base.depth) + 1);
         let (repo, exclude) = (self.source.place.repo.clone(), self.source.exclude.clone());
@@ -359,8 +363,8 @@ impl Capture<'_> {
                 .args(["--no-textconv", "--ignore-submodules=all", "--ignore-cr-at-eol", base, &tree, "--"])
         });
         let mut text = diff.await.map(|output| output.text()).unwrap_or_default();
-        if text.len() > MAX_SUMMARY {
-            let end = (0..=MAX_SUMMARY).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        if text.len() > MAX_SUMMARY_BYTES {
+            let end = (0..=MAX_SUMMARY_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
             text.truncate(end);
         }
         text
@@ -414,7 +418,7 @@ fn branch_commit(place: &Place) -> String {
     found.map(|id| id.to_string()).unwrap_or_default()
 }
 
-fn write_commit(objects: &Repository, tree: Oid, parents: &[Oid], id: Uuid) -> Result<Oid, git2::Error> {
+fn write_commit(objects: &Repository, tree: Oid, parents: &[Oid], id: CheckpointId) -> Result<Oid, git2::Error> {
     let tree = objects.find_tree(tree)?;
     let parents = parents.iter().map(|id| objects.find_commit(*id)).collect::<Result<Vec<_>, _>>()?;
     let parents: Vec<&git2::Commit<'_>> = parents.iter().collect();
@@ -423,7 +427,7 @@ fn write_commit(objects: &Repository, tree: Oid, parents: &[Oid], id: Uuid) -> R
 }
 
 /// Holds the commit, and lets go of those that no delta will be made on any more.
-fn hold(objects: &Repository, id: Uuid, commit: Oid) -> Result<(), git2::Error> {
+fn hold(objects: &Repository, id: CheckpointId, commit: Oid) -> Result<(), git2::Error> {
     objects.reference(&format!("{REFS}{id}"), commit, true, "")?;
     let names = objects.references_glob(&format!("{REFS}*"))?.names().flatten().map(str::to_owned).collect::<Vec<_>>();
     let mut names = names;

@@ -17,10 +17,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use super::Error;
-use crate::domain::text::hex;
+use crate::domain::{CheckpointId, text::hex};
 
 const MAGIC: &[u8; 18] = b"makima checkpoint\n";
 /// Version of the form that is written.
@@ -36,9 +35,9 @@ pub struct Header {
     /// Version of this form.
     pub version: u32,
     /// The checkpoint.
-    pub id: Uuid,
+    pub id: CheckpointId,
     /// The one it is a delta on.
-    pub base: Option<Uuid>,
+    pub base: Option<CheckpointId>,
     /// Files of the chain, itself included.
     pub depth: u32,
     /// Its commit.
@@ -62,7 +61,7 @@ pub struct ChainFile {
 
 impl Header {
     /// Of this form.
-    pub(super) fn new(id: Uuid, commit: String) -> Self {
+    pub(super) fn new(id: CheckpointId, commit: String) -> Self {
         Self { version: VERSION, id, base: None, depth: 1, commit, head: None, branch: String::new(), session_id: None }
     }
 }

@@ -43,7 +43,6 @@ mod state;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use uuid::Uuid;
 
 pub use super::git::Error;
 pub use capture::{capture, known_elsewhere};
@@ -53,15 +52,14 @@ pub use restore::{restore, restore_into};
 pub use result::{PackedResult, import_result, pack_result};
 
 use super::attempt_dir::Place;
+use crate::domain::{CheckpointId, checkpoint};
 
-/// Files of one chain: each needs those before it, so a long one is slow to restore and dies of one damaged file.
-pub const MAX_CHAIN: u32 = 8;
+/// Files of one chain, as a depth.
+const MAX_CHAIN: u32 = checkpoint::MAX_CHAIN as u32;
 /// Bytes of one file in a checkpoint: more is a download or a build, not work, and would be uploaded again and again.
 pub const MAX_FILE_BYTES: u64 = 100 * 1024 * 1024;
 /// Bytes of a checkpoint, and of what is added for one.
-pub const MAX_TOTAL_BYTES: u64 = 1024 * 1024 * 1024;
-/// Bytes of a summary.
-pub const MAX_SUMMARY: usize = 4 * 1024;
+pub const MAX_TOTAL_BYTES: u64 = checkpoint::MAX_BYTES.unsigned_abs();
 /// Times a checkpoint is taken when something moves meanwhile; then what there is counts.
 const MAX_TRIES: u32 = 3;
 /// Nested repositories; more is a cache of clones.
@@ -94,7 +92,7 @@ pub struct Transcript {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Previous {
     /// Its id.
-    pub id: Uuid,
+    pub id: CheckpointId,
     /// Its commit.
     pub commit: String,
     /// Files of its chain, itself included.
@@ -120,10 +118,10 @@ pub struct Captured {
     /// SHA-256 of the whole file, in hex.
     pub sha256: String,
     /// Its id.
-    pub id: Uuid,
+    pub id: CheckpointId,
     /// The checkpoint it is a delta on; `None`: it is whole.
-    pub base: Option<Uuid>,
-    /// Files of its chain, itself included: 1 for a whole one, at most [`MAX_CHAIN`].
+    pub base: Option<CheckpointId>,
+    /// Files of its chain, itself included: 1 for a whole one, at most [`checkpoint::MAX_CHAIN`].
     pub depth: u32,
     /// Its commit.
     pub commit: String,

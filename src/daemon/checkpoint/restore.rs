@@ -271,7 +271,7 @@ impl Stored {
             Head::At(commit) => format!("{commit}\n"),
             Head::On { name, .. } if *name == ours => format!("ref: {new}\n"),
             Head::On { name, commit } => {
-                let name = self.other_branch(name, commit.as_deref(), &new, place, warnings).await?;
+                let name = self.other_branch(name, commit.as_deref(), &new, warnings).await?;
                 format!("ref: {name}\n")
             }
         };
@@ -286,7 +286,6 @@ impl Stored {
         name: &str,
         commit: Option<&str>,
         new: &str,
-        place: &Place,
         warnings: &mut Vec<String>,
     ) -> Result<String, Error> {
         let listed = succeed("list worktrees", LOCAL_TIMEOUT, || {
@@ -305,16 +304,15 @@ impl Stored {
             }
             return Ok(name.to_owned());
         }
-        let Some(commit) = commit else { return Ok(new.to_owned()) };
-        // `<ours>-<theirs>` could be in the way of nothing that an attempt makes.
         let short = name.strip_prefix("refs/heads/").unwrap_or(name).replace('/', "-");
         let beside = (1..).map(|n| format!("{new}-{short}-{n}"));
         let opened = self.repo.open()?;
         let free = beside.into_iter().find(|name| opened.refname_to_id(name).is_err()).unwrap_or_default();
         drop(opened);
-        set_ref(&self.repo, &free, commit).await?;
-        warnings.push(format!("the agent was on `{name}`, which here is another branch: it is on `{free}` now"));
-        let _ = place;
+        if let Some(commit) = commit {
+            set_ref(&self.repo, &free, commit).await?;
+        }
+        warnings.push(format!("the agent was on `{name}`, which is in use here: it is on `{free}` now"));
         Ok(free)
     }
 
@@ -347,9 +345,10 @@ impl Stored {
         let files = Files { subject: subject(&shadow, main, &dirs, &nested.path.0), tree };
         // Its own objects: the outer repository may forget what no ref of it holds.
         files.hand_over(nested).await?;
+        put_refs(&dirs, nested, warnings).await?;
+        // After the refs: setting those wrote to their logs, the stash's among them.
         files.put_state(&nested.part, true, ("", "")).await?;
         files.check_out(&nested.part).await?;
-        put_refs(&dirs, nested, warnings).await?;
         files.put_index(&nested.part, &path, warnings).await?;
         let (index, modes) = (shadow.index(), nested.part.modes.clone());
         blocking(move || {
@@ -523,24 +522,14 @@ impl Files {
                 }
                 let bytes = blob(&objects, &tree, &at.to_string()).unwrap_or_default();
                 let bytes = state::renamed(&name.0, bytes, &from, &to);
+                let bytes = if own && name.0 == b"config" { state::at_home(&bytes) } else { bytes };
                 let path = join(&dirs.git_dir, &name.0);
                 let made = path.parent().map_or(Ok(()), fs::create_dir_all);
                 made.and_then(|()| fs::write(&path, bytes)).map_err(|error| fail(name, &error))?;
             }
             Ok(())
         })
-        .await?;
-        if own {
-            // A submodule's says where its files were.
-            let unset = || {
-                git(&self.subject.shadow.worktree)
-                    .args(["config", "--file"])
-                    .arg(self.subject.dirs.git_dir.join("config"))
-                    .args(["--unset-all", "core.worktree"])
-            };
-            let _ = attempt("configure a nested repository", LOCAL_TIMEOUT, unset).await?;
-        }
-        Ok(())
+        .await
     }
 
     /// The raw index, with the stats of the files that are there now.
@@ -593,6 +582,25 @@ impl Files {
 
     /// Gives a nested repository the objects that are its own.
     async fn hand_over(&self, nested: &Nested) -> Result<(), Error> {
+        let revs = self.own_objects(nested)?;
+        let path = self.subject.shadow.git_dir.join("hand-over.pack");
+        let fail = |error: std::io::Error| Error::refused(format!("cannot write {}: {error}", path.display()));
+        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(fail)?;
+        pack(&self.subject.shadow, &revs, &[], file, 0).await?;
+        let git_dir = &self.subject.dirs.git_dir;
+        let unpack = || {
+            let process = git(git_dir).args(["-c", "core.fsync=all", "index-pack", "--stdin"]);
+            match fs::File::open(&path) {
+                Ok(file) => process.stdin_from(file),
+                Err(_) => process,
+            }
+        };
+        succeed("fill a nested repository", LONG_TIMEOUT, unpack).await?;
+        fs::remove_file(&path).map_err(fail)
+    }
+
+    /// What it needs, one a line.
+    fn own_objects(&self, nested: &Nested) -> Result<String, Error> {
         let mut revs = String::new();
         let objects = self.subject.main.repository()?;
         let tree = objects.find_tree(self.tree).map_err(|error| part::git2_error(&error))?;
@@ -611,22 +619,7 @@ impl Files {
         let there =
             |id: &Oid| objects.find_object(*id, None).is_ok_and(|object| object.kind() != Some(ObjectType::Any));
         refs.chain(commits).filter(there).for_each(|id| revs.push_str(&format!("{id}\n")));
-        drop(tree);
-        drop(objects);
-        let path = self.subject.shadow.git_dir.join("hand-over.pack");
-        let fail = |error: std::io::Error| Error::refused(format!("cannot write {}: {error}", path.display()));
-        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(fail)?;
-        pack(&self.subject.shadow, &revs, &[], file, 0).await?;
-        let git_dir = &self.subject.dirs.git_dir;
-        let unpack = || {
-            let process = git(git_dir).args(["-c", "core.fsync=all", "index-pack", "--stdin"]);
-            match fs::File::open(&path) {
-                Ok(file) => process.stdin_from(file),
-                Err(_) => process,
-            }
-        };
-        succeed("fill a nested repository", LONG_TIMEOUT, unpack).await?;
-        fs::remove_file(&path).map_err(fail)
+        Ok(revs)
     }
 }
 

@@ -111,6 +111,8 @@ impl Shadow {
         for dir in ["refs", "info", "objects/info", "objects/pack"] {
             fs::create_dir_all(self.git_dir.join(dir)).map_err(|error| self.fail(&error))?;
         }
+        // Nobody else takes it, and one capture runs at a time: whoever held it is dead.
+        let _ = fs::remove_file(self.git_dir.join("index.lock"));
         self.write("HEAD", b"ref: refs/heads/none\n")?;
         self.write("config", b"[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tfilemode = true\n")?;
         self.write("info/attributes", ATTRIBUTES.as_bytes())?;

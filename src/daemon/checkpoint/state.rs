@@ -130,3 +130,17 @@ pub(super) fn renamed(name: &[u8], bytes: Vec<u8>, from: &str, to: &str) -> Vec<
     let lines: Vec<&[u8]> = lines.map(|line| if line == from.as_bytes() { to.as_bytes() } else { line }).collect();
     lines.join(&b'\n')
 }
+
+/// A configuration without `core.worktree`: that of a submodule says where its files were.
+pub(super) fn at_home(config: &[u8]) -> Vec<u8> {
+    let mut in_core = false;
+    let is_kept = |line: &&[u8]| {
+        let text = line.trim_ascii();
+        if text.starts_with(b"[") {
+            in_core = text.eq_ignore_ascii_case(b"[core]");
+        }
+        let key = text.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        !(in_core && key.eq_ignore_ascii_case(b"worktree"))
+    };
+    config.split_inclusive(|byte| *byte == b'\n').filter(is_kept).flatten().copied().collect()
+}

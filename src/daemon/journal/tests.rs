@@ -201,6 +201,129 @@ async fn an_answered_message_is_gone_and_what_it_ended_is_over() {
     assert_eq!(journal.attempt(attempt(1)).await.unwrap().unwrap().state, State::Reported);
 }
 
+/// A report of a result whose pack is on its way, and the upload of that pack.
+fn result(n: u128) -> (Change, Upload) {
+    let pack = Pack { bytes: 7, sha256: "ab".repeat(32) };
+    let made = crate::domain::attempt::TaskResult {
+        commit: "c".repeat(40),
+        branch: "b".to_owned(),
+        result_ref: "refs/r".to_owned(),
+        published: false,
+        pack: Some(pack.clone()),
+        blob: String::new(),
+    };
+    let upload = Upload {
+        attempt: attempt(n),
+        checkpoint: None,
+        path: "/a/result.pack".into(),
+        whole: pack,
+        about: None,
+        created: NOW,
+    };
+    let report = Report::Complete(Complete { outcome: Ok(made), ..complete(FailureClass::AgentError) });
+    let change = Change {
+        state: Some(State::Reported),
+        reports: vec![report],
+        uploads: vec![upload.clone()],
+        ..Change::default()
+    };
+    (change, upload)
+}
+
+async fn state_of(journal: &Journal, n: u128) -> State {
+    journal.attempt(attempt(n)).await.unwrap().unwrap().state
+}
+
+/// Answered and delivered, in either order, across a restart: over is what is both.
+#[tokio::test]
+async fn an_attempt_is_over_when_its_report_is_answered_and_its_pack_delivered() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1), spawn_command(2), spawn_command(3)], NOW).await.unwrap();
+    for n in 1..=3 {
+        journal.record(attempt(n), result(n).0, NOW).await.unwrap();
+    }
+    let expected: Vec<_> = (1..=3).map(|n| result(n).1).collect();
+    let mut pending = journal.uploads_pending().await.unwrap();
+    pending.sort_by_key(|upload| upload.attempt);
+    assert_eq!(pending, expected);
+
+    journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 1).await, State::Reported, "its pack is still on its way");
+    drop(journal);
+    let journal = open(state.path());
+    assert_eq!(state_of(&journal, 1).await, State::Reported);
+    journal.upload_settled(attempt(1), None, Settled::Stored, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 1).await, State::Over);
+
+    journal.upload_settled(attempt(2), None, Settled::Stored, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 2).await, State::Reported, "not answered yet");
+    journal.answered(2, MessageOutcome::AlreadyApplied, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 2).await, State::Over);
+
+    // Nobody waits for what is fenced.
+    journal.answered(3, MessageOutcome::Fenced, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 3).await, State::Over);
+    assert_eq!(journal.uploads_pending().await.unwrap(), expected[2..]);
+    // ... but what is to be uploaded keeps its attempt.
+    journal.prune((1..=3).map(attempt).collect()).await.unwrap();
+    assert_eq!(journal.attempts().await.unwrap().len(), 1);
+}
+
+/// The server gave it up and asks for its report again: it waits for the answer again, and for the pack as before.
+#[tokio::test]
+async fn a_report_that_is_asked_for_again_waits_again() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    journal.record(attempt(1), result(1).0, NOW).await.unwrap();
+    journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
+    assert!(journal.report_again(attempt(1), NOW).await.unwrap());
+    assert_eq!(sequences(&journal).await, [2]);
+    journal.upload_settled(attempt(1), None, Settled::Stored, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 1).await, State::Reported, "the second one is not answered");
+    journal.answered(2, MessageOutcome::Applied, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 1).await, State::Over);
+}
+
+/// A result that cannot be brought to the server is one that was not made, and that is said.
+#[tokio::test]
+async fn a_pack_that_is_given_up_is_reported() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    journal.record(attempt(1), result(1).0, NOW).await.unwrap();
+    let how = Settled::GivenUp("the disk is broken".to_owned());
+    journal.upload_settled(attempt(1), None, how, NOW).await.unwrap();
+    let messages = journal.outbox(0, 10).await.unwrap();
+    let Report::Complete(last) = &messages[1].report else { panic!("{messages:?}") };
+    let failure = last.outcome.as_ref().unwrap_err();
+    assert_eq!(failure.class, FailureClass::WorktreeLost);
+    assert_eq!(failure.message, "its result could not be brought to the server: the disk is broken");
+    // The answer to the first report does not end it.
+    journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 1).await, State::Reported);
+    journal.answered(2, MessageOutcome::Applied, NOW).await.unwrap();
+    assert_eq!(state_of(&journal, 1).await, State::Over);
+}
+
+/// A journal of the first version has everything after it was opened by this one.
+#[tokio::test]
+async fn an_older_journal_is_brought_to_this_version() {
+    let state = tempfile::tempdir().unwrap();
+    let id = Uuid::from_u128(9);
+    let connection = rusqlite::Connection::open(state.path().join(FILE)).unwrap();
+    connection.execute_batch(include_str!("../../../migrations/daemon/0001_journal.sql")).unwrap();
+    connection.execute("INSERT INTO meta (id, journal_id, created) VALUES (1, ?1, 1)", [id.to_string()]).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    let journal = open(state.path());
+    assert_eq!(journal.id().0, id);
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    journal.record(attempt(1), result(1).0, NOW).await.unwrap();
+    assert_eq!(journal.uploads_pending().await.unwrap(), [result(1).1]);
+}
+
 #[tokio::test]
 async fn progress_waits_until_the_last_word_is_answered() {
     let state = tempfile::tempdir().unwrap();

@@ -6,7 +6,8 @@
 //!      │ found after a restart:  shim alive ───────────────────────────────> the agent runs, its output is followed
 //!      │                         exit record ──────────────┐                         │
 //!      │                         neither ─> sweep ─> RecoveryDetected                v
-//!      └───────── a wish that it ends, at any point ───────┴──> nothing is alive ─> commit ─> Complete
+//!      └───────── a wish that it ends, at any point ───────┴──> nothing is alive ─┬─> commit ─> pack ─> Complete
+//!                                                                                  └─> checkpoint ───> Complete
 //! ```
 //!
 //! Everything before the shim can be done again from the start, and is, when the daemon died during it. From the shim on the
@@ -16,35 +17,46 @@
 //! A runner that is asked to stop with the process ([`Shutdown::soft`](crate::runtime::lifecycle::Shutdown)) puts down what
 //! it does and returns; agents go on.
 
+mod begin;
+mod end;
+pub(super) mod saving;
 mod tail;
 
 use std::{future::Future, path::Path, pin::pin, sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use rand::RngExt as _;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, watch},
+    time::Instant,
+};
 
 use super::{
     Context,
-    agents::{self, Context as AgentContext},
-    attempt_dir::{self, AttemptDir, EndReason, ExitRecord, Manifest},
-    journal::{Change, Row, State, Stop, Why},
-    sanity,
+    attempt_dir::{AttemptDir, ExitRecord, Manifest},
+    journal::{Change, Row, State, Stop},
     shim::{self, Adopted, Handle, ShimEnd},
-    sweep, worktree,
+    sweep,
 };
 pub(super) use crate::domain::text::chain;
 use crate::{
     domain::{
         AttemptRef,
-        attempt::{Failure, FailureClass, TaskResult},
+        attempt::{Failure, FailureClass},
+        checkpoint::Reason,
         order::Spawn,
-        report::{Complete, InventoryState, Progress, Report},
+        report::Progress,
     },
     runtime::{backoff::Backoff, clock},
 };
+use end::Next;
+use saving::Saving;
 use tail::Tail;
 
 /// From TERM to KILL for what a dead shim or a dead daemon has left.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(10);
+/// From TERM to KILL for an agent whose work has no place any more: there is nothing it could still put in order, and a
+/// second after its place was lost that is to be known.
+const LOST_GRACE: Duration = Duration::from_millis(200);
 /// Between attempts at something that must work in the end: writing the journal, killing what does not die.
 const PERSIST_FIRST: Duration = Duration::from_millis(500);
 /// The longest of these waits.
@@ -89,14 +101,28 @@ enum Found {
     Gone,
 }
 
+/// What a runner goes on with.
+enum Now {
+    Runs(Handle),
+    Ended(ExitRecord),
+}
+
+/// What happens while an agent runs.
+enum Event {
+    Ended(ShimEnd),
+    Lost(Failure),
+    Save(Reason),
+}
+
 /// Brings one attempt to its end. `slot` is given to one that may be running already.
 pub(super) async fn run(
     context: Arc<Context>,
     row: Row,
     stop: watch::Receiver<Option<Stop>>,
+    asked: Arc<Notify>,
     slot: Option<OwnedSemaphorePermit>,
 ) -> Finished {
-    let runner = Runner { attempt: row.attempt, context, row, stop, dir: None, tail: None };
+    let mut runner = Runner { attempt: row.attempt, context, row, stop, asked, dir: None, tail: None, saving: None };
     match runner.story(slot).await {
         Ok(()) => Finished::Ended,
         Err(Left) => Finished::Left,
@@ -113,10 +139,13 @@ struct Runner {
     stop: watch::Receiver<Option<Stop>>,
     dir: Option<AttemptDir>,
     tail: Option<Tail>,
+    /// Somebody wants a checkpoint.
+    asked: Arc<Notify>,
+    saving: Option<Arc<Saving>>,
 }
 
 impl Runner {
-    async fn story(mut self, slot: Option<OwnedSemaphorePermit>) -> Result<(), Left> {
+    async fn story(&mut self, slot: Option<OwnedSemaphorePermit>) -> Result<(), Left> {
         let Some(spawn) = self.row.spawn.clone() else {
             // Only ever cancelled here: there is nothing to end, but somebody waits to hear so.
             let failure = Failure::new(FailureClass::Cancelled, "cancelled before this daemon had it");
@@ -136,25 +165,26 @@ impl Runner {
             // It is here already, whatever the number of slots says.
             (None, _) => None,
         };
-        let end = match found {
-            Found::Nothing => match self.begin(&spawn).await {
-                Ok(handle) => self.watch(handle).await,
-                Err(halt) => Err(halt),
-            },
-            Found::Alive(handle) => match self.adopt(&spawn, &handle).await {
-                Ok(()) => self.watch(handle).await,
-                Err(halt) => Err(halt),
-            },
-            Found::Ended(record) => match self.catch_up(&spawn, record.output_start).await {
-                Ok(()) => Ok(ShimEnd::Ended(record)),
-                Err(halt) => Err(halt),
-            },
+        let mut end = match found {
+            Found::Nothing => self.begin(&spawn).await.map(Now::Runs),
+            Found::Alive(handle) => self.adopt(&spawn, &handle).await.map(|()| Now::Runs(handle)),
+            Found::Ended(record) => self.catch_up(&spawn, record.output_start).await.map(|()| Now::Ended(record)),
             Found::Gone => return self.interrupted(&spawn).await,
         };
-        match end {
-            Ok(ShimEnd::Ended(record)) => self.ended(&spawn, record).await,
-            Ok(ShimEnd::ShimDied) => self.shim_died().await,
-            Err(halt) => self.halted(halt, &spawn).await,
+        loop {
+            let record = match end {
+                Ok(Now::Ended(record)) => record,
+                Ok(Now::Runs(handle)) => match self.watch(&spawn, handle).await {
+                    Ok(ShimEnd::Ended(record)) => record,
+                    Ok(ShimEnd::ShimDied) => return self.shim_died().await,
+                    Err(halt) => return self.halted(halt, &spawn).await,
+                },
+                Err(halt) => return self.halted(halt, &spawn).await,
+            };
+            match self.ended(&spawn, record).await? {
+                Next::Over => return Ok(()),
+                Next::Again(handle) => end = Ok(Now::Runs(handle)),
+            }
         }
     }
 
@@ -217,114 +247,6 @@ impl Runner {
         self.attend(slots.acquire_owned()).await.map(Result::ok)
     }
 
-    /// Everything up to the running agent.
-    async fn begin(&mut self, spawn: &Spawn) -> Result<Handle, Halt> {
-        let context = Arc::clone(&self.context);
-        let mut warnings = self.sanity(spawn).await;
-
-        let mut manifest = Manifest {
-            version: attempt_dir::VERSION,
-            attempt: self.attempt,
-            created: self.row.created,
-            spawn: spawn.clone(),
-            place: None,
-            agent: None,
-        };
-        let state = context.state.path().to_owned();
-        let dir = {
-            let manifest = manifest.clone();
-            blocking(move || AttemptDir::create(&state, &manifest)).await.map_err(|e| disk_failure(&e))?
-        };
-        self.dir = Some(dir.clone());
-        self.open_tail(spawn, None);
-
-        let wanted: Vec<String> =
-            spawn.dependencies.iter().map(|d| d.result_ref.clone()).filter(|r| !r.is_empty()).collect();
-        let repo = self
-            .attend(context.repositories.ensure(&spawn.repository, &spawn.base_branch, &wanted))
-            .await?
-            .map_err(Failure::from)?;
-        let path = context.state.worktree(self.attempt);
-        let prepared =
-            self.attend(worktree::prepare(&repo, spawn, self.attempt, &path)).await?.map_err(Failure::from)?;
-        warnings.extend(prepared.warnings);
-        let place = prepared.place;
-        manifest.place = Some(place.clone());
-        self.save(&dir, &manifest).await?;
-        self.attend(worktree::setup(&dir, &manifest)).await?.map_err(Failure::from)?;
-
-        let agent = AgentContext {
-            attempt: self.attempt,
-            plan_file: dir.plan(),
-            worktree: place.worktree.clone(),
-            server: context.config.server.to_string(),
-            resume: None,
-            env: place.env.clone(),
-        };
-        let agent = context.profiles.command(spawn, &agent).map_err(|error| {
-            let class = match error {
-                // Another daemon may have it.
-                agents::Error::Unknown { .. } => FailureClass::Refused,
-                agents::Error::PlanTooLong { .. } => FailureClass::AgentError,
-            };
-            Failure::new(class, error.to_string())
-        })?;
-        manifest.agent = Some(agent);
-        self.save(&dir, &manifest).await?;
-
-        // From here on it lives without us, so this is not given up half way.
-        let handle = Handle::start(&dir, context.config.executable.clone())
-            .await
-            // It is this machine that cannot: another one may do better.
-            .map_err(|error| Failure::new(FailureClass::Refused, chain(&error)))?;
-        self.started(&manifest, handle.started().output_start, warnings).await?;
-        Ok(handle)
-    }
-
-    async fn sanity(&self, spawn: &Spawn) -> Vec<String> {
-        let settings = self.context.config.dependency_ordering;
-        let tasks = spawn.dependencies.iter().map(|d| d.task).collect();
-        let known = self.context.journal.attempts_of(tasks).await.unwrap_or_default();
-        let warnings = sanity::check(settings, spawn, &known, &sanity::touched(spawn));
-        for warning in &warnings {
-            tracing::warn!(warning, "sanity check");
-        }
-        self.context.metrics.sanity_warnings(warnings.len());
-        if settings.warn_on_violation { warnings } else { Vec::new() }
-    }
-
-    async fn save(&self, dir: &AttemptDir, manifest: &Manifest) -> Result<(), Halt> {
-        let (dir, manifest) = (dir.clone(), manifest.clone());
-        Ok(blocking(move || dir.save(&manifest)).await.map_err(|e| disk_failure(&e))?)
-    }
-
-    /// The agent runs: that is written down, and said.
-    async fn started(&mut self, manifest: &Manifest, output_start: u64, warnings: Vec<String>) -> Result<(), Halt> {
-        let place = manifest.place.as_ref();
-        let worktree = place.map(|p| p.worktree.display().to_string()).unwrap_or_default();
-        let started = Report::Started {
-            worktree: worktree.clone(),
-            branch: place.map(|p| p.branch.clone()).unwrap_or_default(),
-            base_commit: place.map(|p| p.base_commit.clone()).unwrap_or_default(),
-            agent_version: self.context.installed_version(&manifest.spawn.agent),
-        };
-        let reports =
-            std::iter::once(started).chain(warnings.into_iter().map(|message| Report::Warning { message })).collect();
-        let change = Change {
-            state: Some(State::Running),
-            directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
-            worktree: Some(worktree),
-            reports,
-            ..Change::default()
-        };
-        self.record(change).await.map_err(|Left| Halt::Shutdown)?;
-        self.row.state = State::Running;
-        if let Some(tail) = &mut self.tail {
-            tail.understand_from(output_start);
-        }
-        Ok(())
-    }
-
     /// Takes over an agent that an earlier process of this daemon started.
     async fn adopt(&mut self, spawn: &Spawn, handle: &Handle) -> Result<(), Halt> {
         tracing::info!(agent = handle.started().agent_pid, "took over a running agent");
@@ -348,16 +270,87 @@ impl Runner {
 
     // === running ===
 
-    /// Follows the agent to its end.
-    async fn watch(&mut self, mut handle: Handle) -> Result<ShimEnd, Halt> {
+    /// Follows the agent to its end, for as long as it has a place to work in, and takes its checkpoints.
+    async fn watch(&mut self, spawn: &Spawn, mut handle: Handle) -> Result<ShimEnd, Halt> {
         self.context.metrics.agent_runs(self.attempt);
-        match self.attend(handle.wait()).await {
-            Ok(end) => Ok(end),
-            Err(Halt::Stopped(stop)) => {
-                tracing::info!(reason = stop.reason, "ending the agent");
-                self.patience(handle.end(stop.grace)).await
+        let place = self.manifest().ok().and_then(|manifest| manifest.place);
+        let watched = place.map(|place| self.context.watch.add(self.attempt, &place));
+        let saving = self.saving().await;
+        let (context, asked) = (Arc::clone(&self.context), Arc::clone(&self.asked));
+        let mut lost = pin!(async {
+            let broken = async {
+                match &watched {
+                    Some(watched) => watched.broken().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                broken = broken => Failure::new(FailureClass::WorktreeLost, broken.what),
+                full = context.health.until_full() => Failure::new(FailureClass::Refused, full),
             }
-            Err(halt) => Err(halt),
+        });
+        let mut next = Instant::now() + jittered(spawn.checkpoint_every);
+        loop {
+            let it_is_time = async {
+                match &saving {
+                    Some(_) if !spawn.checkpoint_every.is_zero() => tokio::time::sleep_until(next).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let running = async {
+                tokio::select! {
+                    biased;
+                    end = handle.wait() => Event::Ended(end),
+                    failure = &mut lost => Event::Lost(failure),
+                    () = asked.notified() => Event::Save(Reason::Asked),
+                    () = it_is_time => Event::Save(Reason::Periodic),
+                }
+            };
+            match self.attend(running).await {
+                Ok(Event::Ended(end)) => return Ok(end),
+                Ok(Event::Save(reason)) => {
+                    next = Instant::now() + jittered(spawn.checkpoint_every);
+                    if let Some(saving) = &saving {
+                        saving.start(reason, self.session(spawn));
+                    }
+                }
+                Ok(Event::Lost(failure)) => {
+                    tracing::warn!(why = failure.message, "the agent has no place to work in any more; ending it");
+                    self.context.metrics.worktree_failed();
+                    self.patience(handle.end(LOST_GRACE)).await?;
+                    return Err(failure.into());
+                }
+                Err(Halt::Stopped(stop)) => {
+                    tracing::info!(reason = stop.reason, "ending the agent");
+                    return self.patience(handle.end(stop.grace)).await;
+                }
+                Err(halt) => return Err(halt),
+            }
+        }
+    }
+
+    /// What takes the checkpoints, once there is something to take them of.
+    async fn saving(&mut self) -> Option<Arc<Saving>> {
+        if self.saving.is_none()
+            && let Some(dir) = &self.dir
+        {
+            self.saving = Saving::open(&self.context, dir).await;
+        }
+        self.saving.clone()
+    }
+
+    /// The session that the agent works in: what it says itself, or else what it was told.
+    fn session(&self, spawn: &Spawn) -> String {
+        let said = self.tail.as_ref().map(|tail| tail.progress().agent_session_id).unwrap_or_default();
+        if !said.is_empty() {
+            return said;
+        }
+        let rejected = self.manifest().is_ok_and(|manifest| manifest.rejected);
+        match &spawn.resume {
+            Some(resume) if !resume.session_id.is_empty() && !resume.fork_session && !rejected => {
+                resume.session_id.clone()
+            }
+            _ => self.attempt.id.to_string(),
         }
     }
 
@@ -419,160 +412,6 @@ impl Runner {
         dir.manifest().map_err(|error| lost(chain(&error)))
     }
 
-    // === ending ===
-
-    /// The agent has ended and left its record.
-    async fn ended(mut self, spawn: &Spawn, record: ExitRecord) -> Result<(), Left> {
-        let left = self.sweep(Duration::ZERO).await?;
-        if left > 0 {
-            tracing::warn!(left, "processes of the attempt had outlived its shim; they are ended");
-        }
-        let (progress, verdict) = match &mut self.tail {
-            Some(tail) => {
-                tail.read_to(record.output_bytes).await;
-                (tail.progress(), tail.finish(&record))
-            }
-            None => (Progress::default(), Ok(())),
-        };
-        let outcome = match (self.wish(), &record.reason, verdict) {
-            (Some(stop), _, _) => Err(stopped(&stop)),
-            (None, EndReason::Timeout, _) => Err(timeout(spawn)),
-            (None, EndReason::Exited | EndReason::Terminated | EndReason::StartFailed { .. }, Err(failure)) => {
-                Err(failure)
-            }
-            (None, EndReason::Exited | EndReason::Terminated | EndReason::StartFailed { .. }, Ok(())) => {
-                match self.finish().await {
-                    Ok(result) => Ok(result),
-                    Err(Halt::Shutdown) => return Err(Left),
-                    Err(Halt::Stopped(stop)) => Err(stopped(&stop)),
-                    Err(Halt::Failed(failure)) => Err(failure),
-                }
-            }
-        };
-        self.report(outcome, progress, Some(&record)).await
-    }
-
-    /// Commits what is left and sets the result ref. What git has begun it finishes: only the end of the daemon stops this,
-    /// and then it is done again.
-    async fn finish(&mut self) -> Result<TaskResult, Halt> {
-        let manifest = self.manifest()?;
-        let finished = self.patience(worktree::finish(&manifest)).await?.map_err(Failure::from)?;
-        let reports: Vec<Report> = finished.warnings.into_iter().map(|message| Report::Warning { message }).collect();
-        if !reports.is_empty() {
-            self.record(Change { reports, ..Change::default() }).await.map_err(|Left| Halt::Shutdown)?;
-        }
-        Ok(finished.result)
-    }
-
-    /// The shim has died under us; its agent may be alive.
-    async fn shim_died(mut self) -> Result<(), Left> {
-        let left = self.sweep(LEFTOVER_GRACE).await?;
-        tracing::warn!(left, "the shim died; what it had started has been ended");
-        let failure = match self.wish() {
-            Some(stop) => stopped(&stop),
-            None => Failure::new(
-                FailureClass::AgentCrashed,
-                "the process that watched the agent died (killed, or out of memory); the agent was ended",
-            ),
-        };
-        let progress = match &mut self.tail {
-            Some(tail) => {
-                tail.read_all().await;
-                tail.progress()
-            }
-            None => Progress::default(),
-        };
-        self.report(Err(failure), progress, None).await
-    }
-
-    /// After a restart: the agent has gone and left no record.
-    async fn interrupted(mut self, spawn: &Spawn) -> Result<(), Left> {
-        let left = self.sweep(LEFTOVER_GRACE).await?;
-        self.open_tail(spawn, None);
-        if self.wish().is_some() {
-            return self.shim_died().await;
-        }
-        let place = self.manifest().ok().and_then(|manifest| manifest.place);
-        let (worktree, worktree_intact) = match place {
-            Some(place) => {
-                let path = place.worktree.display().to_string();
-                (path, blocking(move || worktree::is_intact(&place)).await)
-            }
-            None => (self.row.worktree.clone(), false),
-        };
-        tracing::warn!(left, worktree_intact, worktree, "the agent has gone without a record");
-        let detected = Report::RecoveryDetected {
-            previous: self.row.state.inventory().unwrap_or(InventoryState::Running),
-            worktree_intact,
-            worktree: worktree.clone(),
-            needs_patch: !worktree_intact,
-        };
-        let change = Change {
-            state: Some(State::Interrupted),
-            directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
-            worktree: Some(worktree),
-            reports: vec![detected],
-            ..Change::default()
-        };
-        self.record(change).await?;
-        if let Some(tail) = &mut self.tail {
-            tail.close().await;
-        }
-        Ok(())
-    }
-
-    /// The story did not go on.
-    async fn halted(mut self, halt: Halt, spawn: &Spawn) -> Result<(), Left> {
-        let failure = match halt {
-            Halt::Shutdown => return Err(Left),
-            Halt::Stopped(stop) => stopped(&stop),
-            Halt::Failed(failure) => failure,
-        };
-        // A setup command, or a git that was given up, may be alive.
-        self.sweep(spawn.grace).await?;
-        self.report(Err(failure), Progress::default(), None).await
-    }
-
-    /// The end: what became of the attempt, with its state, in one transaction.
-    async fn report(
-        mut self,
-        outcome: Result<TaskResult, Failure>,
-        progress: Progress,
-        record: Option<&ExitRecord>,
-    ) -> Result<(), Left> {
-        let output = match &mut self.tail {
-            Some(tail) => tail.close().await,
-            None => 0,
-        };
-        let class = outcome.as_ref().err().map(|failure| failure.class);
-        let message = outcome.as_ref().err().map(|failure| failure.message.clone()).unwrap_or_default();
-        let complete = Complete {
-            outcome,
-            progress,
-            output_bytes: i64::try_from(output).unwrap_or(i64::MAX),
-            exit_code: record.and_then(|record| record.exit_code),
-            signal: record.map_or(0, |record| record.signal),
-        };
-        let (state, reports) = match self.wish().map(|stop| stop.why) {
-            None | Some(Why::Cancelled | Why::Fenced) => (State::Reported, vec![Report::Complete(complete)]),
-            // Nobody there would know what is meant.
-            Some(Why::Salvage) => (State::Salvage, Vec::new()),
-            Some(Why::Forgotten) => (State::Over, Vec::new()),
-        };
-        let change = Change {
-            state: Some(state),
-            directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
-            reports,
-            ..Change::default()
-        };
-        self.record(change).await?;
-        match class {
-            None => tracing::info!("the attempt has ended with a result"),
-            Some(class) => tracing::info!(?class, message, "the attempt has ended without a result"),
-        }
-        Ok(())
-    }
-
     /// Ends everything that is left of the attempt. Answers when nothing of it is alive, and how much there was.
     async fn sweep(&mut self, grace: Duration) -> Result<usize, Left> {
         let target = match self.dir.as_ref().map(AttemptDir::target) {
@@ -597,9 +436,13 @@ impl Runner {
 
     /// Writes to the journal, however long that takes: what is not in it must not be acted upon.
     async fn record(&self, change: Change) -> Result<(), Left> {
+        self.record_of(self.attempt, change).await
+    }
+
+    async fn record_of(&self, attempt: AttemptRef, change: Change) -> Result<(), Left> {
         let mut backoff = Backoff::new(PERSIST_FIRST, PERSIST_LIMIT);
         loop {
-            match self.context.journal.record(self.attempt, change.clone(), clock::now()).await {
+            match self.context.journal.record(attempt, change.clone(), clock::now()).await {
                 Ok(()) => return Ok(()),
                 Err(error) => tracing::error!(error = chain(&error), "the journal cannot be written; trying again"),
             }
@@ -616,25 +459,9 @@ impl Runner {
     }
 }
 
-fn stopped(stop: &Stop) -> Failure {
-    let message = match stop.why {
-        Why::Cancelled => format!("cancelled: {}", stop.reason),
-        Why::Fenced => "a newer attempt has its place; its work is kept".to_owned(),
-        Why::Salvage => "the server does not know it; its work is kept".to_owned(),
-        Why::Forgotten => "the server needs nothing more of it".to_owned(),
-    };
-    Failure::new(FailureClass::Cancelled, message)
-}
-
-fn timeout(spawn: &Spawn) -> Failure {
-    let limit = spawn.wall_time.map(humantime::format_duration);
-    let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
-    Failure::new(FailureClass::Timeout, format!("the agent took longer than its wall time{limit}"))
-}
-
-/// The state directory cannot be written: another daemon may do better.
-fn disk_failure(error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure::new(FailureClass::Refused, format!("the daemon cannot write its state directory: {}", chain(error)))
+/// A little more or less, so that attempts that began together are not checkpointed together.
+fn jittered(every: Duration) -> Duration {
+    every.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
 /// Runs what waits for the disk away from the threads that must not wait.

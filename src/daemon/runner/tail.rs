@@ -14,8 +14,13 @@ use std::{
 
 use super::blocking;
 use crate::{
-    daemon::{agents::Parser, attempt_dir::ExitRecord, bulk::Output, journal::Journal},
-    domain::{AttemptRef, attempt::Failure, report::Progress},
+    daemon::{
+        agents::{End, Parser},
+        attempt_dir::ExitRecord,
+        bulk::Output,
+        journal::Journal,
+    },
+    domain::{AttemptRef, report::Progress},
     runtime::clock,
 };
 
@@ -103,9 +108,14 @@ impl Tail {
         self.parser.progress()
     }
 
-    /// The agent has ended: with success, or why not.
-    pub(super) fn finish(&mut self, record: &ExitRecord) -> Result<(), Failure> {
-        self.parser.finish(record)
+    /// The agent has ended, and how.
+    pub(super) fn end(&mut self, record: &ExitRecord) -> End {
+        self.parser.end(record)
+    }
+
+    /// Another agent is about to be started in place of the one that has ended: what was understood is that one's.
+    pub(super) fn begin_again(&mut self, parser: Parser) {
+        (self.parser, self.understood, self.pause) = (parser, None, SOON);
     }
 
     /// Nothing more is coming: the uploader learns so, and may take its time. Answers how much there is.

@@ -35,7 +35,7 @@ use crate::{
         AttemptRef, CommandId, JournalId,
         daemon::Hello,
         order::{Answer, Command},
-        report::{Message, MessageOutcome, Report},
+        report::{Message, MessageOutcome},
     },
     runtime::{backoff::Backoff, clock},
     wire::{
@@ -174,19 +174,13 @@ struct Session {
     /// The last message taken from the outbox in this session.
     cursor: i64,
     /// Messages sent and not answered.
-    in_flight: HashMap<i64, Sent>,
+    in_flight: HashMap<i64, AttemptRef>,
     /// Messages up to here were there when the session began: they are owed before there is new work.
     owed: i64,
     /// A heartbeat of this session has been answered.
     lasted: bool,
     begun: Instant,
     heard: Instant,
-}
-
-/// A message on the way.
-struct Sent {
-    attempt: AttemptRef,
-    terminal: bool,
 }
 
 impl Session {
@@ -358,11 +352,7 @@ impl Session {
             // Every text in it has a limit that keeps it far below this.
             tracing::error!(sequence = message.sequence, attempt = %message.attempt, "a message is too big to be sent");
         }
-        let terminal = match message.report {
-            Report::Complete(_) | Report::RecoveryDetected { .. } => true,
-            Report::Started { .. } | Report::Progress(_) | Report::Warning { .. } => false,
-        };
-        self.in_flight.insert(message.sequence, Sent { attempt: message.attempt, terminal });
+        self.in_flight.insert(message.sequence, message.attempt);
         self.queue.push_back(request_of(attach_request::Kind::Message(sent)));
     }
 
@@ -427,7 +417,7 @@ impl Session {
             return;
         }
         self.context.metrics.message(&outcome);
-        let sent = self.in_flight.remove(&sequence);
+        let attempt = self.in_flight.remove(&sequence);
         if let MessageOutcome::Invalid { detail } = &outcome {
             tracing::error!(sequence, detail, "the server cannot take a message");
         }
@@ -436,12 +426,9 @@ impl Session {
             // It stays, is sent again in the next session, and is answered again.
             tracing::warn!(%error, sequence, "the journal cannot be written");
         }
-        if let Some(sent) = sent
-            && fenced
-            && !sent.terminal
-        {
-            // Whatever runs there runs for nobody.
-            self.supervisor.fenced(sent.attempt).await;
+        if let Some(attempt) = attempt.filter(|_| fenced) {
+            // Whatever runs there runs for nobody, and what has ended there is kept.
+            self.supervisor.fenced(attempt).await;
         }
     }
 

@@ -55,7 +55,7 @@ pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
 }
 
 /// Nobody is alive who could hold a lock of this worktree.
-fn remove_dead_locks(worktree: &Path) {
+pub(super) fn remove_dead_locks(worktree: &Path) {
     let Some(admin) = admin_dir(worktree) else { return };
     for name in ["index.lock", "HEAD.lock"] {
         if fs::remove_file(admin.join(name)).is_ok() {

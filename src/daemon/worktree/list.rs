@@ -65,7 +65,9 @@ pub async fn remove(state: &Path, path: &Path, force: bool) -> Result<(), Error>
 fn manifests(state: &Path) -> Result<Vec<(AttemptDir, Manifest)>, Error> {
     let listed = AttemptDir::list_all(state)
         .map_err(|error| Error::refused(format!("cannot list {}: {error}", state.display())))?;
-    Ok(listed.into_iter().filter_map(|listed| Some((listed.dir, listed.manifest.ok()?))).collect())
+    let known = listed.into_iter().filter_map(|listed| Some((listed.dir, listed.manifest.ok()?)));
+    // A worktree that another attempt has taken over is listed as that one's.
+    Ok(known.filter(|(_, manifest)| manifest.superseded.is_none()).collect())
 }
 
 async fn look(dir: &AttemptDir, manifest: &Manifest, place: &Place) -> Result<Listed, Error> {
@@ -87,7 +89,8 @@ async fn look(dir: &AttemptDir, manifest: &Manifest, place: &Place) -> Result<Li
     })
 }
 
-async fn is_dirty(worktree: &Path) -> Result<bool, Error> {
+/// It has changes that are in no commit.
+pub(in crate::daemon) async fn is_dirty(worktree: &Path) -> Result<bool, Error> {
     let status = || git(worktree).args(["status", "--porcelain", "--untracked-files=normal"]);
     let output = attempt("look at a worktree", LOCAL_TIMEOUT, status).await?;
     Ok(!output.success() || !output.stdout.is_empty())

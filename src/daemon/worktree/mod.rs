@@ -4,6 +4,7 @@
 //!   prepare   start commit: base | the one result | a merge of the results
 //!      │      branch makima/… ── git worktree add ── checkout ── merges ── copy_files
 //!   setup     sh -eu, output into output.log
+//!   take_over the worktree of an earlier attempt, as it was left, on a branch of its own
 //!   (agent)
 //!   finish    what is left is committed ── result ref ── pushed to origin, where there is one
 //!   list, remove                    for `makima worktree list|rm`
@@ -19,6 +20,7 @@ mod finish;
 mod list;
 mod look;
 mod prepare;
+mod resume;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -27,11 +29,13 @@ use serde::Serialize;
 
 pub use super::git::Error;
 pub use finish::finish;
+pub(in crate::daemon) use list::is_dirty;
 pub use list::{list, remove};
 use look::admin_dir;
 pub use look::{Look, look};
-pub use prepare::prepare;
 pub(in crate::daemon) use prepare::{choose_branch, clear_the_way, discard};
+pub use prepare::{furnish, prepare};
+pub use resume::{find, plan, take_over};
 pub use setup::setup;
 
 use super::{

@@ -77,6 +77,14 @@ async fn fill(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &Path, t
     Ok((base_commit, copied, copy_warnings, env))
 }
 
+/// Brings what a checkpoint does not have to a worktree that was made from one: a git identity and `copy_files`. Answers the
+/// place with them, and things worth a look.
+pub async fn furnish(place: Place, spawn: &Spawn) -> Result<(Place, Vec<String>), Error> {
+    let env = identity(&place.worktree).await?.into_iter().collect();
+    let (copied, warnings) = copy::copy_files(&place.repo, &spawn.copy_files, &place.worktree).await?;
+    Ok((Place { copied, env, ..place }, warnings))
+}
+
 /// Takes back a worktree in which nobody has worked.
 pub(in crate::daemon) async fn discard(repo: &RepoRef, path: &Path, branch: &str) {
     let Ok(_lock) = repo.lock().await else { return };

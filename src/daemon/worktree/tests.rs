@@ -89,6 +89,7 @@ impl Bench {
             daemon: None,
             blob: String::new(),
             blob_sha256: String::new(),
+            blob_bytes: 0,
         }
     }
 }

@@ -92,6 +92,8 @@ fn member(name: &str, last: u8) -> Member {
             attached: true,
             draining: false,
             last_command: 0,
+            journal: None,
+            persisted: 0,
             created: NOW,
             last_seen: NOW.before(Duration::from_secs(90)),
         },
@@ -187,7 +189,20 @@ fn what_bears_on_a_task_is_named() {
     say(&task, &contract, None, &["api".to_owned(), "types".to_owned()]);
     contract.held = Some(hold());
     say(&task, &contract, None, &[]);
-    insta::assert_snapshot!(lines.join("\n"), @"");
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    its agent has been running on one for 30 s, from checkpoint 000000000028
+    its daemon one has been quiet for 30 s; it is given up in 90 s if it does not come back
+      - go on elsewhere at once, from its last checkpoint: makima task reassign 000000000001
+    its agent has ended well; its result (4096 bytes) has been on the way from one for 30 s
+    its daemon one, with the only copy of its result, has been quiet for 30 s; it is given up in 90 s if it does not come back
+      - go on elsewhere at once, from its last checkpoint: makima task reassign 000000000001
+    attempt 1 is still being ended on one, for 30 s
+      - do not wait for that daemon: makima task force-release 000000000001 --reason TEXT
+    about to be given to a daemon; it goes on from checkpoint 000000000028; on two first
+    its contract runs 10 attempts and may run 10: api, types and 8 more; it goes on in its worktree on one
+    its contract is held by laptop (key:k): look first; it goes on in its worktree on one
+      - release the contract: makima contract release 01938f3e-0000-7000-8000-000000000002
+    ");
 }
 
 /// Every reason, its sentence and what to do about it, from the one that goes away last to the one that goes away first.

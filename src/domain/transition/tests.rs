@@ -109,7 +109,7 @@ fn events(newest: u32) -> Vec<(&'static str, TaskEvent)> {
         ("attempt crashed", failed(newest, FailureClass::AgentCrashed)),
         ("attempt failed for good", failed(newest, FailureClass::Repository)),
         ("attempt failed, an older one", failed(newest.wrapping_sub(1), FailureClass::AgentCrashed)),
-        ("revived", TaskEvent::Revived { attempt: newest, running: true }),
+        ("revived", TaskEvent::Revived { attempt: newest, running: true, usage: Usage::default() }),
         ("attempt gone", TaskEvent::AttemptGone { attempt: newest }),
         ("wait over", TaskEvent::WaitOver),
         ("merged", TaskEvent::Merged),

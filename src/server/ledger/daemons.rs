@@ -62,10 +62,7 @@ impl Work {
             }
             Op::Message { daemon, message } => Ok(Reply::Message(self.message(*daemon, message))),
             Op::CheckpointStored(checkpoint) => self.checkpoint_stored(checkpoint),
-            Op::ResultStored { attempt, blob } => {
-                self.result_stored(*attempt, blob);
-                Ok(Reply::Done)
-            }
+            Op::ResultStored { attempt, blob } => self.result_stored(*attempt, blob),
             Op::DaemonLost { daemon, epoch } => {
                 self.daemon_lost(*daemon, *epoch)?;
                 Ok(Reply::Done)
@@ -94,6 +91,12 @@ impl Work {
                 "daemon {id} belongs to another owner; give this one its own state directory"
             )));
         }
+        // Where nothing is live nothing can be harmed, and a journal that was put back from a copy is taken as it is.
+        if let Some(known) = known.as_ref().filter(|known| known.is_older(hello))
+            && self.attempts.values().any(|attempt| attempt.daemon == id && attempt.is_live())
+        {
+            return Err(Error::StaleSession(known.epoch));
+        }
         self.claim_name(attach.owner, id, &hello.card.name)?;
         let daemon = Daemon {
             id,
@@ -104,6 +107,8 @@ impl Work {
             attached: true,
             draining: known.as_ref().is_some_and(|known| known.draining),
             last_command: known.as_ref().map_or(0, |known| known.last_command).max(hello.last_command),
+            journal: Some(hello.journal),
+            persisted: hello.last_command,
             created: known.as_ref().map_or(self.now, |known| known.created),
             last_seen: self.now,
         };
@@ -194,7 +199,7 @@ impl Work {
                 // Refused only where a newer attempt has its place, and then it is fenced.
                 let _ = self.task_event(
                     reference.task,
-                    &TaskEvent::Revived { attempt: reference.number, running },
+                    &TaskEvent::Revived { attempt: reference.number, running, usage: attempt.usage.clone() },
                     &format!("daemon:{}", attempt.daemon),
                 );
             }
@@ -205,6 +210,11 @@ impl Work {
 
     fn answered(&mut self, daemon: DaemonId, reference: AttemptRef, of: OrderKind, sequence: i64, answer: &Answer) {
         self.commands_gone.insert((daemon, sequence));
+        if let Some(daemon) = self.daemons.get_mut(daemon)
+            && *answer == Answer::Persisted
+        {
+            daemon.persisted = daemon.persisted.max(sequence);
+        }
         if let Some(attempt) = self.attempts.get_mut(reference.id) {
             attempt.commands.retain(|command| *command != sequence);
         }
@@ -257,6 +267,8 @@ impl Work {
                 let moved = self.task_event(reference.task, &TaskEvent::Started { attempt: reference.number }, &actor);
                 judged(&moved)
             }
+            // What it had used was counted with its end.
+            Report::Progress(_) if !attempt.is_live() => MessageOutcome::AlreadyApplied,
             Report::Progress(progress) => {
                 let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
                 attempt.agent_session_id.clone_from(&progress.agent_session_id);
@@ -372,26 +384,36 @@ impl Work {
     // === work that has arrived ===
 
     /// The pack of a result is here. Whoever does not wait for it by now finds it when the report comes.
-    fn result_stored(&mut self, reference: AttemptRef, blob: &str) {
-        let Some(attempt) = self.attempt_named(reference) else { return };
+    fn result_stored(&mut self, reference: AttemptRef, blob: &str) -> Result<Reply, Error> {
+        let Some(attempt) = self.attempt_named(reference) else { return Ok(Reply::Done) };
         let mut state = &attempt.state;
         while let AttemptState::Disconnected { was, .. } = state {
             state = was;
         }
-        let AttemptState::Finalizing { result, .. } = state else { return };
+        let AttemptState::Finalizing { result, .. } = state else {
+            // Given up while the result was on its way, and not replaced: the daemon must not forget it before it has
+            // attached and said again what it made.
+            if !attempt.is_live() && !attempt.fenced && self.waits_for(attempt) {
+                let text = "its daemon was lost meanwhile; attach, report it again, and repeat this";
+                return Err(Error::Precondition(text.to_owned()));
+            }
+            return Ok(Reply::Done);
+        };
         let expected = result.pack.as_ref().map(|pack| Blobs::result_name(attempt.owner, attempt.id, &pack.sha256));
         if expected.as_deref() != Some(blob) {
-            return;
+            return Ok(Reply::Done);
         }
         let result = TaskResult { blob: blob.to_owned(), ..result.clone() };
         let fenced = attempt.fenced;
         self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Ok(result) });
         if fenced {
-            return self.attempt_gone(reference.task, reference.number, "server");
+            self.attempt_gone(reference.task, reference.number, "server");
+            return Ok(Reply::Done);
         }
         let stored = TaskEvent::ResultStored { attempt: reference.number, blob: blob.to_owned() };
         // Refused only if the task is no longer in this attempt's hands.
         let _ = self.task_event(reference.task, &stored, "server");
+        Ok(Reply::Done)
     }
 
     /// A checkpoint is here.
@@ -447,7 +469,7 @@ impl Work {
     // === ends ===
 
     fn failed_event(
-        &self,
+        &mut self,
         reference: AttemptRef,
         daemon: &DaemonId,
         failure: Failure,
@@ -459,7 +481,7 @@ impl Work {
         let contract = task.and_then(|task| self.contracts.get(task.contract));
         let own = task.and_then(|task| task.spec.limits.max_retries);
         let max_retries = own.or(contract.map(|contract| contract.limits.max_retries)).unwrap_or(0);
-        let jitter = rand::random::<f64>();
+        let jitter = self.dice.fraction();
         TaskEvent::AttemptFailed {
             attempt: reference.number,
             failure,

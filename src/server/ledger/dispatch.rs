@@ -12,9 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use uuid::Uuid;
-
-use super::{daemons::ANSWER_WITHIN, fleet::Fleet, work::Work};
+use super::{daemons::ANSWER_WITHIN, fleet::Fleet, rows::Rows, work::Work};
 use crate::{
     domain::{
         AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
@@ -30,7 +28,7 @@ use crate::{
         transition::TaskEvent,
     },
     server::task_keys::TaskKeys,
-    store::{LaneHead, Result, Tx},
+    store::{LaneHead, Result},
 };
 
 /// Lanes of a class that one walk looks at. With more open ones than this, those served longest ago come first, so all get
@@ -61,7 +59,7 @@ impl Work {
     /// Gives ready tasks to daemons with room. Answers whether there may be more to give.
     pub(super) async fn dispatch(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut impl Rows,
         room: Room,
         classes: &Classes,
         keys: &TaskKeys,
@@ -164,7 +162,7 @@ impl Work {
     }
 
     /// The most urgent tasks of lanes, of each as many as its contract may start. Answers whether this batch has closed one.
-    async fn load_heads(&mut self, tx: &mut Tx, lanes: &[LaneHead], room: u32) -> Result<bool> {
+    async fn load_heads(&mut self, tx: &mut impl Rows, lanes: &[LaneHead], room: u32) -> Result<bool> {
         self.load_contract_rows(tx, lanes.iter().map(|lane| lane.contract)).await?;
         let most = room.min(u32::try_from(MAX_ASSIGNMENTS).unwrap_or(u32::MAX)) + 1;
         // One statement takes one limit: lanes with about as many places share it.
@@ -185,7 +183,7 @@ impl Work {
     }
 
     /// Dependencies of ready tasks: where their results are, and what goes into the order.
-    async fn load_near(&mut self, tx: &mut Tx, ready: &[Task]) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
+    async fn load_near(&mut self, tx: &mut impl Rows, ready: &[Task]) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
         let of: Vec<TaskId> = ready.iter().map(|task| task.id).collect();
         for edge in tx.edges_from(&of).await? {
             self.edge_loaded(edge);
@@ -208,7 +206,7 @@ impl Work {
     }
 
     /// The attempts that are about to be replaced.
-    async fn load_replaced(&mut self, tx: &mut Tx, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
+    async fn load_replaced(&mut self, tx: &mut impl Rows, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
         let replaced: Vec<(TaskId, u32)> = tasks
             .filter_map(|id| self.tasks.get(id))
             .filter(|task| task.attempt > 0 && !self.attempt_numbers.contains_key(&(task.id, task.attempt)))
@@ -221,13 +219,13 @@ impl Work {
     }
 
     /// The checkpoints that the next attempts go on from.
-    async fn load_restored(&mut self, tx: &mut Tx, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
+    async fn load_restored(&mut self, tx: &mut impl Rows, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
         let wanted: Vec<_> = tasks.filter_map(|id| self.tasks.get(id)?.checkpoint).collect();
         self.load_checkpoints(tx, wanted.into_iter()).await
     }
 
     /// Unfinished tasks of the contracts of those tasks whose plans could violate an order.
-    async fn load_sanity(&mut self, tx: &mut Tx, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
+    async fn load_sanity(&mut self, tx: &mut impl Rows, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
         let contracts: HashSet<ContractId> = tasks
             .filter_map(|id| self.tasks.get(id))
             .filter(|task| categories(task).first().is_some_and(|lowest| *lowest > Category::Schema))
@@ -263,7 +261,7 @@ impl Work {
         let attempt = Attempt {
             task: id,
             number,
-            id: AttemptId(Uuid::new_v4()),
+            id: AttemptId(self.dice.random_id()),
             contract: task.contract,
             owner: task.owner,
             daemon,
@@ -369,6 +367,7 @@ impl Work {
                     .result()
                     .and_then(|result| Some(result.pack.as_ref()?.sha256.clone()))
                     .unwrap_or_default(),
+                blob_bytes: task.result().and_then(|result| Some(result.pack.as_ref()?.bytes)).unwrap_or_default(),
             })
             .collect();
         results.sort_by_key(|result| result.task);

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     op::{Op, Request},
+    rows::Rows,
     verbs::fork_names,
     work::Work,
 };
@@ -20,7 +21,7 @@ use crate::{
         AttemptId, CheckpointId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind,
         report::Report, transition::RetryFrom,
     },
-    store::{Due as _, Result, Tx},
+    store::{Due as _, Result},
 };
 
 /// Attempts, waits and cancellations that one sweep takes; the next takes the rest.
@@ -224,7 +225,7 @@ pub(super) fn task_id(text: &str) -> Option<TaskId> {
 
 impl Work {
     /// Reads what these operations need.
-    pub(super) async fn load(&mut self, tx: &mut Tx, requests: &[&Request]) -> Result<()> {
+    pub(super) async fn load(&mut self, tx: &mut impl Rows, requests: &[&Request]) -> Result<()> {
         let mut keys = Keys::of(requests);
         if keys.sweep {
             self.load_due(tx, &mut keys).await?;
@@ -237,7 +238,7 @@ impl Work {
         self.load_contracts(tx, &keys).await
     }
 
-    async fn load_due(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_due(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         self.due_attempts = tx.attempts_due(self.now, SWEEP_PORTION).await?;
         self.due_tasks = tx.tasks_wait_over(self.now, SWEEP_PORTION).await?;
         for contract in tx.contracts_cancelling(8).await? {
@@ -261,7 +262,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_blobs(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_blobs(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         let packs: Vec<_> = keys.packs.iter().copied().collect();
         self.packs.extend(tx.blobs_of_results(&packs).await?);
         self.load_checkpoints(tx, keys.checkpoints.iter().chain(&keys.origins).copied()).await?;
@@ -273,7 +274,7 @@ impl Work {
     /// Reads checkpoints that are not here yet.
     pub(super) async fn load_checkpoints(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut impl Rows,
         ids: impl Iterator<Item = CheckpointId>,
     ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.checkpoints.contains_key(id)).collect();
@@ -282,7 +283,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_people(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_people(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
         let wanted: Vec<_> = keys.requests.iter().cloned().collect();
         for remembered in tx.requests_fetch(&wanted).await? {
             self.remembered.insert((remembered.owner, remembered.id.clone()), remembered);
@@ -309,7 +310,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_daemons(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_daemons(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         // What is remembered of a repeated request is answered from its things as they are now.
         for remembered in self.remembered.values() {
             keys.tasks.extend(&remembered.tasks);
@@ -343,7 +344,11 @@ impl Work {
     }
 
     /// Reads daemons that are not here yet.
-    pub(super) async fn load_daemon_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = DaemonId>) -> Result<()> {
+    pub(super) async fn load_daemon_rows(
+        &mut self,
+        tx: &mut impl Rows,
+        ids: impl Iterator<Item = DaemonId>,
+    ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.daemons.contains(*id)).collect();
         for daemon in tx.daemons_fetch(&missing).await? {
             self.daemons.loaded(daemon.id, daemon);
@@ -351,7 +356,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_tasks(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_tasks(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         for root in &keys.closures {
             let closure = tx.dependents_closure(&[*root]).await?;
             keys.tasks.extend(&closure);
@@ -383,7 +388,7 @@ impl Work {
     }
 
     /// Reads tasks that are not here yet.
-    pub(super) async fn load_task_rows(&mut self, tx: &mut Tx, ids: impl Iterator<Item = TaskId>) -> Result<()> {
+    pub(super) async fn load_task_rows(&mut self, tx: &mut impl Rows, ids: impl Iterator<Item = TaskId>) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.tasks.contains(*id)).collect();
         for task in tx.tasks_fetch(&missing).await? {
             self.task_loaded(task);
@@ -391,7 +396,7 @@ impl Work {
         Ok(())
     }
 
-    async fn load_graph(&mut self, tx: &mut Tx, keys: &mut Keys) -> Result<()> {
+    async fn load_graph(&mut self, tx: &mut impl Rows, keys: &mut Keys) -> Result<()> {
         let upstream: Vec<_> = keys.upstream.iter().copied().collect();
         let downstream: Vec<_> = keys.downstream.iter().copied().collect();
         let mut edges = tx.edges_from(&upstream).await?;
@@ -409,7 +414,7 @@ impl Work {
         self.load_task_rows(tx, neighbours.into_iter()).await
     }
 
-    async fn load_contracts(&mut self, tx: &mut Tx, keys: &Keys) -> Result<()> {
+    async fn load_contracts(&mut self, tx: &mut impl Rows, keys: &Keys) -> Result<()> {
         let of_tasks = self.tasks.values().map(|task| task.contract);
         let of_attempts = self.attempts.values().map(|attempt| attempt.contract);
         let wanted: HashSet<ContractId> = keys.contracts.iter().copied().chain(of_tasks).chain(of_attempts).collect();
@@ -419,7 +424,7 @@ impl Work {
     /// Reads contracts that are not here yet.
     pub(super) async fn load_contract_rows(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut impl Rows,
         ids: impl Iterator<Item = ContractId>,
     ) -> Result<()> {
         let missing: Vec<_> = ids.filter(|id| !self.contracts.contains(*id)).collect();

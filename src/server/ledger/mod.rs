@@ -16,6 +16,7 @@
 
 mod contracts;
 mod daemons;
+mod dice;
 mod dispatch;
 mod fleet;
 mod keys;
@@ -23,6 +24,9 @@ mod load;
 mod measure;
 pub mod op;
 mod people;
+mod rows;
+#[cfg(test)]
+mod simulation;
 mod table;
 mod tasks;
 mod verbs;
@@ -339,10 +343,7 @@ impl Writer {
             work.look = true;
         }
         work.load(&mut tx, requests).await?;
-        let mut replies: Vec<Result<Reply, Error>> = Vec::with_capacity(requests.len());
-        for request in requests {
-            replies.push(self.fold(&mut work, request));
-        }
+        let replies: Vec<_> = requests.iter().map(|request| Self::fold(&mut work, request, &self.fleet)).collect();
         let mut more = work.look;
         if work.look && dispatch {
             let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
@@ -362,7 +363,7 @@ impl Writer {
         Ok((replies, writes))
     }
 
-    fn fold(&self, work: &mut Work, request: &Request) -> Result<Reply, Error> {
+    fn fold(work: &mut Work, request: &Request, fleet: &RwLock<Fleet>) -> Result<Reply, Error> {
         match &request.op {
             Op::Attach(_)
             | Op::Ready { .. }
@@ -374,11 +375,11 @@ impl Writer {
             | Op::ResultStored { .. }
             | Op::DaemonLost { .. }
             | Op::Sweep => {
-                let fleet = self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
                 work.machine(&request.op, &|daemon| fleet.get(daemon).is_some())
             }
             _ => {
-                let fleet = self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
                 work.person(request, &fleet)
             }
         }
@@ -433,8 +434,19 @@ impl Writer {
         if let Some(due) = work.earliest_due() {
             self.due.earlier(due);
         }
+        for (request, reply) in requests.iter().zip(replies) {
+            if let (Op::DaemonLost { .. }, Ok(_)) = (&request.op, reply) {
+                self.metrics.daemon_lost();
+            }
+        }
+        let fleet = &mut self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.look |= Self::take_effect(fleet, work, requests, replies);
+    }
+
+    /// Brings the fleet up to what was committed, and tells the sessions. Answers whether a daemon can take work now that
+    /// could not before.
+    fn take_effect(fleet: &mut Fleet, work: &Work, requests: &[&Request], replies: &[Result<Reply, Error>]) -> bool {
         let mut look = false;
-        let mut fleet = self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (request, reply) in requests.iter().zip(replies) {
             match (&request.op, reply) {
                 (Op::Attach(attach), Ok(Reply::Attached { epoch, .. })) => {
@@ -455,7 +467,6 @@ impl Writer {
                     }
                 }
                 (Op::RevokeKey { key }, Ok(_)) => fleet.revoked(*key),
-                (Op::DaemonLost { .. }, Ok(_)) => self.metrics.daemon_lost(),
                 _ => {}
             }
         }
@@ -477,8 +488,7 @@ impl Writer {
         for (daemon, push) in &work.pushes {
             fleet.push(*daemon, push.clone());
         }
-        drop(fleet);
-        self.look |= look;
+        look
     }
 
     /// Makes anew from the database what is kept in memory, after a batch that may have been committed and was not spoken of.

@@ -1,11 +1,12 @@
 //! Rows of one kind in a batch: as they were, and as they will be.
 
-use std::{collections::HashMap, hash::Hash};
+use std::collections::BTreeMap;
 
-/// Rows by key. What was loaded first stays: later loads do not undo what the batch has changed.
+/// Rows by key, and in the order of keys, so that the same batch does the same each time. What was loaded first stays: later
+/// loads do not undo what the batch has changed.
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
-    rows: HashMap<K, Row<V>>,
+    rows: BTreeMap<K, Row<V>>,
 }
 
 #[derive(Debug)]
@@ -18,11 +19,11 @@ struct Row<V> {
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Self { rows: HashMap::new() }
+        Self { rows: BTreeMap::new() }
     }
 }
 
-impl<K: Hash + Eq + Copy, V: Clone> Table<K, V> {
+impl<K: Ord + Copy, V: Clone> Table<K, V> {
     /// A row as the database has it.
     pub(super) fn loaded(&mut self, key: K, value: V) {
         self.rows.entry(key).or_insert_with(|| Row { was: Some(value.clone()), now: value, changed: false });

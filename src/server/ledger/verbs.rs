@@ -167,7 +167,7 @@ impl Work {
         }
         let here = fleet.get(to);
         let mut live = here.map_or(0, |here| i64::try_from(here.live.len()).unwrap_or(i64::MAX));
-        for (was, attempt) in self.attempts.dirty_pairs().into_iter().filter(|(_, attempt)| attempt.daemon == to) {
+        for (was, attempt) in self.attempts.dirty_pairs().filter(|(_, attempt)| attempt.daemon == to) {
             live += i64::from(attempt.is_live()) - i64::from(was.is_some_and(|was| was.is_live()));
         }
         let member = Member {

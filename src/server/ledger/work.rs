@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{op::Error, op::Push, table::Table};
+use super::{dice::Dice, op::Error, op::Push, rows::Rows, table::Table};
 use crate::{
     domain::{
         AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
@@ -21,13 +21,14 @@ use crate::{
         task::{Task, TaskStatus},
         transition::{Refused, Step, TaskEvent},
     },
-    store::{Edge, Lane, Remembered, Result as StoreResult, Tx},
+    store::{Edge, Lane, Remembered, Result as StoreResult},
 };
 
 /// Everything a batch touches.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) now: Timestamp,
+    pub(super) dice: Dice,
     pub(super) contracts: Table<ContractId, Contract>,
     pub(super) tasks: Table<TaskId, Task>,
     pub(super) attempts: Table<AttemptId, Attempt>,
@@ -79,9 +80,8 @@ impl Work {
     }
 
     /// A new time-ordered id.
-    #[expect(clippy::unused_self, reason = "ids come from one place, which a simulation can replace")]
-    pub(super) fn new_id(&self) -> Uuid {
-        Uuid::now_v7()
+    pub(super) fn new_id(&mut self) -> Uuid {
+        self.dice.ordered_id()
     }
 
     // === reading ===
@@ -210,13 +210,10 @@ impl Work {
     }
 
     /// A dependency has become complete, or is no longer: the edge and the dependent's counter follow, once. A dependent
-    /// that has started keeps what it started from.
+    /// that has started goes on with what it started from; should it be tried again, it waits like any other.
     fn satisfy(&mut self, dependent: TaskId, dependency: TaskId, complete: bool) {
         let key = (dependent, dependency);
         let Some(task) = self.tasks.get(dependent) else { return };
-        if !complete && task.status() != TaskStatus::Pending {
-            return;
-        }
         let ready_before = task.is_ready();
         let Some(edge) = self.edges.get(key).copied() else { return };
         if edge.satisfied == complete || self.edges_gone.contains_key(&key) {
@@ -397,7 +394,7 @@ impl Work {
     // === writing ===
 
     /// Writes everything that has changed. Answers the last sequence of the log, if it grew.
-    pub(super) async fn flush(&self, tx: &mut Tx) -> StoreResult<Option<i64>> {
+    pub(super) async fn flush(&self, tx: &mut impl Rows) -> StoreResult<Option<i64>> {
         for (id, name) in &self.owners_new {
             tx.owner_insert(*id, name, self.now).await?;
         }

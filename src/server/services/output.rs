@@ -42,13 +42,14 @@ impl Api {
             let mut known = HashMap::new();
             // A stream that breaks off is a daemon that will come again.
             while let Ok(Some(request)) = chunks.message().await {
+                let bytes = request.data.len();
                 if request.kind() == pb::ChunkKind::Output {
-                    let bytes = request.data.len();
                     let answer = api.take_chunk(owner, &mut known, request).await?;
                     api.ledger.metrics().chunk(bytes, answer.refused);
                     sink.send(answer).await?;
                 } else {
                     api.take_file(owner, &mut known, request, &sink).await?;
+                    api.ledger.metrics().chunk(bytes, false);
                 }
             }
             Ok(())

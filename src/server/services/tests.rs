@@ -1,5 +1,7 @@
 //! The services as a client meets them: over the network, with a daemon that a script plays.
 
+mod files;
+
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
@@ -27,6 +29,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 struct Bed {
     directory: tempfile::TempDir,
+    store: Store,
     shutdown: Shutdown,
     channel: Channel,
     _claim: Claim,
@@ -50,7 +53,11 @@ impl Interceptor for WithKey {
 type Keyed = InterceptedService<Channel, WithKey>;
 
 async fn bed() -> Bed {
-    let directory = tempfile::tempdir().unwrap();
+    bed_in(tempfile::tempdir().unwrap()).await
+}
+
+/// A server on what is there.
+async fn bed_in(directory: tempfile::TempDir) -> Bed {
     let (store, claim) = Store::open(&Url::Sqlite(directory.path().join("db"))).await.unwrap();
     let keys = auth::bootstrap(&store, directory.path(), clock::now()).await.unwrap();
     let shutdown = Shutdown::new();
@@ -63,7 +70,7 @@ async fn bed() -> Bed {
     let auth = Auth::new(store.clone(), keys);
     let uploads = directory.path().join("uploads");
     let files = Uploads::open(&uploads, store.clone(), blobs.clone(), host.ledger.clone()).unwrap();
-    let api = Api::new(store, auth.clone(), output.clone(), files, blobs, host);
+    let api = Api::new(store.clone(), auth.clone(), output.clone(), files, blobs, host);
     shutdown.spawn_loop("output", output.run(shutdown.clone()));
     shutdown.spawn_loop("feed", api.feed.clone().run(shutdown.clone()));
     let listener = listen::bind("127.0.0.1:0".parse().unwrap(), false).await.unwrap();
@@ -71,7 +78,7 @@ async fn bed() -> Bed {
     let serving = listen::serve(listener, api, auth, shutdown.clone());
     shutdown.spawn(async move { serving.await.unwrap() });
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    Bed { directory, shutdown, channel, _claim: claim }
+    Bed { directory, store, shutdown, channel, _claim: claim }
 }
 
 impl Bed {

@@ -148,16 +148,9 @@ fn resumes() -> impl Strategy<Value = Resume> {
 
 fn spawns() -> impl Strategy<Value = Spawn> {
     let dependency = (ids(), "[a-z]{1,9}", statuses(), "[0-9a-f]{0,40}", "[a-z/]{0,40}", prop::option::of(ids()))
-        .prop_flat_map(|dependency| (Just(dependency), "[a-z/]{0,20}", "[0-9a-f]{64}"))
-        .prop_map(|((task, name, status, commit, result_ref, daemon), blob, blob_sha256)| DependencyResult {
-            task,
-            name,
-            status,
-            commit,
-            result_ref,
-            daemon,
-            blob,
-            blob_sha256,
+        .prop_flat_map(|dependency| (Just(dependency), "[a-z/]{0,20}", "[0-9a-f]{64}", any::<i64>()))
+        .prop_map(|((task, name, status, commit, result_ref, daemon), blob, blob_sha256, blob_bytes)| {
+            DependencyResult { task, name, status, commit, result_ref, daemon, blob, blob_sha256, blob_bytes }
         });
     let categories = prop::collection::vec(
         prop::sample::select(vec![Category::Schema, Category::Types, Category::Backend, Category::Ui]),

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use makima::domain::{
-    AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, KeyId, OwnerId, TaskId,
-    Timestamp,
+    AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, JournalId, KeyId, OwnerId,
+    TaskId, Timestamp,
     analysis::Category,
     attempt::{Attempt, AttemptState, Failure, FailureClass, Pack, TaskResult, Usage},
     checkpoint::{About, Checkpoint, Here, Link, Origin, Reason},
@@ -244,6 +244,8 @@ pub fn daemon(owner: OwnerId, n: u128, name: &str) -> Daemon {
         attached: true,
         draining: true,
         last_command: 1 << 50,
+        journal: Some(JournalId(id(17))),
+        persisted: 1 << 49,
         created: at(40),
         last_seen: at(41),
     }
@@ -308,6 +310,7 @@ pub fn spawn(task: &Task, sequence: i64, n: u128) -> Command {
                 daemon: Some(DaemonId(id(7))),
                 blob: "o/a/result/x".to_owned(),
                 blob_sha256: "e".repeat(64),
+                blob_bytes: 7,
             }],
             setup_command: spec.setup_command.clone(),
             setup_timeout: Duration::from_secs(600),

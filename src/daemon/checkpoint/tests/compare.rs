@@ -29,10 +29,12 @@ pub struct Picture {
     pub nested: BTreeMap<String, Picture>,
 }
 
+/// Files that checkpoints leave out are not there afterwards.
+const NOT: &[&str] = &["--", ".", ":(exclude).env", ":(exclude,glob)**/key.pem"];
+
 /// Looks at a worktree. `branch` stands as `BRANCH` in what is answered; paths for which `without` holds are not looked at.
 pub async fn picture(worktree: &Path, branch: &str, without: &dyn Fn(&str) -> bool) -> Picture {
-    let mut files = BTreeMap::new();
-    let mut inside = Vec::new();
+    let (mut files, mut inside) = (BTreeMap::new(), Vec::new());
     walk(worktree, &[], without, &mut files, &mut inside);
     let rename = |text: String| text.replace(branch, "BRANCH");
     let dirs = GitDirs::of(worktree).unwrap();
@@ -43,13 +45,15 @@ pub async fn picture(worktree: &Path, branch: &str, without: &dyn Fn(&str) -> bo
             operation.insert(name, rename(String::from_utf8_lossy(&bytes).into_owned()));
         }
     }
-    let ask = |args: &'static [&'static str]| async move {
+    let ask = async |args: &[&str]| {
         let output = git(worktree).args(args.iter().copied()).run(LOCAL_TIMEOUT).await.unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let index = ask(&["ls-files", "-s", "-v", "-z", "--resolve-undo"]).await
-        + &ask(&["diff", "--cached", "--raw", "--no-renames"]).await;
-    let is_own = !dirs.is_linked();
+    let listed = ask(&["ls-files", "-s", "-v", "-z", "--resolve-undo"]).await;
+    let intended = ask(&["diff", "--cached", "--raw", "--no-renames"]).await;
+    let short = ["status", "--porcelain=v2", "--branch", "--untracked-files=all", "-z"];
+    let short = ask(&[&short[..], NOT].concat()).await;
+    let long = ask(&[&["status", "--long"], NOT].concat()).await;
     let mut nested = BTreeMap::new();
     for path in inside {
         let picture = Box::pin(picture(&join(worktree, &path), "no branch", without)).await;
@@ -57,12 +61,11 @@ pub async fn picture(worktree: &Path, branch: &str, without: &dyn Fn(&str) -> bo
     }
     Picture {
         files,
-        index,
+        index: listed + &intended,
         head: ask(&["rev-parse", "-q", "--verify", "HEAD"]).await,
-        status: rename(ask(&["status", "--porcelain=v2", "--branch", "--untracked-files=all", "-z"]).await)
-            + &rename(ask(&["status", "--long"]).await),
+        status: rename(short + &long),
         operation,
-        refs: if is_own { ask(&["for-each-ref"]).await } else { String::new() },
+        refs: if dirs.is_linked() { String::new() } else { ask(&["for-each-ref"]).await },
         nested,
     }
 }

@@ -169,16 +169,16 @@ async fn a_machine_is_lost_and_the_work_is_not() {
 
 async fn conflict_then_zoo(dir: &Path) {
     fill(dir).await;
-    nest(dir).await;
-    // The conflict needs a clean index: what was staged goes into a commit, and the zoo is made again on top.
+    // The conflict needs a clean index: what there is goes into a commit, and more is made on top.
     testing::run(dir, &["update-index", "--no-assume-unchanged", "assumed.txt"]).await;
-    testing::run(dir, &["add", "-u"]).await;
-    testing::run(dir, &["commit", "-q", "-m", "all that was tracked"]).await;
+    fs::remove_file(dir.join(".env")).unwrap();
+    fs::remove_file(dir.join("deploy/key.pem")).unwrap();
     conflict(dir).await;
+    nest(dir).await;
     write(dir, &[("gone.txt", "again"), ("new-2", "n"), ("staged.txt", "4\n"), ("intended-2", "i")]);
     testing::run(dir, &["add", "staged.txt", "new-2"]).await;
     testing::run(dir, &["add", "-N", "intended-2"]).await;
-    write(dir, &[("staged.txt", "5\n")]);
+    write(dir, &[("staged.txt", "5\n"), (".env", "SECRET=1"), ("deploy/key.pem", "key"), ("untracked-2/x", "x")]);
     fs::remove_file(dir.join("both.txt")).unwrap();
     testing::run(dir, &["update-index", "--assume-unchanged", "assumed.txt"]).await;
     write(dir, &[("assumed.txt", "c\n")]);
@@ -258,4 +258,133 @@ async fn a_rebase_goes_on() {
         assert_eq!(testing::run(dir, &["symbolic-ref", "HEAD"]).await, "refs/heads/makima/work/2");
         assert_eq!(testing::run(dir, &["log", "-1", "--format=%s"]).await, "three");
     }
+}
+
+/// A branch without a commit, a HEAD on no branch, a branch of the agent's own: all go on as they were.
+#[tokio::test]
+async fn head_may_be_anywhere() {
+    for detour in [
+        &["checkout", "-q", "--orphan", "fresh"][..],
+        &["checkout", "-q", "--detach"],
+        &["checkout", "-q", "-b", "own"],
+    ] {
+        let bench = Bench::new(true).await;
+        let place = bench.place("a").await;
+        let dir = &place.worktree;
+        testing::commit(dir, &[("before", "b")], "before").await;
+        testing::run(dir, detour).await;
+        if detour.len() == 3 || detour[2] == "-b" {
+            testing::commit(dir, &[("after", "a")], "after").await;
+        }
+        write(dir, &[("rest", "r")]);
+        let captured = bench.capture(&place, None).await;
+        let was = picture(dir, &place.branch, ALL).await;
+        let before = testing::run(dir, &["rev-parse", "makima/work/1"]).await;
+        fs::remove_dir_all(bench.machine("a")).unwrap();
+        let restored = bench.restore("b", &[&captured], "makima/work/2").await.unwrap();
+        assert_eq!(restored.warnings, Vec::<String>::new());
+        let dir = &restored.place.worktree;
+        assert_same(&was, &picture(dir, "makima/work/2", ALL).await);
+        assert_eq!(testing::run(dir, &["rev-parse", "makima/work/2"]).await, before);
+        // The same again, where the branch of that name is in use already.
+        let again = bench.restore("b", &[&captured], "makima/work/3").await.unwrap();
+        assert_eq!(again.warnings.is_empty(), detour[2] == "--detach", "{:?}", again.warnings);
+        assert_eq!(
+            testing::run(&again.place.worktree, &["status", "--porcelain"]).await.lines().count(),
+            was_lines(&was.status)
+        );
+    }
+}
+
+fn was_lines(status: &str) -> usize {
+    status.split(['\0', '\n']).filter(|line| line.starts_with(['1', '?'])).count()
+}
+
+/// Line endings, filters and encodings of the repository change no byte; indexes of all forms are read.
+#[tokio::test]
+async fn bytes_are_bytes() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    let dir = &place.worktree;
+    let rules = "*.txt text eol=crlf\n*.id ident\n*.u16 working-tree-encoding=UTF-16 text\n*.rot filter=rot\n";
+    testing::run(dir, &["config", "filter.rot.clean", "tr a-m n-z"]).await;
+    testing::run(dir, &["config", "filter.rot.smudge", "tr n-z a-m"]).await;
+    testing::run(dir, &["config", "filter.rot.required", "true"]).await;
+    write(dir, &[(".gitattributes", rules), ("a.txt", "a\r\nb\r\n"), ("x.id", "$Id$\n"), ("r.rot", "abc\n")]);
+    fs::write(dir.join("w.u16"), b"\xff\xfea\0\n\0").unwrap();
+    testing::run(dir, &["add", "-A"]).await;
+    testing::run(dir, &["commit", "-q", "-m", "converted"]).await;
+    for name in ["a.txt", "x.id"] {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    testing::run(dir, &["checkout", "--", "."]).await;
+    write(dir, &[("mixed.txt", "a\nb\r\n"), ("new.rot", "abc")]);
+    for form in ["--split-index", "--index-version=4", "--untracked-cache"] {
+        let form: Vec<&str> = form.split('=').collect();
+        testing::run(dir, &[&["update-index"][..], &form].concat()).await;
+        let captured = bench.capture(&place, None).await;
+        assert_eq!(captured.warnings, Vec::<String>::new());
+        let branch = format!("makima/{}", form[0].trim_start_matches('-'));
+        let repo = bench.repo("b").await;
+        for key in ["filter.rot.clean", "filter.rot.smudge"] {
+            let way = if key.ends_with("clean") { "tr a-m n-z" } else { "tr n-z a-m" };
+            testing::run(&repo.git_dir, &["config", key, way]).await;
+        }
+        let restored = bench.restore("b", &[&captured], &branch).await.unwrap();
+        let was = picture(dir, &place.branch, ALL).await;
+        assert_same(&was, &picture(&restored.place.worktree, &branch, ALL).await);
+    }
+}
+
+/// Files that are not checked out stay so; what is staged and looks secret goes nowhere; what is huge is named.
+#[tokio::test]
+async fn what_is_left_out_is_named() {
+    let bench = Bench::new(true).await;
+    let mut place = bench.place("a").await;
+    let dir = place.worktree.clone();
+    testing::commit(&dir, &[("skipped", "s"), (".npmrc", "committed by the agent"), ("kept", "k")], "one").await;
+    testing::run(&dir, &["update-index", "--skip-worktree", "skipped"]).await;
+    fs::remove_file(dir.join("skipped")).unwrap();
+    write(&dir, &[("id_rsa", "secret"), (".npmrc", "changed"), ("copied.json", "c"), (".GIT/x", "x")]);
+    testing::run(&dir, &["add", "-f", "id_rsa"]).await;
+    place.copied = vec!["copied.json".into()];
+    let huge = fs::File::create(dir.join("huge")).unwrap();
+    huge.set_len(super::super::MAX_FILE_BYTES + 1).unwrap();
+    let captured = bench.capture(&place, None).await;
+    let names: Vec<&str> = captured.omitted.iter().map(|omitted| omitted.path.as_str()).collect();
+    assert_eq!(names, [".GIT/x", "huge", "id_rsa"]);
+    assert!(captured.bytes < 100_000);
+    let restored = bench.restore("b", &[&captured], "makima/work/2").await.unwrap();
+    let now = &restored.place.worktree;
+    assert!(restored.warnings[0].contains("id_rsa"), "{:?}", restored.warnings);
+    assert_eq!(restored.omitted, captured.omitted);
+    assert!(!now.join("skipped").exists() && !now.join("copied.json").exists() && !now.join("id_rsa").exists());
+    assert_eq!(fs::read_to_string(now.join(".npmrc")).unwrap(), "changed");
+    assert_eq!(testing::run(now, &["ls-files", "-v"]).await, "H .gitignore\nH .npmrc\nH README.md\nH kept\nS skipped");
+    // Eleven of a hundred MiB are too much, and it is said which.
+    for n in 0..11 {
+        fs::File::create(dir.join(format!("big-{n}"))).unwrap().set_len(super::super::MAX_FILE_BYTES).unwrap();
+    }
+    let error = super::super::capture(&bench.source(&place, None), &bench.files()).await.unwrap_err();
+    assert!(error.message.contains("big-") && error.message.contains("1024 MiB"), "{error}");
+}
+
+/// A directory that becomes a repository of its own between two checkpoints is one in the second; files that git has come to
+/// ignore are gone from it.
+#[tokio::test]
+async fn what_files_are_may_change() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    let dir = &place.worktree;
+    write(dir, &[("part/x", "x"), ("build/out.bin", "b"), ("build/kept", "k")]);
+    let first = bench.capture(&place, None).await;
+    testing::run(&dir.join("part"), &["init", "-q"]).await;
+    testing::commit(&dir.join("part"), &[("y", "y")], "inside").await;
+    write(dir, &[(".gitignore", "*.log\nbuild/\n")]);
+    testing::run(dir, &["add", "-f", "build/kept"]).await;
+    let second = bench.capture(&place, Some(&first)).await;
+    assert!(!second.unsettled);
+    let was = picture(dir, &place.branch, &|path| path == "build/out.bin").await;
+    let restored = bench.restore("b", &[&first, &second], "makima/work/2").await.unwrap();
+    assert_same(&was, &picture(&restored.place.worktree, "makima/work/2", ALL).await);
 }

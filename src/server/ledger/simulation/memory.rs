@@ -1,0 +1,334 @@
+//! The database, in memory: what [`Rows`] promises, by maps. Results come in the order of keys, whatever the order of the
+//! question, so that a history repeats.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::rows::Rows;
+use crate::{
+    domain::{
+        AttemptId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        attempt::Attempt,
+        checkpoint::Checkpoint,
+        contract::Contract,
+        daemon::{Daemon, Requirements},
+        event::Change,
+        key::Key,
+        order::Command,
+        task::Task,
+    },
+    store::{Due as _, Edge, Lane, LaneHead, Remembered, Result},
+};
+
+/// Everything that outlives the server.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub(super) contracts: BTreeMap<ContractId, Contract>,
+    pub(super) tasks: BTreeMap<TaskId, Task>,
+    pub(super) attempts: BTreeMap<AttemptId, Attempt>,
+    pub(super) daemons: BTreeMap<DaemonId, Daemon>,
+    pub(super) edges: BTreeMap<(TaskId, TaskId), Edge>,
+    pub(super) commands: BTreeMap<(DaemonId, i64), Command>,
+    pub(super) classes: BTreeMap<ClassId, (OwnerId, Requirements)>,
+    pub(super) checkpoints: BTreeMap<CheckpointId, Checkpoint>,
+    /// Packs of results that have been stored, by name.
+    pub(super) packs: BTreeSet<String>,
+    /// What the last batch logged.
+    pub(super) changes: Vec<Change>,
+    /// When a server last said that it lives.
+    pub(super) alive: Timestamp,
+    lanes: BTreeMap<(ContractId, ClassId), LaneRow>,
+    requests: BTreeMap<(OwnerId, String), Remembered>,
+    events: i64,
+}
+
+#[derive(Clone, Debug)]
+struct LaneRow {
+    owner: OwnerId,
+    is_open: bool,
+    head: Option<i32>,
+    served: Timestamp,
+}
+
+fn most(limit: i64) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+impl Memory {
+    /// Ready tasks of a lane, the most urgent first.
+    fn ready(&self, contract: ContractId, class: ClassId) -> Vec<&Task> {
+        let ready = self.tasks.values().filter(|t| t.contract == contract && t.class == class && t.is_ready());
+        let mut ready: Vec<_> = ready.collect();
+        ready.sort_by_key(|task| (std::cmp::Reverse(task.spec.priority), task.id));
+        ready
+    }
+
+    fn lane_head((contract, class): (ContractId, ClassId), row: &LaneRow) -> LaneHead {
+        LaneHead { contract, class, owner: row.owner, priority: row.head.unwrap_or_default() }
+    }
+
+    /// Edges reached from tasks by following `next`.
+    fn reached(&self, of: &[TaskId], next: impl Fn(&Edge) -> (TaskId, TaskId)) -> (BTreeSet<TaskId>, Vec<Edge>) {
+        let mut seen: BTreeSet<TaskId> = of.iter().copied().collect();
+        let mut left: Vec<TaskId> = seen.iter().copied().collect();
+        let mut edges = Vec::new();
+        while let Some(id) = left.pop() {
+            for edge in self.edges.values() {
+                let (from, to) = next(edge);
+                if from == id {
+                    edges.push(*edge);
+                    if seen.insert(to) {
+                        left.push(to);
+                    }
+                }
+            }
+        }
+        (seen, edges)
+    }
+}
+
+impl Rows for Memory {
+    async fn attempts_due(&mut self, now: Timestamp, limit: i64) -> Result<Vec<AttemptId>> {
+        let mut due: Vec<_> = self.attempts.values().filter_map(|a| Some((a.due()?, a.id))).collect();
+        due.retain(|(at, _)| *at <= now);
+        due.sort_unstable();
+        Ok(due.into_iter().take(most(limit)).map(|(_, id)| id).collect())
+    }
+
+    async fn tasks_wait_over(&mut self, now: Timestamp, limit: i64) -> Result<Vec<TaskId>> {
+        let mut due: Vec<_> = self.tasks.values().filter_map(|t| Some((t.wait()?.until, t.id))).collect();
+        due.retain(|(at, _)| *at <= now);
+        due.sort_unstable();
+        Ok(due.into_iter().take(most(limit)).map(|(_, id)| id).collect())
+    }
+
+    async fn contracts_cancelling(&mut self, limit: i64) -> Result<Vec<Contract>> {
+        let cancelling = self.contracts.values().filter(|c| c.cancelled.is_some() && c.counts.unfinished() > 0);
+        Ok(cancelling.take(most(limit)).cloned().collect())
+    }
+
+    async fn tasks_unfinished(&mut self, contract: ContractId, after: Option<TaskId>, limit: i64) -> Result<Vec<Task>> {
+        let tasks = self.tasks.values().filter(|t| t.contract == contract && !t.status().is_final());
+        Ok(tasks.filter(|t| after.is_none_or(|after| t.id > after)).take(most(limit)).cloned().collect())
+    }
+
+    async fn next_due(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
+        let attempts = self.attempts.values().filter_map(|attempt| attempt.due());
+        let tasks = self.tasks.values().filter_map(|task| Some(task.wait()?.until));
+        Ok(attempts.chain(tasks).filter(|at| *at > now).min())
+    }
+
+    async fn requests_fetch(&mut self, requests: &[(OwnerId, String)]) -> Result<Vec<Remembered>> {
+        Ok(requests.iter().filter_map(|key| self.requests.get(key).cloned()).collect())
+    }
+
+    async fn owner_named(&mut self, _name: &str) -> Result<Option<OwnerId>> {
+        Ok(None)
+    }
+
+    async fn keys_list(&mut self, _revoked: bool, _before: Option<KeyId>, _limit: i64) -> Result<Vec<Key>> {
+        Ok(Vec::new())
+    }
+
+    async fn key_fetch(&mut self, _key: KeyId) -> Result<Option<Key>> {
+        Ok(None)
+    }
+
+    async fn daemon_named(&mut self, owner: OwnerId, name: &str) -> Result<Option<Daemon>> {
+        Ok(self.daemons.values().find(|d| d.owner == owner && d.card.name == name).cloned())
+    }
+
+    async fn daemons_fetch(&mut self, daemons: &[DaemonId]) -> Result<Vec<Daemon>> {
+        Ok(self.daemons.values().filter(|d| daemons.contains(&d.id)).cloned().collect())
+    }
+
+    async fn attempts_live(&mut self, daemons: &[DaemonId]) -> Result<Vec<Attempt>> {
+        Ok(self.attempts.values().filter(|a| a.is_live() && daemons.contains(&a.daemon)).cloned().collect())
+    }
+
+    async fn attempts_fetch(&mut self, attempts: &[AttemptId]) -> Result<Vec<Attempt>> {
+        Ok(self.attempts.values().filter(|a| attempts.contains(&a.id)).cloned().collect())
+    }
+
+    async fn attempts_numbered(&mut self, attempts: &[(TaskId, u32)]) -> Result<Vec<Attempt>> {
+        Ok(self.attempts.values().filter(|a| attempts.contains(&(a.task, a.number))).cloned().collect())
+    }
+
+    async fn attempts_of_task(&mut self, task: TaskId) -> Result<Vec<Attempt>> {
+        Ok(self.attempts.values().filter(|a| a.task == task).cloned().collect())
+    }
+
+    async fn commands_of(&mut self, daemons: &[DaemonId]) -> Result<Vec<Command>> {
+        let commands = self.commands.iter().filter(|((daemon, _), _)| daemons.contains(daemon));
+        Ok(commands.map(|(_, command)| command.clone()).collect())
+    }
+
+    async fn dependents_closure(&mut self, of: &[TaskId]) -> Result<Vec<TaskId>> {
+        Ok(self.reached(of, |edge| (edge.dependency, edge.dependent)).0.into_iter().collect())
+    }
+
+    async fn tasks_fetch(&mut self, tasks: &[TaskId]) -> Result<Vec<Task>> {
+        Ok(self.tasks.values().filter(|t| tasks.contains(&t.id)).cloned().collect())
+    }
+
+    async fn tasks_named(&mut self, names: &[(ContractId, String)]) -> Result<Vec<Task>> {
+        let named = |t: &&Task| names.iter().any(|(contract, name)| t.contract == *contract && t.spec.name == *name);
+        Ok(self.tasks.values().filter(named).cloned().collect())
+    }
+
+    async fn edges_from(&mut self, dependents: &[TaskId]) -> Result<Vec<Edge>> {
+        Ok(self.edges.values().filter(|e| dependents.contains(&e.dependent)).copied().collect())
+    }
+
+    async fn edges_to(&mut self, dependencies: &[TaskId]) -> Result<Vec<Edge>> {
+        Ok(self.edges.values().filter(|e| dependencies.contains(&e.dependency)).copied().collect())
+    }
+
+    async fn edges_upstream(&mut self, of: &[TaskId]) -> Result<Vec<Edge>> {
+        Ok(self.reached(of, |edge| (edge.dependent, edge.dependency)).1)
+    }
+
+    async fn contracts_fetch(&mut self, contracts: &[ContractId]) -> Result<Vec<Contract>> {
+        Ok(self.contracts.values().filter(|c| contracts.contains(&c.id)).cloned().collect())
+    }
+
+    async fn checkpoints_fetch(&mut self, checkpoints: &[CheckpointId]) -> Result<Vec<Checkpoint>> {
+        Ok(self.checkpoints.values().filter(|c| checkpoints.contains(&c.id)).cloned().collect())
+    }
+
+    async fn blobs_of_results(&mut self, _attempts: &[AttemptId]) -> Result<Vec<String>> {
+        // Names hold the attempt, so more of them than asked for say no more.
+        Ok(self.packs.iter().cloned().collect())
+    }
+
+    async fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Result<Vec<LaneHead>> {
+        let open =
+            self.lanes.iter().filter(|((_, class), row)| row.is_open && row.head.is_some() && classes.contains(class));
+        let mut lanes: Vec<_> = open.map(|(key, row)| (std::cmp::Reverse(row.head), row.served, *key)).collect();
+        lanes.sort_unstable();
+        let mut taken: BTreeMap<ClassId, usize> = BTreeMap::new();
+        lanes.retain(|(_, _, (_, class))| {
+            let taken = taken.entry(*class).or_default();
+            *taken += 1;
+            *taken <= most(limit)
+        });
+        Ok(lanes.into_iter().map(|(_, _, key)| Self::lane_head(key, &self.lanes[&key])).collect())
+    }
+
+    async fn lanes_of(&mut self, contracts: &[ContractId]) -> Result<Vec<LaneHead>> {
+        let lanes = self.lanes.iter().filter(|((contract, _), row)| row.head.is_some() && contracts.contains(contract));
+        Ok(lanes.map(|(key, row)| Self::lane_head(*key, row)).collect())
+    }
+
+    async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
+        let heads = lanes.iter().flat_map(|lane| self.ready(lane.contract, lane.class).into_iter().take(most(limit)));
+        Ok(heads.cloned().collect())
+    }
+
+    async fn owner_insert(&mut self, _owner: OwnerId, _name: &str, _created: Timestamp) -> Result<()> {
+        Ok(())
+    }
+
+    async fn keys_put(&mut self, _keys: &[Key]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn contracts_put(&mut self, contracts: &[&Contract]) -> Result<()> {
+        self.contracts.extend(contracts.iter().map(|contract| (contract.id, (*contract).clone())));
+        Ok(())
+    }
+
+    async fn classes_insert(&mut self, classes: &[(ClassId, OwnerId, Requirements)]) -> Result<()> {
+        self.classes.extend(classes.iter().map(|(id, owner, needs)| (*id, (*owner, needs.clone()))));
+        Ok(())
+    }
+
+    async fn tasks_insert(&mut self, tasks: &[&Task]) -> Result<()> {
+        self.tasks.extend(tasks.iter().map(|task| (task.id, (*task).clone())));
+        Ok(())
+    }
+
+    async fn tasks_update(&mut self, tasks: &[&Task]) -> Result<()> {
+        for task in tasks {
+            // What was asked is a column of its own, which this does not write.
+            if let Some(row) = self.tasks.get_mut(&task.id) {
+                *row = Task { spec: std::sync::Arc::clone(&row.spec), ..(*task).clone() };
+            }
+        }
+        Ok(())
+    }
+
+    async fn tasks_respec(&mut self, tasks: &[&Task]) -> Result<()> {
+        for task in tasks {
+            if let Some(row) = self.tasks.get_mut(&task.id) {
+                row.spec = std::sync::Arc::clone(&task.spec);
+            }
+        }
+        Ok(())
+    }
+
+    async fn edges_put(&mut self, edges: &[Edge]) -> Result<()> {
+        self.edges.extend(edges.iter().map(|edge| ((edge.dependent, edge.dependency), *edge)));
+        Ok(())
+    }
+
+    async fn edges_delete(&mut self, edges: &[Edge]) -> Result<()> {
+        self.edges.retain(|key, _| !edges.iter().any(|edge| *key == (edge.dependent, edge.dependency)));
+        Ok(())
+    }
+
+    async fn attempts_put(&mut self, attempts: &[&Attempt]) -> Result<()> {
+        self.attempts.extend(attempts.iter().map(|attempt| (attempt.id, (*attempt).clone())));
+        Ok(())
+    }
+
+    async fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> Result<()> {
+        self.checkpoints.extend(checkpoints.iter().map(|checkpoint| (checkpoint.id, (*checkpoint).clone())));
+        Ok(())
+    }
+
+    async fn daemons_put(&mut self, daemons: &[&Daemon]) -> Result<()> {
+        self.daemons.extend(daemons.iter().map(|daemon| (daemon.id, (*daemon).clone())));
+        Ok(())
+    }
+
+    async fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> Result<()> {
+        self.commands.extend(commands.iter().map(|(daemon, command)| ((*daemon, command.sequence), command.clone())));
+        Ok(())
+    }
+
+    async fn commands_delete(&mut self, commands: &[(DaemonId, i64)]) -> Result<()> {
+        self.commands.retain(|key, _| !commands.contains(key));
+        Ok(())
+    }
+
+    async fn requests_insert(&mut self, requests: &[Remembered]) -> Result<()> {
+        self.requests.extend(requests.iter().map(|request| ((request.owner, request.id.clone()), request.clone())));
+        Ok(())
+    }
+
+    async fn lanes_refresh(&mut self, lanes: &[Lane]) -> Result<()> {
+        for lane in lanes {
+            let head = self.ready(lane.contract, lane.class).first().map(|task| task.spec.priority);
+            let served = lane.served.unwrap_or_default();
+            let key = (lane.contract, lane.class);
+            let served = self.lanes.get(&key).map_or(served, |known| known.served.max(served));
+            self.lanes.insert(key, LaneRow { owner: lane.owner, is_open: lane.is_open, head, served });
+        }
+        Ok(())
+    }
+
+    async fn lanes_open(&mut self, contracts: &[(ContractId, bool)]) -> Result<()> {
+        for (contract, is_open) in contracts {
+            for (_, row) in self.lanes.iter_mut().filter(|((of, _), _)| of == contract) {
+                row.is_open = *is_open;
+            }
+        }
+        Ok(())
+    }
+
+    async fn events_insert(&mut self, events: &[Change]) -> Result<Option<i64>> {
+        self.changes = events.to_vec();
+        self.events += i64::try_from(events.len()).unwrap_or(i64::MAX);
+        Ok((!events.is_empty()).then_some(self.events))
+    }
+}

@@ -1,0 +1,144 @@
+//! Work that is not done yet.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use makima::wire::pb::{AttemptStatus, FailureClass, TaskStatus};
+
+use super::{checkpointed, create, lose_machine, no_agents, options, until, worktree, world};
+use crate::harness::{client::shell, eventually, eventually::ensure};
+
+/// The daemon and its agent are killed. The next attempt goes on in the same worktree, as it was left, on a branch of its own,
+/// and setup is not run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_agent_goes_on_where_it_was() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let setups = world.dir.join("setups");
+    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then echo second >> work; exit 0; fi
+        echo first > work; git add work; git commit -qm own; echo staged > staged; git add staged; echo more >> work
+        echo ready > ready; sleep 1000";
+    let mut task = shell("long", script, &[]);
+    task.setup_command = format!("echo setup >> {}", setups.display());
+    let client = world.client();
+    let id = create(&client, &repo.file_url(), Duration::ZERO, vec![task]).await[0].task_id.clone();
+    until(&client, &id, TaskStatus::Running).await;
+    let place = worktree(&client, &id).await;
+    world.file_appears(&place.join("ready")).await;
+
+    world.kill_daemon("a");
+    for found in world.shims().iter().chain(&world.agents()) {
+        found.kill();
+    }
+    world.restart_daemon("a").await;
+    let done = until(&client, &id, TaskStatus::Done).await;
+    assert_eq!(done.attempt, 2);
+    let attempts = client.task(&id).await.attempts;
+    assert_eq!(attempts[0].worktree_path, attempts[1].worktree_path);
+    assert_ne!(attempts[0].branch, attempts[1].branch);
+    assert_eq!(fs::read_to_string(place.join("work")).unwrap(), "first\nmore\nsecond\n");
+    assert_eq!(fs::read_to_string(place.join("staged")).unwrap(), "staged\n");
+    assert_eq!(fs::read_to_string(setups).unwrap(), "setup\n");
+    no_agents(&world).await;
+}
+
+/// A worktree is deleted under its agent: that is known within a second, nothing is left running, and the next attempt has
+/// what the last checkpoint had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_worktree_is_noticed_and_restored() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then cat work; exit 0; fi
+        echo made > work; chmod 755 work; ln -s work link; echo ready > ready; trap '' TERM; while :; do sleep 0.1; done";
+    let client = world.client();
+    let tasks = create(&client, &repo.file_url(), Duration::from_millis(300), vec![shell("long", script, &[])]).await;
+    let id = tasks[0].task_id.clone();
+    until(&client, &id, TaskStatus::Running).await;
+    let place = worktree(&client, &id).await;
+    world.file_appears(&place.join("ready")).await;
+    checkpointed(&client, &id).await;
+
+    fs::remove_dir_all(&place).unwrap();
+    let gone = Instant::now();
+    let lost = eventually("the first attempt is over", || async {
+        let attempt = client.task(&id).await.attempts[0].clone();
+        if attempt.status() == AttemptStatus::Ended { Ok(attempt) } else { Err(format!("{attempt:?}")) }
+    })
+    .await;
+    let took = gone.elapsed();
+    assert_eq!(lost.failure_class(), FailureClass::WorktreeLost);
+    assert!(lost.error_message.contains("is gone"), "{}", lost.error_message);
+    // A second by design; this machine may be busy with other tests.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+
+    let done = until(&client, &id, TaskStatus::Done).await;
+    assert_eq!(done.attempt, 2);
+    let now = worktree(&client, &id).await;
+    assert_ne!(now, place);
+    assert_eq!(fs::read_to_string(now.join("work")).unwrap(), "made\n");
+    assert_eq!(fs::read_link(now.join("link")).unwrap().to_str(), Some("work"));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(now.join("work")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o755);
+    no_agents(&world).await;
+}
+
+/// A machine is gone for ever. Another one goes on from the last checkpoint: commits with their ids, index, files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_machine_costs_what_came_after_the_last_checkpoint() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then git rev-parse HEAD > head; git ls-files -s > index; exit 0; fi
+        echo own > own; git add own; git commit -qm own; echo staged > staged; git add staged; echo later > staged
+        git rev-parse HEAD; git ls-files -s; echo ready > ready; sleep 1000";
+    let client = world.client();
+    let tasks = create(&client, &repo.file_url(), Duration::from_millis(300), vec![shell("long", script, &[])]).await;
+    let id = tasks[0].task_id.clone();
+    until(&client, &id, TaskStatus::Running).await;
+    world.file_appears(&worktree(&client, &id).await.join("ready")).await;
+    checkpointed(&client, &id).await;
+    let said = eventually("all output is there", || async {
+        let text = String::from_utf8(client.output(&id, 1).await.map_err(|status| status.to_string())?).unwrap();
+        if text.lines().count() >= 4 { Ok(text) } else { Err(text) }
+    })
+    .await;
+
+    lose_machine(&mut world, "a").await;
+    world.start_daemon_with("b", options()).await;
+    let done = until(&client, &id, TaskStatus::Done).await;
+    let place = worktree(&client, &id).await;
+    assert!(place.starts_with(world.daemon_state("b")), "{}", place.display());
+    let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
+    assert_eq!(read("head") + &read("index"), said);
+    assert_eq!(read("staged"), "later\n");
+    assert!(!done.result_commit.is_empty());
+    no_agents(&world).await;
+}
+
+/// An attempt that fails is checkpointed before its end is reported, so the next one has all that it did.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_attempt_leaves_its_work_to_the_next() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then exit 0; fi; echo half > work; kill -9 $$";
+    let client = world.client();
+    let id =
+        create(&client, &repo.file_url(), Duration::ZERO, vec![shell("half", script, &[])]).await[0].task_id.clone();
+    let done = until(&client, &id, TaskStatus::Done).await;
+    assert_eq!(done.attempt, 2);
+    let place = worktree(&client, &id).await;
+    assert_eq!(fs::read_to_string(place.join("work")).unwrap(), "half\n");
+    let files = eventually("files of checkpoints are removed once the server has them", || async {
+        let attempts = fs::read_dir(world.daemon_state("a").join("attempts")).unwrap();
+        let count = |dir: fs::DirEntry| fs::read_dir(dir.path().join("checkpoints")).map_or(0, Iterator::count);
+        let files: usize = attempts.map(|dir| count(dir.unwrap())).sum();
+        ensure(files == 0, || format!("{files} files")).map(|()| files)
+    })
+    .await;
+    assert_eq!(files, 0);
+}
