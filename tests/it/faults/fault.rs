@@ -121,10 +121,7 @@ const ALL: [Kind; 32] = [
 ];
 
 /// What cannot be promised yet, and what it waits for. A line goes when the feature comes.
-const WAITING: [(Kind, &str); 2] = [
-    (WorktreeDeleted, "the runner does not watch the worktree of its attempt yet"),
-    (GitFileDeleted, "the runner does not watch the worktree of its attempt yet"),
-];
+const WAITING: [(Kind, &str); 0] = [];
 
 /// The faults that a run on this database may meet.
 pub fn available(postgres: bool) -> Vec<Kind> {
