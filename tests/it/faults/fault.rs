@@ -121,7 +121,10 @@ const ALL: [Kind; 32] = [
 ];
 
 /// What cannot be promised yet, and what it waits for. A line goes when the feature comes.
-const WAITING: [(Kind, &str); 0] = [];
+const WAITING: [(Kind, &str); 2] = [
+    (WorktreeDeleted, "an agent that fails because its worktree went is said to have failed itself"),
+    (GitFileDeleted, "an agent that fails because its worktree went is said to have failed itself"),
+];
 
 /// The faults that a run on this database may meet.
 pub fn available(postgres: bool) -> Vec<Kind> {
