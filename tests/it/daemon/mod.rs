@@ -4,6 +4,7 @@
 
 mod attempts;
 mod fake;
+mod keeping;
 mod output;
 mod restarts;
 mod sessions;
