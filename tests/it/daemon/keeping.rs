@@ -23,12 +23,7 @@ async fn a_result_travels_as_the_pack_that_its_report_names() {
         ensure(bytes as i64 == pack.bytes, || format!("{bytes} of {}", pack.bytes))
     })
     .await;
-    eventually("the daemon lets go of it", || async {
-        let attempts = fs::read_dir(bench.state().join("attempts")).unwrap();
-        let left = attempts.filter(|dir| dir.as_ref().unwrap().path().join("result.pack").exists()).count();
-        ensure(left == 0, || format!("{left} left"))
-    })
-    .await;
+    bench.results_are_delivered().await;
     daemon.stop().await;
 }
 
