@@ -17,7 +17,7 @@ use std::{
     fs,
     io::Read as _,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,10 @@ use super::{
     },
     shim, sweep, worktree,
 };
-use crate::domain::{AttemptRef, Timestamp, text};
+use crate::{
+    domain::{AttemptRef, Timestamp, text},
+    runtime::clock,
+};
 
 /// Name of the note in the directory of an attempt that the server does not know.
 const NOTE: &str = "salvage.json";
@@ -138,7 +141,7 @@ pub async fn list(state: &Path) -> Result<Vec<Item>, Error> {
                     items.extend(of_attempt(&dir, &manifest));
                 }
                 Err(error) => {
-                    items.push(item(Kind::Directory, dir.path(), format!("it cannot be understood: {error}")))
+                    items.push(item(Kind::Directory, dir.path(), format!("it cannot be understood: {error}")));
                 }
             }
         }
@@ -352,8 +355,8 @@ pub async fn remove(state: &Path, item: &Item) -> Result<(), Error> {
 
 /// How long ago something changed.
 pub fn age(item: &Item) -> Duration {
-    let changed = UNIX_EPOCH + Duration::from_micros(item.changed.0.max(0).unsigned_abs());
-    SystemTime::now().duration_since(changed).unwrap_or_default()
+    let micros = clock::now().0.saturating_sub(item.changed.0).max(0);
+    Duration::from_micros(micros.unsigned_abs())
 }
 
 #[cfg(test)]

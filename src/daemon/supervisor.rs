@@ -253,7 +253,7 @@ impl Supervisor {
             Order::Checkpoint => match self.live.get(&command.attempt) {
                 Some(entry) => entry.asked.notify_one(),
                 None => {
-                    tracing::info!(attempt = %command.attempt, "asked for a checkpoint of what does not run any more")
+                    tracing::info!(attempt = %command.attempt, "asked for a checkpoint of what does not run any more");
                 }
             },
         }

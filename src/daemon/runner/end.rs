@@ -29,7 +29,7 @@ pub(super) enum Next {
     /// The attempt is over, and that is in the journal.
     Over,
     /// The agent was started once more.
-    Again(Handle),
+    Again(Box<Handle>),
 }
 
 impl Runner {
@@ -59,7 +59,7 @@ impl Runner {
                     Err(failure)
                 } else {
                     match self.begin_again(spawn, &failure).await {
-                        Ok(handle) => return Ok(Next::Again(handle)),
+                        Ok(handle) => return Ok(Next::Again(Box::new(handle))),
                         Err(halt) => return self.halted(halt, spawn).await.map(|()| Next::Over),
                     }
                 }

@@ -123,7 +123,7 @@ pub(super) async fn run(
     slot: Option<OwnedSemaphorePermit>,
 ) -> Finished {
     let mut runner = Runner { attempt: row.attempt, context, row, stop, asked, dir: None, tail: None, saving: None };
-    match runner.story(slot).await {
+    match Box::pin(runner.story(slot)).await {
         Ok(()) => Finished::Ended,
         Err(Left) => Finished::Left,
     }
@@ -183,7 +183,7 @@ impl Runner {
             };
             match self.ended(&spawn, record).await? {
                 Next::Over => return Ok(()),
-                Next::Again(handle) => end = Ok(Now::Runs(handle)),
+                Next::Again(handle) => end = Ok(Now::Runs(*handle)),
             }
         }
     }

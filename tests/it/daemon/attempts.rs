@@ -50,6 +50,7 @@ async fn a_task_runs_from_its_command_to_its_result() {
     let sequences: Vec<i64> = bench.fake.messages().iter().map(|m| m.sequence).collect();
     assert_eq!(sequences, (1..=i64::try_from(sequences.len()).unwrap()).collect::<Vec<_>>());
     nothing_runs(&bench.state()).await;
+    bench.results_are_delivered().await;
     daemon.stop().await;
 
     // It is over: the next session does not speak of it, and the same command again starts nothing.

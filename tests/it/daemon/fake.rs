@@ -17,6 +17,7 @@ use makima::{
         report::{Message, MessageOutcome, Report},
     },
     wire::{
+        checkpoint::{FileChunk, FileKind, FileReceipt},
         daemon::{Chunk, Heartbeat, Receipt, Welcome, command_answered, heartbeat_answer, message_answer},
         pb::{
             self, attach_request, attach_response,
@@ -62,6 +63,8 @@ pub struct State {
     pub cancel: Vec<AttemptRef>,
     /// Output as it came, and whether all of it is here.
     pub output: BTreeMap<AttemptRef, (Vec<u8>, bool)>,
+    /// Checkpoints and results as they came.
+    pub files: BTreeMap<(AttemptRef, FileKind), Vec<u8>>,
     /// After this many bytes of output the upload is cut, once.
     pub cut_upload_after: Option<usize>,
     /// Uploads begun.
@@ -253,7 +256,15 @@ impl DaemonService for Service {
         self.check(&request)?;
         self.state().uploads += 1;
         let shared = Arc::clone(&self.0);
-        let receipts = request.into_inner().map(move |chunk| shared.take(&Chunk::try_from(chunk?).unwrap()));
+        let receipts = request.into_inner().map(move |chunk| {
+            let chunk = chunk?;
+            match chunk.kind() {
+                pb::ChunkKind::Checkpoint | pb::ChunkKind::Result => {
+                    Ok(shared.take_file(FileChunk::try_from(chunk).unwrap()))
+                }
+                _ => shared.take(&Chunk::try_from(chunk).unwrap()),
+            }
+        });
         Ok(Response::new(Box::pin(receipts)))
     }
 
@@ -331,6 +342,18 @@ impl Shared {
                 answer.into_iter().collect()
             }
         }
+    }
+
+    /// Takes a piece of a checkpoint or result; one that is whole counts.
+    fn take_file(&self, chunk: FileChunk) -> pb::UploadChunksResponse {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = state.files.entry((chunk.attempt, chunk.kind)).or_default();
+        if chunk.offset == file.len() as u64 {
+            file.extend_from_slice(&chunk.data);
+        }
+        let received = file.len() as u64;
+        let complete = received == chunk.whole.bytes.unsigned_abs();
+        FileReceipt { attempt: chunk.attempt, kind: chunk.kind, received, complete, refused: None }.into()
     }
 
     fn take(&self, chunk: &Chunk) -> Result<pb::UploadChunksResponse, Status> {

@@ -4,6 +4,7 @@
 
 mod attempts;
 mod fake;
+mod keeping;
 mod output;
 mod repeats;
 mod restarts;
@@ -161,6 +162,16 @@ impl Bench {
 
     fn path(&self, name: &str) -> String {
         self.place.path().join(name).display().to_string()
+    }
+
+    /// The server has every result, and the daemon has let go of it.
+    async fn results_are_delivered(&self) {
+        eventually("results are delivered", || async {
+            let attempts = fs::read_dir(self.state().join("attempts")).unwrap();
+            let left = attempts.filter(|dir| dir.as_ref().unwrap().path().join("result.pack").exists()).count();
+            ensure(left == 0, || format!("{left} are not"))
+        })
+        .await;
     }
 
     async fn output_is(&self, attempt: AttemptRef, text: &str) {

@@ -8,7 +8,7 @@ use std::{
 use makima::wire::pb::{AttemptStatus, FailureClass, TaskStatus};
 
 use super::{checkpointed, create, lose_machine, no_agents, options, until, worktree, world};
-use crate::harness::{client::shell, eventually, eventually::ensure};
+use crate::harness::{DaemonOptions, client::shell, eventually, eventually::ensure};
 
 /// The daemon and its agent are killed. The next attempt goes on in the same worktree, as it was left, on a branch of its own,
 /// and setup is not run again.
@@ -18,7 +18,7 @@ async fn a_killed_agent_goes_on_where_it_was() {
     world.start_daemon_with("a", options()).await;
     let repo = world.repo("repo");
     let setups = world.dir.join("setups");
-    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then echo second >> work; exit 0; fi
+    let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then echo second >> work; exit 0; fi
         echo first > work; git add work; git commit -qm own; echo staged > staged; git add staged; echo more >> work
         echo ready > ready; sleep 1000";
     let mut task = shell("long", script, &[]);
@@ -33,7 +33,9 @@ async fn a_killed_agent_goes_on_where_it_was() {
     for found in world.shims().iter().chain(&world.agents()) {
         found.kill();
     }
-    world.restart_daemon("a").await;
+    // As after a reboot.
+    let boot = |id: &str| vec![("MAKIMA_TEST_BOOT_ID".to_owned(), id.to_owned())];
+    world.start_daemon_with("a", DaemonOptions { env: boot("another"), ..options() }).await;
     let done = until(&client, &id, TaskStatus::Done).await;
     assert_eq!(done.attempt, 2);
     let attempts = client.task(&id).await.attempts;
@@ -52,10 +54,10 @@ async fn a_deleted_worktree_is_noticed_and_restored() {
     let mut world = world().await;
     world.start_daemon_with("a", options()).await;
     let repo = world.repo("repo");
-    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then cat work; exit 0; fi
+    let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then cat work; exit 0; fi
         echo made > work; chmod 755 work; ln -s work link; echo ready > ready; trap '' TERM; while :; do sleep 0.1; done";
     let client = world.client();
-    let tasks = create(&client, &repo.file_url(), Duration::from_millis(300), vec![shell("long", script, &[])]).await;
+    let tasks = create(&client, &repo.file_url(), Duration::from_secs(1), vec![shell("long", script, &[])]).await;
     let id = tasks[0].task_id.clone();
     until(&client, &id, TaskStatus::Running).await;
     let place = worktree(&client, &id).await;
@@ -92,11 +94,12 @@ async fn a_lost_machine_costs_what_came_after_the_last_checkpoint() {
     let mut world = world().await;
     world.start_daemon_with("a", options()).await;
     let repo = world.repo("repo");
-    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then git rev-parse HEAD > head; git ls-files -s > index; exit 0; fi
+    let script =
+        "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then git rev-parse HEAD > head; git ls-files -s > index; exit 0; fi
         echo own > own; git add own; git commit -qm own; echo staged > staged; git add staged; echo later > staged
         git rev-parse HEAD; git ls-files -s; echo ready > ready; sleep 1000";
     let client = world.client();
-    let tasks = create(&client, &repo.file_url(), Duration::from_millis(300), vec![shell("long", script, &[])]).await;
+    let tasks = create(&client, &repo.file_url(), Duration::from_secs(1), vec![shell("long", script, &[])]).await;
     let id = tasks[0].task_id.clone();
     until(&client, &id, TaskStatus::Running).await;
     world.file_appears(&worktree(&client, &id).await.join("ready")).await;
@@ -125,7 +128,7 @@ async fn a_failed_attempt_leaves_its_work_to_the_next() {
     let mut world = world().await;
     world.start_daemon_with("a", options()).await;
     let repo = world.repo("repo");
-    let script = "if [ \"$MAKIMA_RESUMED\" = 1 ]; then exit 0; fi; echo half > work; kill -9 $$";
+    let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then exit 0; fi; echo half > work; kill -9 $$";
     let client = world.client();
     let id =
         create(&client, &repo.file_url(), Duration::ZERO, vec![shell("half", script, &[])]).await[0].task_id.clone();
