@@ -1,11 +1,6 @@
 //! Taking a checkpoint: every repository of a worktree, one commit, one pack, one file.
 
-use std::{
-    collections::HashSet,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use git2::{Oid, Repository, Signature};
 use uuid::Uuid;
@@ -139,7 +134,7 @@ impl Capture<'_> {
 
     async fn take_all(&self, last: bool) -> Result<(Taken, Vec<(Vec<u8>, Taken)>, bool), Error> {
         let mut budget = MAX_TOTAL_BYTES;
-        let copied = self.source.place.copied.iter().map(|path| bytes_of(path.clone())).collect();
+        let copied = self.source.place.copied.iter().map(|path| bytes_of(path.to_owned())).collect();
         let subject = Subject {
             shadow: self.shadow.clone(),
             main: self.shadow.clone(),
@@ -331,13 +326,13 @@ impl Capture<'_> {
         })
     }
 
-    async fn pack(&self, path: &PathBuf, header: &Header, revs: &str) -> Result<(u64, String), Error> {
+    async fn pack(&self, path: &Path, header: &Header, revs: &str) -> Result<(u64, String), Error> {
         fs::create_dir_all(self.into)
             .map_err(|error| Error::refused(format!("cannot create {}: {error}", self.into.display())))?;
         let file = container::create(path, header)?;
         let start = file.metadata().map_or(0, |found| found.len());
         pack(&self.shadow, revs, &["--thin"], file, start).await?;
-        let path = path.clone();
+        let path = path.to_owned();
         let (bytes, sha256) = blocking(move || container::seal(&path)).await?;
         if bytes > MAX_TOTAL_BYTES {
             return Err(Error::refused(format!(

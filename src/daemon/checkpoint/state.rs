@@ -46,7 +46,7 @@ pub(super) fn gather(dirs: &GitDirs, own: bool) -> Vec<StateFile> {
         }
     }
     for dir in DIRS {
-        below(&dirs.git_dir, dir.as_bytes().to_vec(), &mut files);
+        below(&dirs.git_dir, dir.as_bytes(), &mut files);
     }
     for file in FILES.iter().chain(if own { OWN_FILES } else { &[] }) {
         take(&dirs.git_dir, file.as_bytes().to_vec(), &mut files);
@@ -70,11 +70,11 @@ fn take(git_dir: &Path, name: Vec<u8>, files: &mut Vec<StateFile>) {
     files.push((name, bytes));
 }
 
-fn below(git_dir: &Path, dir: Vec<u8>, files: &mut Vec<StateFile>) {
-    for entry in fs::read_dir(join(git_dir, &dir)).into_iter().flatten().flatten() {
-        let name = [&dir, &b"/"[..], entry.file_name().as_bytes()].concat();
+fn below(git_dir: &Path, dir: &[u8], files: &mut Vec<StateFile>) {
+    for entry in fs::read_dir(join(git_dir, dir)).into_iter().flatten().flatten() {
+        let name = [dir, &b"/"[..], entry.file_name().as_bytes()].concat();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            below(git_dir, name, files);
+            below(git_dir, &name, files);
         } else {
             take(git_dir, name, files);
         }

@@ -260,7 +260,7 @@ impl DaemonService for Service {
             let chunk = chunk?;
             match chunk.kind() {
                 pb::ChunkKind::Checkpoint | pb::ChunkKind::Result => {
-                    Ok(shared.take_file(FileChunk::try_from(chunk).unwrap()))
+                    Ok(shared.take_file(&FileChunk::try_from(chunk).unwrap()))
                 }
                 _ => shared.take(&Chunk::try_from(chunk).unwrap()),
             }
@@ -345,7 +345,7 @@ impl Shared {
     }
 
     /// Takes a piece of a checkpoint or result; one that is whole counts.
-    fn take_file(&self, chunk: FileChunk) -> pb::UploadChunksResponse {
+    fn take_file(&self, chunk: &FileChunk) -> pb::UploadChunksResponse {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let file = state.files.entry((chunk.attempt, chunk.kind)).or_default();
         if chunk.offset == file.len() as u64 {

@@ -85,7 +85,7 @@ fn attempts(run: &Run, answers: &[GetTaskResponse]) -> Vec<String> {
         let made: Vec<_> = answer.attempts.iter().filter(|attempt| !attempt.result_commit.is_empty()).collect();
         let is_its =
             |attempt: &&pb::Attempt| attempt.number == task.attempt && attempt.result_commit == task.result_commit;
-        if !(made.len() == 1 && made.iter().all(|attempt| is_its(attempt))) {
+        if !(made.len() == 1 && made.iter().all(is_its)) {
             broken.push(format!("1: {name} is the work of one attempt, and has {made:#?}"));
         }
         let numbers: Vec<u32> = answer.attempts.iter().map(|attempt| attempt.number).collect();

@@ -176,8 +176,10 @@ impl Journal {
 
     fn say(&mut self, attempt: AttemptRef, report: Report) {
         if let (Report::Complete(complete), Some(row)) = (&report, self.attempts.get_mut(&attempt)) {
+            if row.complete.is_none() {
+                row.uploaded = !complete.outcome.as_ref().is_ok_and(TaskResult::is_awaited);
+            }
             row.complete = Some(complete.clone());
-            row.uploaded = !complete.outcome.as_ref().is_ok_and(TaskResult::is_awaited);
         }
         self.last_message += 1;
         self.outbox.insert(self.last_message, (attempt, report));
@@ -306,7 +308,7 @@ pub(super) fn usage(attempt: AttemptRef, parts: i64) -> Usage {
 
 /// The result of an attempt: its commit names it. Some are in a repository that all can reach, the others travel.
 pub(super) fn result(attempt: AttemptRef) -> TaskResult {
-    let travels = attempt.id.0.as_u128() % 4 != 0;
+    let travels = !attempt.id.0.as_u128().is_multiple_of(4);
     let sha256 = attempt.id.0.simple().to_string();
     let pack = travels.then_some(Pack { bytes: 1, sha256 });
     TaskResult { commit: attempt.id.0.simple().to_string(), published: !travels, pack, ..TaskResult::default() }

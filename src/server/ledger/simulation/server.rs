@@ -166,7 +166,7 @@ impl World {
         let Some(life) = self.server.life.take() else { return };
         self.note(|| "the server dies".to_owned());
         for (_, to) in life.inbox {
-            self.never_answered(to);
+            self.never_answered(&to);
         }
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         for link in links {
@@ -174,19 +174,19 @@ impl World {
         }
     }
 
-    fn never_answered(&mut self, to: To) {
+    fn never_answered(&mut self, to: &To) {
         match to {
             To::Upload(m, life, attempt, checkpoint) => {
-                self.at(SECOND, Event::Uploaded(m, life, attempt, checkpoint, false));
+                self.at(SECOND, Event::Uploaded(*m, *life, *attempt, *checkpoint, false));
             }
-            To::Person(wish) => self.at(5 * SECOND, Event::Wish(wish)),
+            To::Person(wish) => self.at(5 * SECOND, Event::Wish(*wish)),
             _ => {}
         }
     }
 
     /// Asks the ledger.
     pub(super) fn submit(&mut self, actor: String, repeat: Option<Repeat>, op: Op, to: To) {
-        let Some(life) = &mut self.server.life else { return self.never_answered(to) };
+        let Some(life) = &mut self.server.life else { return self.never_answered(&to) };
         life.inbox.push_back((Request { actor, repeat, op }, to));
         self.writes_soon();
     }
@@ -245,7 +245,7 @@ impl World {
         self.server.dice = std::mem::take(&mut work.dice);
         if mishap == Some(Mishap::DiesBefore) {
             self.covered("the server died before a commit");
-            tos.into_iter().for_each(|to| self.never_answered(to));
+            tos.iter().for_each(|to| self.never_answered(to));
             return self.server_restarts();
         }
         memory.changes.clear();
@@ -257,7 +257,7 @@ impl World {
         }
         if mishap == Some(Mishap::DiesAfter) {
             self.covered("the server died between a commit and its word");
-            tos.into_iter().for_each(|to| self.never_answered(to));
+            tos.iter().for_each(|to| self.never_answered(to));
             return self.server_restarts();
         }
         let Some(life) = &mut self.server.life else { return };
@@ -291,7 +291,7 @@ impl World {
             match to {
                 To::Nobody => {}
                 To::Attach(link, opening) => self.attach_answered(link, *opening, reply),
-                To::Tell(link) => self.told(link, reply),
+                To::Tell(link) => self.told(link, &reply),
                 To::Message(link) => {
                     if let Some(open) = self.open(link)
                         && let Some((_, slot)) = open.pending.iter_mut().find(|(_, reply)| reply.is_none())

@@ -229,7 +229,7 @@ impl World {
         }
     }
 
-    pub(super) fn told(&mut self, link: LinkId, reply: Result<Reply, Error>) {
+    pub(super) fn told(&mut self, link: LinkId, reply: &Result<Reply, Error>) {
         let Some(open) = self.open(link) else { return };
         open.waits = false;
         match reply {

@@ -233,15 +233,15 @@ impl World {
     // === intake ===
 
     /// A command is written to the journal, or refused.
-    pub(super) fn takes(&mut self, m: usize, link: LinkId, command: Box<Command>) {
+    pub(super) fn takes(&mut self, m: usize, link: LinkId, command: &Command) {
         let machine = &mut self.machines[m];
         let known = machine.disk.journal.attempts.contains_key(&command.attempt);
         let refused = matches!(command.order, Order::Spawn(_)) && !machine.accepts && !known;
         let (answer, new) = if refused {
             (Answer::Rejected { reason: "disk full".to_owned(), retryable: true, counts: false }, None)
         } else {
-            match machine.disk.accept(&command) {
-                Taken::New => (Answer::Persisted, Some(command.clone())),
+            match machine.disk.accept(command) {
+                Taken::New => (Answer::Persisted, Some(Box::new(command.clone()))),
                 Taken::Known => (Answer::Persisted, None),
                 Taken::Conflict => {
                     (Answer::Rejected { reason: "conflict".to_owned(), retryable: false, counts: true }, None)
@@ -310,6 +310,7 @@ impl World {
     /// What became of it. Nothing, if the server died meanwhile: then it is asked again.
     pub(super) fn uploaded(&mut self, m: usize, attempt: AttemptRef, checkpoint: Option<CheckpointId>, stored: bool) {
         let life = self.machines[m].lives;
+        self.note(|| format!("daemon {m} hears of what it has uploaded of {attempt}: stored {stored}"));
         match (stored, checkpoint) {
             (true, Some(id)) => self.truth.checkpoint_acknowledged(id),
             (true, None) => self.machines[m].disk.uploaded(attempt),

@@ -269,14 +269,14 @@ impl World {
             Event::Beat(m, life, link) if self.lives(m, life) => self.beats(m, link),
             Event::Run(m, life, attempt, turn) if self.lives(m, life) => self.runs(m, attempt, turn),
             Event::Exit(m, attempt) => self.agent_exits(m, attempt),
-            Event::Take(m, life, link, command) if self.lives(m, life) => self.takes(m, link, command),
+            Event::Take(m, life, link, command) if self.lives(m, life) => self.takes(m, link, &command),
             Event::Took(m, life, link, took) if self.lives(m, life) => {
                 let (answered, new) = *took;
                 self.took(m, link, answered, new);
             }
             Event::Upload(m, life, attempt, id) if self.lives(m, life) => self.uploads(m, attempt, id),
             Event::Uploaded(m, life, attempt, id, stored) if self.lives(m, life) => {
-                self.uploaded(m, attempt, id, stored)
+                self.uploaded(m, attempt, id, stored);
             }
             Event::Wish(wish) => self.wishes(wish),
             Event::Fault(fault) => self.fails(fault),
