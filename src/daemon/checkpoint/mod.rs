@@ -49,7 +49,7 @@ pub use capture::{capture, known_elsewhere};
 pub use container::{ChainFile, Header, read_header};
 pub use diff::diff;
 pub use restore::{restore, restore_into};
-pub use result::{PackedResult, import_result, pack_result};
+pub use result::{FoundResult, PackedResult, diff_result, import_result, pack_result, result_into};
 
 use super::attempt_dir::Place;
 use crate::domain::{CheckpointId, checkpoint};

@@ -81,14 +81,33 @@ pub async fn restore_into(
     branch: Option<&str>,
     transcript: Option<&Path>,
 ) -> Result<Restored, Error> {
+    let headers = verify(chain).await?;
+    let was_there = dir.exists();
+    let full = clone_into(repository, dir).await?;
+    let filled = fill_clone(repository, chain, headers, &full, branch, transcript).await;
+    if filled.is_err() {
+        take_away(&full, was_there);
+    }
+    filled
+}
+
+/// A clone that came to nothing. The directory was empty or not there, so nothing of anybody is in it.
+pub(super) fn take_away(clone: &Path, was_there: bool) {
+    let _ = fs::remove_dir_all(clone);
+    if was_there {
+        let _ = fs::create_dir(clone);
+    }
+}
+
+/// Clones a repository (URL or path) into a directory, which must be empty or not there; nothing is checked out. Answers where
+/// that is.
+pub(super) async fn clone_into(repository: &str, dir: &Path) -> Result<PathBuf, Error> {
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
         return Err(Error::refused(format!("{} exists and is not empty: name another directory", dir.display())));
     }
     if repository.starts_with('-') {
         return Err(Error::repository(format!("`{repository}` is neither a URL nor a path")));
     }
-    let headers = verify(chain).await?;
-    let was_there = dir.exists();
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent)
         .map_err(|error| Error::refused(format!("cannot create {}: {error}", parent.display())))?;
@@ -96,15 +115,7 @@ pub async fn restore_into(
     let full = std::path::absolute(dir).map_err(|error| Error::refused(error.to_string()))?;
     succeed(&what, LONG_TIMEOUT, || git(parent).args(["clone", "--quiet", "--no-checkout", repository]).arg(&full))
         .await?;
-    let filled = fill_clone(repository, chain, headers, &full, branch, transcript).await;
-    if filled.is_err() {
-        // It was empty, so nothing of anybody is in it.
-        let _ = fs::remove_dir_all(&full);
-        if was_there {
-            let _ = fs::create_dir(&full);
-        }
-    }
-    filled
+    Ok(full)
 }
 
 async fn fill_clone(
