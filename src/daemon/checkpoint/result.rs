@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{ChainFile, Error, capture::resolve, container, diff, restore};
+use super::{Error, capture::resolve, container};
 use crate::daemon::{
     attempt_dir::Place,
     git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, succeed},
@@ -21,77 +21,6 @@ pub struct PackedResult {
     pub bytes: u64,
     /// Its SHA-256 in hex.
     pub sha256: String,
-}
-
-/// A result as somebody finds it who has nothing of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundResult {
-    /// The commit.
-    pub commit: String,
-    /// The commit that the work began from; empty if that is not known.
-    pub base_commit: String,
-    /// The branch it was made on.
-    pub branch: String,
-    /// The ref that holds it.
-    pub result_ref: String,
-    /// Its pack, where the repository does not have it.
-    pub pack: Option<ChainFile>,
-}
-
-/// Clones a repository (URL or path) into a directory, which must be empty or not there, and checks the result out there, on
-/// its branch or that one: for a person who wants it in their hands. Answers the branch.
-pub async fn result_into(
-    repository: &str,
-    result: &FoundResult,
-    dir: &Path,
-    branch: Option<&str>,
-) -> Result<String, Error> {
-    let was_there = dir.exists();
-    let full = restore::clone_into(repository, dir).await?;
-    let branch = branch.unwrap_or(&result.branch).to_owned();
-    let made = async {
-        let repo = bring_result(repository, result, &full).await?;
-        let head = format!("refs/heads/{branch}");
-        let put = ["update-ref", "-m", "makima: restore", head.as_str(), result.commit.as_str()];
-        succeed("make the branch", LOCAL_TIMEOUT, || git(&repo.git_dir).args(put)).await?;
-        let go = ["checkout", "--quiet", "--force", branch.as_str(), "--"];
-        succeed("check the result out", LONG_TIMEOUT, || git(&full).args(go)).await
-    };
-    match made.await {
-        Ok(_) => Ok(branch),
-        Err(error) => {
-            restore::take_away(&full, was_there);
-            Err(error)
-        }
-    }
-}
-
-/// What a result changed, as [`diff()`](super::diff()) tells it. `clone` is a directory that is not there, for a clone of the
-/// repository.
-pub async fn diff_result(repository: &str, result: &FoundResult, clone: &Path, most: usize) -> Result<String, Error> {
-    let full = restore::clone_into(repository, clone).await?;
-    let repo = bring_result(repository, result, &full).await?;
-    diff::compare(&repo, &result.base_commit, &result.commit, most).await
-}
-
-/// Has the result in a clone of its repository: from its pack, or from where the clone is from.
-async fn bring_result(repository: &str, result: &FoundResult, clone: &Path) -> Result<RepoRef, Error> {
-    let repo = RepoRef { repository: repository.to_owned(), git_dir: clone.join(".git"), cloned: false };
-    let FoundResult { commit, result_ref, .. } = result;
-    if has_commit(&repo.open()?, commit).is_some() {
-        return Ok(repo);
-    }
-    if let Some(pack) = &result.pack {
-        import_result(&repo, &pack.path, &pack.sha256, commit, result_ref).await?;
-        return Ok(repo);
-    }
-    let fetch = ["fetch", "--quiet", "--no-tags", "origin", result_ref.as_str()];
-    let output = attempt("fetch the result", LONG_TIMEOUT, || git(&repo.git_dir).args(fetch)).await?;
-    if has_commit(&repo.open()?, commit).is_none() {
-        let (shown, why) = (repo.shown(), output.complaint());
-        return Err(Error::repository(format!("the result {commit} is not in {shown} ({why}): name one that has it")));
-    }
-    Ok(repo)
 }
 
 /// Packs the commit and all that it reaches, without what these names (see [`super::Source::exclude`]) reach, into the file
