@@ -1,5 +1,5 @@
 //! How the machine is: whether there is room for new work, and how busy it is. Looked at when somebody asks, at most once a
-//! second; nothing here runs by itself.
+//! tenth of a second; nothing here runs by itself.
 //!
 //! The disk guard has two edges: work is refused below the floor, and taken again a tenth above it, so that a disk at the
 //! floor does not accept and fail in turns.
