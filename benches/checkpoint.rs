@@ -121,6 +121,7 @@ impl Bed {
             exclude: known_elsewhere(&self.place),
             transcript: None,
             previous: previous.map(|c| Previous { id: c.id, commit: c.commit.clone(), depth: c.depth }),
+            even_unchanged: false,
         };
         match capture(&source, &self.dir.join("files")).await.unwrap() {
             Outcome::Taken(captured) => Some(*captured),

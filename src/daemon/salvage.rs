@@ -262,7 +262,13 @@ async fn checkout_of_attempt(item: &Item, into: &Path) -> Checkout {
     let manifest = AttemptDir::open(&item.path).and_then(|dir| dir.manifest()).map_err(|_| None)?;
     let place = manifest.place.and_then(|place| worktree::find(&place, manifest.attempt.task)).ok_or(None)?;
     let scratch = into.with_file_name(format!(".{}.taking", into.file_name().unwrap_or_default().to_string_lossy()));
-    let source = Source { exclude: checkpoint::known_elsewhere(&place), place, transcript: None, previous: None };
+    let source = Source {
+        exclude: checkpoint::known_elsewhere(&place),
+        place,
+        transcript: None,
+        previous: None,
+        even_unchanged: false,
+    };
     let made = async {
         let Outcome::Taken(captured) = checkpoint::capture(&source, &scratch).await? else {
             return Err(Error::refused("nothing was captured"));

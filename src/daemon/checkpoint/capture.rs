@@ -95,7 +95,9 @@ impl Capture<'_> {
         let mut whole = self.assemble(transcript, top, nested, unsettled).await?;
         whole.warnings.extend(too_long);
         let previous = self.previous(&whole).await?;
-        if let Some((_, true)) = previous {
+        if let Some((_, true)) = previous
+            && !self.source.even_unchanged
+        {
             return Ok(Outcome::Unchanged);
         }
         let base = previous.map(|(previous, _)| previous).filter(|previous| previous.depth < MAX_CHAIN);

@@ -80,6 +80,8 @@ pub struct Source {
     pub transcript: Option<Transcript>,
     /// The newest checkpoint of this attempt, or the one that it was restored from; only one that is where it is safe.
     pub previous: Option<Previous>,
+    /// One is made also where nothing has changed since that one.
+    pub even_unchanged: bool,
 }
 
 /// The conversation of an agent.

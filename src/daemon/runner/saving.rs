@@ -255,6 +255,8 @@ impl Saving {
             exclude: checkpoint::known_elsewhere(&self.place),
             transcript: self.transcript(&session),
             previous: self.book().stored.as_ref().map(previous_of),
+            // Who asks for one may wait for it.
+            even_unchanged: reason == Reason::Asked,
         };
         let begun = std::time::Instant::now();
         let captured = match checkpoint::capture(&source, &self.dir.path().join(FILES)).await {

@@ -59,8 +59,10 @@ async fn comes_into_hands(repository: impl Fn(&Repo) -> String, machine_goes: bo
     let place = worktree(&client, id(0)).await;
     world.file_appears(&place.join("ready")).await;
 
+    let first = &world.cli_json(&["task", "checkpoint", "now", "runs", "--wait"]).await[0];
+    // Whoever asks again gets another, although nothing has changed.
     let taken = &world.cli_json(&["task", "checkpoint", "now", "runs", "--wait"]).await[0];
-    assert_eq!(taken["reason"], "ASKED");
+    assert_eq!((&taken["reason"], &taken["base_checkpoint_id"]), (&"ASKED".into(), &first["checkpoint_id"]));
     let head = taken["head"].as_str().unwrap();
     let checkpoint = taken["checkpoint_id"].as_str().unwrap();
     let names = says(&world, &["task", "diff", "runs", "--stat"]).await;

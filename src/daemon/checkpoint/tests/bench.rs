@@ -62,6 +62,7 @@ impl Bench {
             exclude: known_elsewhere(place),
             transcript: None,
             previous: previous.map(|c| Previous { id: c.id, commit: c.commit.clone(), depth: c.depth }),
+            even_unchanged: false,
         }
     }
 

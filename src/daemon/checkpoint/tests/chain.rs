@@ -5,7 +5,7 @@ use std::fs;
 use git2::Oid;
 
 use super::{
-    super::{Captured, MAX_CHAIN, Outcome, capture, dirs::GitDirs, shadow::Shadow},
+    super::{Captured, MAX_CHAIN, Outcome, Source, capture, dirs::GitDirs, shadow::Shadow},
     bench::{Bench, files_of, transcript, write},
     compare::{Picture, assert_same, picture},
 };
@@ -89,6 +89,11 @@ async fn unchanged_is_said() {
         matches!(capture(&bench.source(&place, Some(last)), &bench.files()).await.unwrap(), Outcome::Unchanged)
     };
     assert!(is_unchanged(&last).await);
+    // Whoever wants one all the same gets it: a small one on the one before.
+    let again = Source { even_unchanged: true, ..bench.source(&place, Some(&last)) };
+    let again = bench.capture_from(&again).await;
+    assert_eq!((again.base, again.depth), (Some(last.id), 2));
+    assert!(again.bytes < last.bytes, "{} after {}", again.bytes, last.bytes);
     // The same content with other times, and an index written again.
     write(dir, &[("README.md", "hello\n"), ("a", "a")]);
     testing::run(dir, &["status"]).await;
