@@ -344,6 +344,12 @@ impl Uploads {
         };
         match self.tell(op).await {
             Ok(()) => {}
+            // Its daemon was given up, and has to attach and say again that it made this. It is all here until then; the daemon
+            // asks again, and must never take this for a refusal.
+            Err(ledger::Error::Precondition(why)) if key.kind == FileKind::Result => {
+                tracing::info!(attempt = %key.attempt, why, "a result is here before its report");
+                return Ok(receipt_of(&key, total));
+            }
             Err(error @ (ledger::Error::NotFound { .. } | ledger::Error::Precondition(_))) => {
                 self.take_back(&name).await;
                 self.discard(&mut whole.staged).await;
