@@ -31,6 +31,10 @@ build: ## The binary, for trying it out
 demo: build ## A contract of dependent tasks on two daemons, here and now
 	$(makima) demo
 
+.PHONY: chaos
+chaos: build ## The demo with a daemon, a worktree and the server lost on the way
+	$(makima) demo --chaos
+
 .PHONY: test
 test: ## Everything, on SQLite and on a Postgres of its own
 	@tests/prepare

@@ -29,6 +29,7 @@
 //! dispatcher: ready work x free slots -> assign -> attempts + commands in the same transaction -> commit -> stream
 //! daemon: session -> journal (durable) -> PERSISTED -> supervisor -> runner -> worktree -> shim -> agent
 //! back: runner -> journal (message, durable) -> session -> server session -> ledger -> commit -> answer -> watchers
+//! work: runner -> checkpoint or result, a file -> bulk -> uploads -> blob, durable -> row -> ledger -> commit -> complete
 //! ```
 //!
 //! No step back: what is lost on the way is said again from what is durable on either side, by the same code that said it
@@ -37,12 +38,17 @@
 //! # Invariants
 //!
 //! 1. A task has at most one attempt that can change it; a fenced attempt changes nothing, and its work is kept.
-//! 2. Every terminal report a daemon has journalled reaches the task exactly once.
-//! 3. No task starts before its dependencies are complete.
-//! 4. Every status that is not final has a true reason and a deadline or a named cause.
-//! 5. Slots and concurrency counts equal the attempts that are not ENDED.
-//! 6. From the confirmation that an attempt has ended, no process of it is alive.
-//! 7. No key sees or moves what belongs to another owner.
+//! 2. Every terminal report a daemon has journalled reaches the task exactly once, or its directory is salvage.
+//! 3. Every acknowledged checkpoint can be restored, identical.
+//! 4. No task starts before its dependencies are complete.
+//! 5. Every status that is not final has a true reason and a deadline or a named cause.
+//! 6. Slots and concurrency counts equal the attempts that are not ENDED.
+//! 7. From the confirmation that an attempt has ended, no process of it is alive.
+//! 8. No key sees or moves what belongs to another owner.
+//! 9. A task that is DONE has its result, whichever machine dies.
+//! 10. Losing power on any machine at any instant breaks none of these.
+//!
+//! `tests/it/faults` breaks real processes and checks them; `server::ledger::simulation` does so with a fleet in memory.
 //!
 //! # Words
 //!
@@ -57,7 +63,8 @@
 //! | session | one life of a daemon's stream; numbered by an epoch that only grows |
 //! | command | server to daemon, durable until answered |
 //! | message | daemon to server, durable until acknowledged |
-//! | result | what a DONE task made: a commit |
+//! | checkpoint | a restorable copy of an attempt's work, kept by the server |
+//! | result | what a DONE task made: a commit, durable on the server |
 //! | worktree | the git checkout an attempt works in |
 //! | journal | the daemon's SQLite file: commands, attempts, messages not acknowledged |
 //! | ledger | the one writer of contract, task, attempt, daemon and command state |

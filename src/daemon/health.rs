@@ -1,5 +1,5 @@
 //! How the machine is: whether there is room for new work, and how busy it is. Looked at when somebody asks, at most once a
-//! second; nothing here runs by itself.
+//! tenth of a second; nothing here runs by itself.
 //!
 //! The disk guard has two edges: work is refused below the floor, and taken again a tenth above it, so that a disk at the
 //! floor does not accept and fail in turns.
@@ -12,8 +12,10 @@ use std::{
 
 use super::config::DiskFloor;
 
-/// How old an answer may be.
-const FRESH: Duration = Duration::from_secs(1);
+/// How old an answer may be: looking is one system call, and work must not be taken on what was true a moment ago.
+const FRESH: Duration = Duration::from_millis(100);
+/// How often a running agent's disk is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bytes free below which nothing can be written for long: an agent that goes on only loses what it does.
 const FULL: u64 = 1024 * 1024;
@@ -80,7 +82,7 @@ impl Health {
     pub async fn until_full(&self) -> String {
         let mut before = false;
         loop {
-            tokio::time::sleep(FRESH).await;
+            tokio::time::sleep(LOOK_EVERY).await;
             match self.full() {
                 Some(full) if before => return full,
                 now => before = now.is_some(),

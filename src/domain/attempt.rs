@@ -93,6 +93,19 @@ impl Attempt {
     pub fn is_live(&self) -> bool {
         !matches!(self.state, AttemptState::Ended { .. })
     }
+
+    /// What of a usage its task does not count yet: what it had used when it came to its result was counted with that,
+    /// whatever becomes of the result on its way.
+    pub fn uncounted(&self, usage: &Usage) -> Usage {
+        let mut state = &self.state;
+        while let AttemptState::Disconnected { was, .. } = state {
+            state = was;
+        }
+        match state {
+            AttemptState::Finalizing { .. } => usage.minus(&self.usage),
+            _ => usage.clone(),
+        }
+    }
 }
 
 /// How far an attempt is.

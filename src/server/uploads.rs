@@ -180,6 +180,10 @@ impl Uploads {
                     self.forget(&key);
                     return Ok(complete(&key, total));
                 }
+                Known::Waits => {
+                    self.forget(&key);
+                    return Ok(receipt(&key, total, total));
+                }
                 Known::Elsewhere => return Ok(refused(&key, "another attempt has a checkpoint of this id")),
                 Known::No => {}
             }
@@ -243,8 +247,11 @@ impl Uploads {
                     return Ok(Known::No);
                 }
                 // Its writer may have died before it told the ledger; telling it twice is harmless.
-                self.tell(Op::ResultStored { attempt: key.attempt, blob: name }).await.map_err(api_error)?;
-                Ok(Known::Stored)
+                match self.tell(Op::ResultStored { attempt: key.attempt, blob: name }).await {
+                    Ok(()) => Ok(Known::Stored),
+                    Err(ledger::Error::Precondition(_)) => Ok(Known::Waits),
+                    Err(error) => Err(api_error(error)),
+                }
             }
         }
     }
@@ -344,10 +351,12 @@ impl Uploads {
         };
         match self.tell(op).await {
             Ok(()) => {}
-            // Its daemon was given up, and has to attach and say again that it made this. It is all here until then; the daemon
-            // asks again, and must never take this for a refusal.
-            Err(ledger::Error::Precondition(why)) if key.kind == FileKind::Result => {
-                tracing::info!(attempt = %key.attempt, why, "a result is here before its report");
+            // Its daemon was given up while it came, and may have the task yet. It stays, and does not count before the
+            // daemon has attached and said again what it made: refused, the result would be lost with the only copy.
+            Err(ledger::Error::Precondition(_)) if key.kind == FileKind::Result => {
+                self.discard(&mut whole.staged).await;
+                whole.staged.opened = false;
+                self.forget(&key);
                 return Ok(receipt_of(&key, total));
             }
             Err(error @ (ledger::Error::NotFound { .. } | ledger::Error::Precondition(_))) => {
@@ -449,6 +458,8 @@ impl Uploads {
 enum Known {
     /// It is stored, and counts.
     Stored,
+    /// It is stored, and counts once its daemon has attached: until then it asks again.
+    Waits,
     /// Its id is another's.
     Elsewhere,
     /// Nothing.
@@ -519,3 +530,6 @@ fn disk_error(error: io::Error) -> ApiError {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

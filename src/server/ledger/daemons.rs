@@ -346,7 +346,7 @@ impl Work {
             self.attempt_gone(reference.task, reference.number, actor);
             return if outcome.is_ok() { MessageOutcome::Fenced } else { MessageOutcome::Applied };
         }
-        let usage = complete.progress.usage.clone();
+        let usage = before.uncounted(&complete.progress.usage);
         let attempt = reference.number;
         match outcome {
             Ok(result) => {
@@ -565,7 +565,8 @@ impl Work {
                 AttemptState::Disconnected { rerun_at, .. } if *rerun_at <= self.now => {
                     let text = format!("daemon {} did not come back in time", self.daemon_name(attempt.daemon));
                     let failure = Failure::new(FailureClass::DaemonLost, text);
-                    self.attempt_failed(attempt.reference(), failure, &attempt.usage, false, None);
+                    let usage = attempt.uncounted(&attempt.usage);
+                    self.attempt_failed(attempt.reference(), failure, &usage, false, None);
                 }
                 _ => {}
             }

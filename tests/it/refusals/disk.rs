@@ -42,7 +42,7 @@ async fn a_disk_that_fills_up() {
     let repo = world.repo("repo");
     let client = world.client();
 
-    // It takes work now; when this is done its last look at the disk, which holds for a second, is old.
+    // It takes work now; when this is done its last look at the disk, which holds for a tenth of a second, is old.
     let task = client.create(&repo.url(), vec![shell("first", "sleep 1.2", &[])]).await.tasks[0].task_id.clone();
     until(&client, &task, TaskStatus::Done).await;
     let ballast = disk.path().join("ballast");

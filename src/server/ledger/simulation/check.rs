@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     super::work::Work,
+    machine::TOLD_APART,
     world::{MINUTE, World},
 };
 use crate::domain::{
@@ -281,11 +282,11 @@ impl World {
     /// Each attempt's tokens were counted at most once for its task.
     fn counted_once(&self, task: &Task, wrong: &mut Vec<String>) {
         let mut left = task.usage.input_tokens;
-        for number in 1..=task.attempt.min(30) {
-            if left & 3 > 2 {
+        for number in 1..=task.attempt.min(TOLD_APART) {
+            if left & 15 > 2 {
                 wrong.push(format!("2: attempt {number} of {} was counted twice", task.id.short()));
             }
-            left >>= 2;
+            left >>= 4;
         }
     }
 

@@ -300,10 +300,14 @@ impl Machine {
     }
 }
 
-/// Tokens of an attempt, so that a sum shows which attempt was counted how often: a digit of base 4 for each number.
+/// Attempts of a task whose tokens are told apart.
+pub(super) const TOLD_APART: u32 = 15;
+
+/// Tokens of an attempt, so that a sum shows which attempt was counted how often: a hexadecimal digit for each number, so
+/// that what was counted twice does not look like another attempt's.
 pub(super) fn usage(attempt: AttemptRef, parts: i64) -> Usage {
-    let place = (attempt.number.saturating_sub(1)).min(30);
-    Usage { input_tokens: parts << (2 * place), ..Usage::default() }
+    let told = (1..=TOLD_APART).contains(&attempt.number);
+    Usage { input_tokens: if told { parts << (4 * (attempt.number - 1)) } else { 0 }, ..Usage::default() }
 }
 
 /// The result of an attempt: its commit names it. Some are in a repository that all can reach, the others travel.

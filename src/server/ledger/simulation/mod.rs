@@ -23,6 +23,7 @@
 
 mod check;
 mod daemon;
+mod found;
 mod machine;
 mod memory;
 mod network;
@@ -160,6 +161,6 @@ fn planted_bugs_are_found() {
         let (found, _) = run(1, FOUND_WITHIN, Some(planted));
         let found = found.unwrap_or_else(|| panic!("{planted:?} was not found in {FOUND_WITHIN} histories"));
         let what = history(found, Some(planted), false).broken.unwrap_or_default();
-        println!("{planted:?} was found by history {found}: {what}");
+        println!("{planted:?} took {found} histories to be found: {what}");
     }
 }

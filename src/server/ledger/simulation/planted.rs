@@ -45,9 +45,8 @@ pub(super) fn after_fold(planted: Option<Planted>, work: &mut Work, request: &Re
     let now = work.now;
     match planted {
         Some(Planted::FenceIgnored) => {
-            let Some(task) = work.tasks.get(attempt.task).filter(|task| !task.status().is_final()).cloned() else {
-                return;
-            };
+            let replaced = |task: &&Task| task.attempt != attempt.number && !task.status().is_final();
+            let Some(task) = work.tasks.get(attempt.task).filter(replaced).cloned() else { return };
             work.count(task.contract, Some(task.status()), crate::domain::task::TaskStatus::Done);
             let state = TaskState::Done { result: result.clone(), at: now };
             work.tasks.set(task.id, Task { state, version: task.version + 1, ..task });

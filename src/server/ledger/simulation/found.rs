@@ -1,0 +1,321 @@
+//! What histories have found wrong with the ledger, each told again in a few steps: the ledger's own code on rows in memory,
+//! with one daemon and a clock that a test sets.
+
+use std::{sync::RwLock, time::Duration};
+
+use rand::{SeedableRng as _, rngs::SmallRng};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    super::{
+        Error, Fleet, Op, Push, Reply, Request, Writer, daemons::ANSWER_WITHIN, dice::Dice, dispatch::Classes,
+        op::Attach, work::Work,
+    },
+    memory::Memory,
+    server::at_once,
+};
+use crate::{
+    domain::{
+        AttemptRef, BootId, DaemonId, Epoch, JournalId, KeyId, OwnerId, Timestamp,
+        attempt::{Attempt, AttemptStatus, Failure, FailureClass, Pack, TaskResult, Usage},
+        contract::ContractLimits,
+        daemon::{Card, Hello, Profile},
+        draft::{NewContract, NewTask},
+        order::{Answer, Order, OrderKind},
+        reconcile::Verdict,
+        report::{Complete, InventoryItem, InventoryState, Message, MessageOutcome, Progress, Report},
+        task::{Task, TaskSpec, TaskStatus},
+        transition::RetryFrom,
+    },
+    server::{blobs::Blobs, task_keys::TaskKeys},
+};
+
+const OWNER: OwnerId = OwnerId(Uuid::from_u128(1));
+const DAEMON: DaemonId = DaemonId(Uuid::from_u128(2));
+/// How long a lost daemon's tasks wait for it here.
+const RERUN_AFTER: Duration = Duration::from_secs(60);
+
+/// A ledger, and a daemon with two slots.
+struct Story {
+    memory: Memory,
+    fleet: RwLock<Fleet>,
+    classes: Classes,
+    keys: TaskKeys,
+    dice: Dice,
+    now: Timestamp,
+    epoch: Epoch,
+    said: i64,
+    /// Kept, so that nobody thinks the session over.
+    pushes: Vec<mpsc::Receiver<Push>>,
+}
+
+impl Story {
+    /// A contract of these tasks, each with what it waits for, and the daemon attached.
+    fn of(tasks: &[(&str, &[&str])]) -> Self {
+        let mut story = Self {
+            memory: Memory::default(),
+            fleet: RwLock::default(),
+            classes: Classes::new(Vec::new()),
+            keys: TaskKeys::new([7; 32]),
+            dice: Dice::Seeded { rng: SmallRng::seed_from_u64(1), ordered: 1 },
+            now: Timestamp::from_secs(1_000),
+            epoch: Epoch(0),
+            said: 0,
+            pushes: Vec::new(),
+        };
+        story.attach(0, &[]).unwrap();
+        let tasks = tasks.iter().map(|(name, depends_on)| NewTask {
+            spec: TaskSpec { name: (*name).to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() },
+            depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
+        });
+        let contract = NewContract {
+            owner: OWNER,
+            name: "contract".to_owned(),
+            description: String::new(),
+            repository: "/r".to_owned(),
+            base_branch: String::new(),
+            limits: ContractLimits { rerun_after: RERUN_AFTER, ..ContractLimits::default() },
+            hold: false,
+            tasks: tasks.collect(),
+        };
+        story.ask(Op::CreateContract(contract)).unwrap();
+        story
+    }
+
+    /// One batch of one operation, as the writer does it.
+    fn ask(&mut self, op: Op) -> Result<Reply, Error> {
+        let request = Request { actor: "key:test".to_owned(), repeat: None, op };
+        let mut work = Work::new(self.now);
+        work.look = true;
+        work.dice = std::mem::take(&mut self.dice);
+        at_once(work.load(&mut self.memory, &[&request])).unwrap();
+        let reply = Writer::fold(&mut work, &request, &self.fleet);
+        let room = work.room(&self.fleet.read().unwrap());
+        at_once(work.dispatch(&mut self.memory, room, &self.classes, &self.keys)).unwrap();
+        self.dice = std::mem::take(&mut work.dice);
+        at_once(work.flush(&mut self.memory)).unwrap();
+        self.classes.learn(&work);
+        let replies = [reply];
+        Writer::take_effect(&mut self.fleet.write().unwrap(), &work, &[&request], &replies);
+        let [reply] = replies;
+        reply
+    }
+
+    // === what people do ===
+
+    fn task(&self, name: &str) -> &Task {
+        self.memory.tasks.values().find(|task| task.spec.name == name).unwrap()
+    }
+
+    fn retry(&mut self, name: &str) {
+        let task = self.task(name).id;
+        self.ask(Op::RetryTask { owner: OWNER, task, from: RetryFrom::Work }).unwrap();
+    }
+
+    fn attempt(&self, attempt: AttemptRef) -> &Attempt {
+        &self.memory.attempts[&attempt.id]
+    }
+
+    // === what the daemon does ===
+
+    /// Attaches with what it has. Answers the verdicts.
+    fn attach(
+        &mut self,
+        last_command: i64,
+        has: &[(AttemptRef, InventoryState)],
+    ) -> Result<Vec<(AttemptRef, Verdict)>, Error> {
+        let inventory = has.iter().map(|(attempt, state)| InventoryItem {
+            attempt: *attempt,
+            state: *state,
+            worktree: "/w".to_owned(),
+            worktree_intact: true,
+        });
+        let hello = Hello {
+            protocol: (1, 1),
+            daemon: DAEMON,
+            boot: BootId(Uuid::from_u128(3)),
+            journal: JournalId(Uuid::from_u128(4)),
+            card: Card {
+                name: "d".to_owned(),
+                slots: 2,
+                profiles: vec![Profile { name: "shell".to_owned(), version: String::new() }],
+                any_path: true,
+                ..Card::default()
+            },
+            last_command,
+            unanswered: (0, 0),
+            inventory: inventory.collect(),
+            clock: self.now,
+        };
+        let (outbox, pushes) = mpsc::channel(64);
+        self.pushes.push(pushes);
+        let attach = Attach { owner: OWNER, key: KeyId(Uuid::from_u128(5)), hello, outbox };
+        let Reply::Attached { epoch, verdicts, .. } = self.ask(Op::Attach(Box::new(attach)))? else {
+            panic!("not attached");
+        };
+        self.epoch = epoch;
+        self.ask(Op::Ready { daemon: DAEMON, epoch }).unwrap();
+        Ok(verdicts)
+    }
+
+    /// The newest order to start a task, if there is one that is not answered.
+    fn order(&self, name: &str) -> Option<(i64, AttemptRef)> {
+        let task = self.task(name).id;
+        let spawns = self.memory.commands.values().filter(|command| matches!(command.order, Order::Spawn(_)));
+        spawns.filter(|command| command.attempt.task == task).map(|c| (c.sequence, c.attempt)).next_back()
+    }
+
+    /// Takes the order and starts.
+    fn starts(&mut self, name: &str) -> AttemptRef {
+        let (sequence, attempt) = self.order(name).unwrap_or_else(|| panic!("{name} was not started"));
+        let (daemon, epoch, of) = (DAEMON, self.epoch, OrderKind::Spawn);
+        self.ask(Op::Answered { daemon, epoch, attempt, of, sequence, answer: Answer::Persisted }).unwrap();
+        let started = Report::Started {
+            worktree: "/w".to_owned(),
+            branch: "b".to_owned(),
+            base_commit: String::new(),
+            agent_version: String::new(),
+        };
+        assert_eq!(self.says(attempt, started), MessageOutcome::Applied);
+        attempt
+    }
+
+    fn says(&mut self, attempt: AttemptRef, report: Report) -> MessageOutcome {
+        self.said += 1;
+        let journal = JournalId(Uuid::from_u128(4));
+        let message = Message { sequence: self.said, journal, attempt, at: self.now, report };
+        match self.ask(Op::Message { daemon: DAEMON, message }) {
+            Ok(Reply::Message(outcome)) => outcome,
+            other => panic!("not judged: {other:?}"),
+        }
+    }
+
+    /// The end of an attempt, which has used so many tokens in all.
+    fn ends(&mut self, attempt: AttemptRef, outcome: Result<TaskResult, Failure>, tokens: i64) -> MessageOutcome {
+        let complete = Complete { outcome, progress: used(tokens), output_bytes: 0, exit_code: Some(0), signal: 0 };
+        self.says(attempt, Report::Complete(complete))
+    }
+
+    /// It is quiet for so long that its tasks are given up.
+    fn is_given_up(&mut self) {
+        let (daemon, epoch) = (DAEMON, self.epoch);
+        self.ask(Op::DaemonLost { daemon, epoch }).unwrap();
+        self.fleet.write().unwrap().detach(daemon, epoch);
+        self.now = self.now.after(RERUN_AFTER.max(ANSWER_WITHIN));
+        self.ask(Op::Sweep).unwrap();
+    }
+}
+
+fn used(tokens: i64) -> Progress {
+    Progress { usage: Usage { input_tokens: tokens, ..Usage::default() }, ..Progress::default() }
+}
+
+/// A result that all can reach, or one that travels as a pack.
+fn made(attempt: AttemptRef, travels: bool) -> TaskResult {
+    let sha256 = attempt.id.0.simple().to_string();
+    TaskResult {
+        commit: sha256.clone(),
+        published: !travels,
+        pack: travels.then_some(Pack { bytes: 1, sha256 }),
+        ..TaskResult::default()
+    }
+}
+
+/// A Hello that its daemon gave up on, and that arrives after the daemon has taken a command in a later session, does not list
+/// that command's attempt. Believed, it would interrupt an agent that works.
+#[test]
+fn a_hello_from_before_the_last_command_is_refused() {
+    let mut story = Story::of(&[("a", &[])]);
+    let attempt = story.starts("a");
+    let late = story.attach(0, &[]);
+    assert!(matches!(late, Err(Error::StaleSession(_))), "{late:?}");
+    assert_eq!(story.attempt(attempt).state.status(), AttemptStatus::Running);
+    // What the daemon says now is heard.
+    let verdicts = story.attach(1, &[(attempt, InventoryState::Running)]).unwrap();
+    assert_eq!(verdicts, [(attempt, Verdict::Keep)]);
+    // Where nothing is live a journal that was put back from a copy harms nothing.
+    story.ends(attempt, Ok(made(attempt, false)), 0);
+    assert_eq!(story.attach(0, &[]).unwrap(), []);
+}
+
+/// A dependency that is tried again while its dependent runs: the dependent goes on, and when it is tried again itself it
+/// waits for the dependency, whose end is counted once.
+#[test]
+fn a_reopened_dependency_is_waited_for_by_the_next_attempt() {
+    let mut story = Story::of(&[("a", &[]), ("b", &["a"])]);
+    let first = story.starts("a");
+    story.ends(first, Ok(made(first, false)), 0);
+    let running = story.starts("b");
+    story.retry("a");
+    assert_eq!((story.task("b").status(), story.task("b").unmet), (TaskStatus::Running, 1));
+    let again = story.starts("a");
+    story.ends(running, Err(Failure::new(FailureClass::AgentCrashed, "it broke")), 0);
+    story.retry("b");
+    assert_eq!(story.order("b"), None, "it starts before what it waits for");
+    story.ends(again, Ok(made(again, false)), 0);
+    assert_eq!(story.task("b").unmet, 0);
+    let next = story.starts("b");
+    assert_eq!(story.ends(next, Ok(made(next, false)), 0), MessageOutcome::Applied);
+    assert_eq!(story.task("b").status(), TaskStatus::Done);
+}
+
+/// An attempt that was given up and goes on has used its tokens once.
+#[test]
+fn what_a_revived_attempt_has_used_is_counted_once() {
+    let mut story = Story::of(&[("a", &[])]);
+    let attempt = story.starts("a");
+    story.says(attempt, Report::Progress(used(5)));
+    story.is_given_up();
+    assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Pending, 5));
+    story.attach(1, &[(attempt, InventoryState::Running)]).unwrap();
+    assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Running, 0));
+    story.ends(attempt, Ok(made(attempt, false)), 7);
+    assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Done, 7));
+}
+
+/// What an attempt used was counted when it came to its result. It is not counted again when its daemon is lost with the
+/// result, nor when the daemon comes back and says it again, nor when the result cannot be brought.
+#[test]
+fn what_a_result_on_its_way_has_used_is_counted_once() {
+    for is_brought in [true, false] {
+        let mut story = Story::of(&[("a", &[])]);
+        let attempt = story.starts("a");
+        story.ends(attempt, Ok(made(attempt, true)), 7);
+        assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Finalizing, 7));
+        story.is_given_up();
+        assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Pending, 7));
+        let verdicts = story.attach(1, &[(attempt, InventoryState::Reported)]).unwrap();
+        assert_eq!(verdicts, [(attempt, Verdict::ReportAgain)]);
+        story.ends(attempt, Ok(made(attempt, true)), 7);
+        assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Finalizing, 7));
+        if is_brought {
+            let blob = Blobs::result_name(OWNER, attempt.id, &made(attempt, true).commit);
+            story.ask(Op::ResultStored { attempt, blob }).unwrap();
+            assert_eq!(story.task("a").status(), TaskStatus::Done);
+        } else {
+            story.ends(attempt, Err(Failure::new(FailureClass::WorktreeLost, "unreadable")), 7);
+            assert_eq!(story.task("a").status(), TaskStatus::Starting, "the next attempt");
+        }
+        assert_eq!(story.task("a").usage.input_tokens, 7);
+    }
+}
+
+/// A result whose daemon was given up while the result was on its way is not taken for delivered: it would be forgotten there,
+/// and the server would wait for it for ever.
+#[test]
+fn a_result_of_a_given_up_attempt_is_asked_for_again() {
+    let mut story = Story::of(&[("a", &[])]);
+    let attempt = story.starts("a");
+    story.ends(attempt, Ok(made(attempt, true)), 0);
+    story.is_given_up();
+    let blob = Blobs::result_name(OWNER, attempt.id, &made(attempt, true).commit);
+    let stored = || Op::ResultStored { attempt, blob: blob.clone() };
+    let reply = story.ask(stored());
+    assert!(matches!(reply, Err(Error::Precondition(_))), "{reply:?}");
+    story.attach(1, &[(attempt, InventoryState::Reported)]).unwrap();
+    story.memory.packs.insert(blob.clone());
+    story.ends(attempt, Ok(made(attempt, true)), 0);
+    story.ask(stored()).unwrap();
+    assert_eq!(story.task("a").status(), TaskStatus::Done);
+}
