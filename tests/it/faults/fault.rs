@@ -120,20 +120,14 @@ const ALL: [Kind; 32] = [
     GitFileDeleted,
 ];
 
-/// What cannot be promised yet, and what it waits for. A line goes when the feature comes.
-const WAITING: [(Kind, &str); 2] = [
-    (WorktreeDeleted, "an agent that fails because its worktree went is said to have failed itself"),
-    (GitFileDeleted, "an agent that fails because its worktree went is said to have failed itself"),
-];
-
 /// The faults that a run on this database may meet.
 pub fn available(postgres: bool) -> Vec<Kind> {
-    let possible = ALL.into_iter().filter(|kind| match kind {
+    let is_possible = |kind: &Kind| match kind {
         DatabaseSpoiled | DatabaseOlder => !postgres,
         KillPostgres | StopPostgres => postgres,
         _ => true,
-    });
-    possible.filter(|kind| WAITING.iter().all(|(waiting, _)| waiting != kind)).collect()
+    };
+    ALL.into_iter().filter(is_possible).collect()
 }
 
 impl Kind {

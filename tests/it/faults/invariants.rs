@@ -9,9 +9,10 @@
 //!   the database    nothing live, no command unanswered (SQLite)                    6
 //!   processes       nothing carries the mark of an attempt                          7
 //!   output          all of it, once                                                 2
+//!   checkpoints     the newest of tasks, restored                                   3
 //! ```
 //!
-//! 3 belongs to checkpoints. 5 is looked at all through the run: it ends, and no wait is overdue. 10 is what the faults are.
+//! 5 is looked at all through the run: it ends, and no wait is overdue. 10 is what the faults are.
 
 use std::{collections::HashMap, fs, time::Duration};
 
@@ -26,6 +27,8 @@ use crate::harness::Client;
 
 /// For what is confirmed after the contract's end: output on its way, agents of fenced attempts that are being ended.
 const SETTLED: Duration = Duration::from_secs(30);
+/// Checkpoints that are restored after a run: each takes a clone.
+const MAX_RESTORED: usize = 3;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -43,6 +46,9 @@ async fn check_within(run: &Run, settled: Duration) -> Result<(), String> {
     if !run.plan.has(Kind::DatabaseOlder) {
         // A database that fell back in time tells another story from there on.
         broken.extend(event_log(run).await);
+    }
+    if !run.plan.has(Kind::DatabaseOlder) {
+        broken.extend(checkpoints(run).await);
     }
     let early = fs::read_to_string(run.world.dir.join("violations")).unwrap_or_default();
     broken.extend(early.lines().map(|line| format!("4: {line}")));
@@ -204,6 +210,44 @@ async fn other_owner(run: &Run) -> Vec<String> {
     if daemons + tasks != 0 || refused != [Some(Code::NotFound); 2] {
         broken.push(format!("8: another owner sees {daemons} daemons, {tasks} tasks, and is told {refused:?}"));
     }
+    broken
+}
+
+/// The newest checkpoints that the server says it has can be restored, and hold the beginning of the task's work.
+async fn checkpoints(run: &Run) -> Vec<String> {
+    let mut broken = Vec::new();
+    let mut restored = 0;
+    for (job, id) in run.plan.jobs.iter().zip(&run.ids) {
+        let request = pb::ListCheckpointsRequest { task_id: id.clone(), ..Default::default() };
+        let listed = match run.client.tasks().list_checkpoints(request).await {
+            Ok(answer) => answer.into_inner().checkpoints,
+            Err(status) => return vec![format!("3: the checkpoints of {} cannot be listed: {status}", job.name)],
+        };
+        let Some(newest) = listed.into_iter().find(|checkpoint| !checkpoint.orphan) else { continue };
+        if restored == MAX_RESTORED {
+            break;
+        }
+        restored += 1;
+        let into = run.world.dir.join("restored").join(&job.name);
+        let place = into.display().to_string();
+        let made = run.world.cli(&["task", "restore", &newest.checkpoint_id, "--into", &place]).await;
+        if !made.status.success() {
+            let why = String::from_utf8_lossy(&made.stderr);
+            broken.push(format!("3: checkpoint {} of {} cannot be restored: {why}", newest.checkpoint_id, job.name));
+            continue;
+        }
+        let file = fs::read_to_string(into.join(format!("{}.txt", job.name))).unwrap_or_default();
+        if !job.text().starts_with(&file) {
+            broken.push(format!("3: checkpoint {} of {} holds\n{file}", newest.checkpoint_id, job.name));
+        }
+        let earlier = job.after.iter().map(|&before| &run.plan.jobs[before]);
+        for before in earlier {
+            if fs::read_to_string(into.join(format!("{}.txt", before.name))).ok() != Some(before.text()) {
+                broken.push(format!("3: the checkpoint of {} lacks what {} made", job.name, before.name));
+            }
+        }
+    }
+    run.story.tell(format!("{restored} checkpoints are restored"));
     broken
 }
 

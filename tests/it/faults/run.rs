@@ -47,6 +47,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(3);
 /// How long ago the copy of a database was made that is put back.
 const AGE_OF_COPY: Duration = Duration::from_millis(300);
+/// Often enough that most tasks have one, and a fault can come in its way.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// No wait is longer: backoffs end after five minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(360);
 /// A wait that is over and still stands after this is a task that is stuck.
@@ -221,6 +223,7 @@ impl Run {
             limits: Some(ContractLimits {
                 max_retries: Some(15),
                 rerun_after: prost_types::Duration::try_from(plan.rerun_after).ok(),
+                checkpoint_every: prost_types::Duration::try_from(CHECKPOINT_EVERY).ok(),
                 ..ContractLimits::default()
             }),
             tasks: plan.specs(&world.dir),
