@@ -52,9 +52,9 @@ pub enum TaskCommand {
     ForceRelease(verbs::ReleaseArgs),
     /// List what the server keeps of a task's work, newest first
     Checkpoints(checkpoint::ListArgs),
-    /// Bring the work of a checkpoint into a directory, without the daemon that took it
+    /// Bring a task's result, or the work of a checkpoint, into a directory, without the daemon that has it
     Restore(restore::RestoreArgs),
-    /// Show what a checkpoint changed
+    /// Show what a task's result, or a checkpoint, changed
     Diff(restore::DiffArgs),
     /// Take a checkpoint now, or show one
     #[command(subcommand)]

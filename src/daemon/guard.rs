@@ -115,3 +115,148 @@ async fn remove(context: &Arc<Context>, row: &Row, place: &Place) {
         tracing::warn!(error = chain(&error), "the journal cannot be written");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        daemon::{
+            attempt_dir::tests as dirs,
+            checkpoint::{Outcome, Source, capture, known_elsewhere},
+            config::DiskFloor,
+            git::testing,
+            journal::Journal,
+            repository::Repositories,
+            supervisor::tests::context,
+        },
+        domain::{
+            CommandId, Epoch,
+            attempt::{Failure, FailureClass},
+            order::{Command, Order},
+            report::{Complete, MessageOutcome, Progress},
+        },
+    };
+
+    /// An attempt with a worktree of its own that made a file, and how it ended.
+    struct Made {
+        dir: AttemptDir,
+        place: Place,
+    }
+
+    struct Bench {
+        context: Arc<Context>,
+        repository: String,
+        sequence: i64,
+    }
+
+    impl Bench {
+        fn journal(&self) -> &Journal {
+            &self.context.journal
+        }
+
+        /// A result that origin has, where it is to have one; else a failure.
+        async fn made(&mut self, name: &str, has_result: bool) -> Made {
+            self.sequence += 1;
+            let state = self.context.state.path();
+            let mut spawn = dirs::spawn_order("true");
+            (spawn.name, spawn.repository) = (name.to_owned(), self.repository.clone());
+            spawn.branch = format!("makima/{name}/1");
+            let mut manifest = dirs::manifest(spawn);
+            manifest.spawn.result_ref = format!("refs/makima/results/{}", manifest.attempt.task);
+            let attempt = manifest.attempt;
+            let repo = Repositories::new(self.context.state.repositories()).ensure(&self.repository, "", &[]).await;
+            let path = self.context.state.worktree(attempt);
+            let prepared = worktree::prepare(&repo.unwrap(), &manifest.spawn, attempt, &path).await.unwrap();
+            manifest.place = Some(prepared.place.clone());
+            let dir = AttemptDir::create(state, &manifest).unwrap();
+            dir.save(&manifest).unwrap();
+            fs::write(path.join(name), "made\n").unwrap();
+            let outcome = if has_result {
+                Ok(worktree::finish(&manifest).await.unwrap().result)
+            } else {
+                Err(Failure::new(FailureClass::AgentError, "failed"))
+            };
+            let complete =
+                Complete { outcome, progress: Progress::default(), output_bytes: 0, exit_code: Some(0), signal: 0 };
+            let order = Order::Spawn(Box::new(manifest.spawn));
+            let (sequence, id) = (self.sequence, CommandId(uuid::Uuid::new_v4()));
+            let command = Command { sequence, id, epoch: Epoch(1), attempt, order };
+            self.journal().accept(vec![command], clock::now()).await.unwrap();
+            let change = Change {
+                state: Some(State::Reported),
+                directory: Some(dir.path().to_owned()),
+                worktree: Some(path.display().to_string()),
+                reports: vec![Report::Complete(complete)],
+                ..Change::default()
+            };
+            self.journal().record(attempt, change, clock::now()).await.unwrap();
+            Made { dir, place: prepared.place }
+        }
+
+        /// The same, and the server has heard of it and has its output.
+        async fn over(&mut self, name: &str, has_result: bool) -> Made {
+            let made = self.made(name, has_result).await;
+            let attempt = made.dir.manifest().unwrap().attempt;
+            let last = *self.journal().newest().borrow();
+            self.journal().answered(last, MessageOutcome::Applied, clock::now()).await.unwrap();
+            self.journal().uploaded(attempt).await.unwrap();
+            assert_eq!(self.journal().attempt(attempt).await.unwrap().unwrap().state, State::Over);
+            made
+        }
+
+        /// A failure whose work the server has a checkpoint of.
+        async fn stored(&mut self, name: &str) -> Made {
+            let made = self.over(name, false).await;
+            let exclude = known_elsewhere(&made.place);
+            let source = Source { place: made.place.clone(), exclude, transcript: None, previous: None };
+            let Outcome::Taken(taken) = capture(&source, &made.dir.path().join("checkpoints")).await.unwrap() else {
+                panic!("unchanged")
+            };
+            let mark = serde_json::json!({ "id": taken.id, "commit": taken.commit, "depth": 1, "complete": true });
+            made.dir.write("checkpoints.json", &serde_json::json!({ "stored": mark, "waiting": [] })).unwrap();
+            made
+        }
+    }
+
+    /// What the server has all of makes room, oldest first; what has more than it, what it has not heard of, and what somebody
+    /// is to go on in never does, however short the disk is.
+    #[tokio::test]
+    async fn only_what_the_server_has_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = testing::repository(dir.path()).await;
+        // No disk has as much.
+        let floor = DiskFloor { bytes: u64::MAX / 2, percent: 0 };
+        let context = context(&dir.path().join("state"), floor).await;
+        let repository = format!("file://{}", origin.display());
+        let mut bench = Bench { context: Arc::clone(&context), repository, sequence: 1 };
+        let gone = [bench.over("first", true).await, bench.stored("second").await, bench.over("third", true).await];
+        let dirty = bench.over("dirty", true).await;
+        fs::write(dirty.place.worktree.join("later"), "later\n").unwrap();
+        let newer = bench.stored("newer").await;
+        fs::write(newer.place.worktree.join("later"), "later\n").unwrap();
+        let unstored = bench.over("unstored", false).await;
+        let unheard = bench.made("unheard", true).await;
+        let handed = bench.over("handed", true).await;
+        let mut manifest = handed.dir.manifest().unwrap();
+        manifest.superseded = Some(unheard.dir.manifest().unwrap().attempt);
+        handed.dir.save(&manifest).unwrap();
+
+        assert!(is_short(&context));
+        make_room(&context).await;
+        for (made, name) in gone.iter().zip(["first", "second", "third"]) {
+            assert!(!made.place.worktree.exists(), "{name}");
+        }
+        for kept in [&dirty, &newer, &unstored, &unheard, &handed] {
+            assert!(kept.place.worktree.join(".git").exists(), "{}", kept.place.branch);
+        }
+        assert_eq!(fs::read_to_string(dirty.place.worktree.join("later")).unwrap(), "later\n");
+        // Each was said of its attempt, in the order of their ends.
+        let said = bench.journal().outbox(0, 1_000).await.unwrap();
+        let removed =
+            |report: &Report| matches!(report, Report::Warning { message } if message.contains("was removed"));
+        let said: Vec<_> = said.iter().filter(|it| removed(&it.report)).map(|it| it.attempt).collect();
+        assert_eq!(said, gone.iter().map(|made| made.dir.manifest().unwrap().attempt).collect::<Vec<_>>());
+    }
+}

@@ -45,8 +45,9 @@ pub(super) async fn look(context: &Arc<Context>) -> Result<Found, journal::Error
     let only_on_disk = blocking(move || on_disk(&state, &known)).await;
     let (live, ended): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state.is_live());
     upload_again(context, &ended).await;
-    bring_again(context, &ended).await;
-    forget_old(context, ended).await;
+    let pending = context.journal.uploads_pending().await?.into_iter().map(|upload| upload.attempt.id).collect();
+    bring_again(context, &ended, &pending).await;
+    forget_old(context, ended, &pending).await;
     if !live.is_empty() || !only_on_disk.is_empty() {
         tracing::info!(
             in_journal = live.len(),
@@ -125,10 +126,10 @@ async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
 
 /// Checkpoints of attempts that have ended go on to the server; a pack that is there has done its work. Those that live are
 /// seen to by their runners, packs on their way by the journal.
-async fn bring_again(context: &Arc<Context>, ended: &[Row]) {
+async fn bring_again(context: &Arc<Context>, ended: &[Row], pending: &HashSet<AttemptId>) {
     for row in ended.iter().filter(|row| row.state != State::Salvage) {
         let Ok(dir) = AttemptDir::open(&row.directory) else { continue };
-        if row.state == State::Over {
+        if row.state == State::Over && !pending.contains(&row.attempt.id) {
             let _ = std::fs::remove_file(dir.result_pack());
         }
         if saving::is_owed(&dir) {
@@ -137,10 +138,15 @@ async fn bring_again(context: &Arc<Context>, ended: &[Row]) {
     }
 }
 
-/// Forgets what is over, uploaded, old, and of which a person has removed the worktree.
-async fn forget_old(context: &Arc<Context>, ended: Vec<Row>) {
+/// Forgets what is over, uploaded, old, and of which a person has removed the worktree; never what still has a file to bring to
+/// the server, however old.
+async fn forget_old(context: &Arc<Context>, ended: Vec<Row>, pending: &HashSet<AttemptId>) {
     let before = clock::now().before(REMEMBERED);
-    let old: Vec<Row> = ended.into_iter().filter(|row| is_old(row, before)).collect();
+    // A checkpoint is in its attempt's book before it is in the journal.
+    let is_owed = |row: &Row| {
+        pending.contains(&row.attempt.id) || AttemptDir::open(&row.directory).is_ok_and(|dir| saving::is_owed(&dir))
+    };
+    let old: Vec<Row> = ended.into_iter().filter(|row| is_old(row, before) && !is_owed(row)).collect();
     if old.is_empty() {
         return;
     }
@@ -165,4 +171,72 @@ fn is_old(row: &Row, before: Timestamp) -> bool {
         && row.uploaded
         && row.updated < before
         && (row.worktree.is_empty() || !Path::new(&row.worktree).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        daemon::{
+            attempt_dir::tests as dirs,
+            config::DiskFloor,
+            journal::{Change, Upload},
+            supervisor::tests::context,
+        },
+        domain::{CommandId, Epoch, attempt::Pack, order},
+    };
+
+    /// An attempt that was over long ago, with everything uploaded and its worktree gone.
+    async fn over(context: &Context, sequence: i64) -> (AttemptRef, AttemptDir) {
+        let manifest = dirs::manifest(dirs::spawn_order("true"));
+        let attempt = manifest.attempt;
+        let dir = AttemptDir::create(context.state.path(), &manifest).unwrap();
+        let command = order::Command {
+            sequence,
+            id: CommandId(uuid::Uuid::new_v4()),
+            epoch: Epoch(1),
+            attempt,
+            order: order::Order::Spawn(Box::new(manifest.spawn)),
+        };
+        let long_ago = clock::now().before(2 * REMEMBERED);
+        context.journal.accept(vec![command], long_ago).await.unwrap();
+        let change = Change { state: Some(State::Over), directory: Some(dir.path().to_owned()), ..Change::default() };
+        context.journal.record(attempt, change, long_ago).await.unwrap();
+        context.journal.uploaded(attempt).await.unwrap();
+        (attempt, dir)
+    }
+
+    /// What has nothing more to bring to the server is forgotten, what has is kept: a pack that the journal knows of, and a
+    /// checkpoint that only its book does.
+    #[tokio::test]
+    async fn what_is_on_its_way_to_the_server_is_not_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let context = context(state.path(), DiskFloor::default()).await;
+        let (_, done) = over(&context, 2).await;
+        let (owing, kept) = over(&context, 3).await;
+        let (_, noted) = over(&context, 4).await;
+        let whole = Pack { bytes: 4, sha256: "ab".repeat(32) };
+        let path = kept.result_pack();
+        fs::write(&path, "pack").unwrap();
+        let created = clock::now();
+        let upload =
+            Upload { attempt: owing, checkpoint: None, path: path.clone(), whole: whole.clone(), about: None, created };
+        context.journal.upload_add(upload).await.unwrap();
+        let book = format!(
+            "{{\"stored\": null, \"waiting\": [{{\"mark\": {{\"id\": \"{}\", \"commit\": \"c\", \"depth\": 1}}, \
+             \"file\": \"x\", \"whole\": {}, \"about\": {}}}]}}",
+            uuid::Uuid::now_v7(),
+            serde_json::to_string(&whole).unwrap(),
+            serde_json::to_string(&crate::domain::checkpoint::About::default()).unwrap(),
+        );
+        fs::write(noted.path().join("checkpoints.json"), book).unwrap();
+        look(&context).await.unwrap();
+        assert!(!done.path().exists());
+        assert_eq!(fs::read_to_string(path).unwrap(), "pack");
+        assert!(noted.path().exists());
+        let known = context.journal.attempts().await.unwrap();
+        assert!(known.iter().any(|row| row.attempt == owing), "{known:?}");
+    }
 }

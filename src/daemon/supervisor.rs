@@ -535,7 +535,7 @@ impl Drop for Guard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{path::Path, sync::RwLock};
 
     use tokio::{sync::Semaphore, time::Instant};
@@ -546,7 +546,7 @@ mod tests {
         daemon::{
             agents::Profiles,
             bulk::Bulk,
-            config::{Config, Key, Server},
+            config::{Config, DiskFloor, Key, Server},
             health::Health,
             identity::StateDir,
             journal::{
@@ -562,8 +562,9 @@ mod tests {
     };
 
     /// A daemon's parts around a journal with one accepted attempt.
-    async fn context(state: &Path) -> Arc<Context> {
-        let config = Config::new(Server::parse("127.0.0.1:1").unwrap(), Key::parse("mk_daemon_x").unwrap(), state);
+    pub async fn context(state: &Path, disk_floor: DiskFloor) -> Arc<Context> {
+        let (server, key) = (Server::parse("127.0.0.1:1").unwrap(), Key::parse("mk_daemon_x").unwrap());
+        let config = Config { disk_floor, ..Config::new(server, key, state) };
         let state = StateDir::open(state).unwrap();
         let journal = Journal::open(state.path(), clock::now()).unwrap().journal;
         let command = Command {
@@ -604,7 +605,7 @@ mod tests {
     #[tokio::test]
     async fn an_inventory_that_cannot_be_read_is_not_an_empty_one() {
         let dir = tempfile::tempdir().unwrap();
-        let (handle, supervisor) = Supervisor::new(context(dir.path()).await);
+        let (handle, supervisor) = Supervisor::new(context(dir.path(), DiskFloor::default()).await);
         let context = Arc::clone(&supervisor.context);
         context.shutdown.spawn_loop("supervisor", supervisor.run());
         assert_eq!(handle.inventory().await.unwrap().len(), 1);
@@ -619,7 +620,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_attempt_whose_runner_breaks_is_never_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let (_handle, mut supervisor) = Supervisor::new(context(dir.path()).await);
+        let (_handle, mut supervisor) = Supervisor::new(context(dir.path(), DiskFloor::default()).await);
         sql(dir.path(), BREAK);
         let attempt = attempt(1);
         supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, asked: Arc::default(), restarts: 0 });

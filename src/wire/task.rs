@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     check::{Check, etag},
+    checkpoint::sha256_bytes,
     common, contract, pb,
     status::ApiResult,
 };
@@ -469,6 +470,21 @@ pub fn attempt(attempt: &Attempt, daemon_name: &str, output_bytes: i64) -> pb::A
         restored_checkpoint_id: restored,
         resumed_attempt,
     }
+}
+
+/// What a task has made, if it has; `attempt` is the one that made it.
+pub fn result(task: &Task, attempt: Option<&Attempt>) -> Option<pb::TaskResult> {
+    let (TaskState::Done { result, .. } | TaskState::Merged { result, .. }) = &task.state else { return None };
+    let pack = result.pack.as_ref().filter(|_| !result.blob.is_empty());
+    Some(pb::TaskResult {
+        commit: result.commit.clone(),
+        base_commit: attempt.map(|attempt| attempt.base_commit.clone()).unwrap_or_default(),
+        branch: result.branch.clone(),
+        result_ref: result.result_ref.clone(),
+        blob_id: result.blob.clone(),
+        bytes: pack.map_or(0, |pack| pack.bytes),
+        sha256: pack.map(|pack| sha256_bytes(&pack.sha256)).unwrap_or_default(),
+    })
 }
 
 /// One edge, seen from either end.

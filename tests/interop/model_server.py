@@ -12,6 +12,8 @@ The mode is the first part of the path, so that one server plays all of them at 
     auth     401 authentication_error
     crash    closes the connection in the middle of the first answer
     slow     as `ok`, but the text comes only after `--slow-seconds`
+    long-*   three answers, whoever asks for them: commits one file and leaves another (FIRST); when the server is told
+             to (`go_on`), writes a third (SECOND); then a text. Requests are kept whole (`asked`)
 
 Only the standard library. `--log FILE` keeps one JSON line a request. Prints `listening on 127.0.0.1:PORT`.
 """
@@ -32,6 +34,10 @@ CACHE_READ_TOKENS = 500
 CACHE_WRITE_TOKENS = 70
 FINAL_TEXT = "The file is written."
 RESET_AFTER_S = 3600
+FIRST = """printf 'committed\\n' > committed.txt && git add committed.txt &&
+git -c user.name=Agent -c user.email=agent@localhost commit --quiet -m 'half of the work'
+printf 'uncommitted\\n' > uncommitted.txt; git rev-parse HEAD"""
+SECOND = "printf 'second\\n' > second.txt"
 
 
 def text_of(content):
@@ -41,13 +47,15 @@ def text_of(content):
     return "\n".join(block.get("text", "") for block in content if block.get("type") == "text")
 
 
-def has_tool_result(messages):
-    """Somewhere in the conversation a tool has answered."""
-    return any(
-        isinstance(message["content"], list)
-        and any(block.get("type") == "tool_result" for block in message["content"])
+def tool_results(messages):
+    """What tools have answered in the conversation."""
+    return [
+        block
         for message in messages
-    )
+        if isinstance(message["content"], list)
+        for block in message["content"]
+        if block.get("type") == "tool_result"
+    ]
 
 
 def command_of(messages):
@@ -103,13 +111,24 @@ class Model(BaseHTTPRequestHandler):
             return self.problem(429, "rate_limit_error", "Number of requests has exceeded your rate limit")
         if mode == "auth":
             return self.problem(401, "authentication_error", "invalid x-api-key")
-        if mode not in ("ok", "slow", "crash"):
+        is_long = mode.startswith("long-")
+        if mode not in ("ok", "slow", "crash") and not is_long:
             return self.problem(404, "not_found_error", f"no mode {mode!r} here")
         messages = request["messages"]
-        tools = any(tool.get("name") == "Bash" for tool in request.get("tools", []))
-        if tools and not has_tool_result(messages):
+        # The CLI also asks for titles and the like, without tools.
+        command = None
+        if any(tool.get("name") == "Bash" for tool in request.get("tools", [])):
+            answered = len(tool_results(messages))
+            if is_long:
+                self.server.keep(mode, messages)
+                if answered == 1:
+                    self.server.wait(mode)
+                command = [FIRST, SECOND, None][min(answered, 2)]
+            elif not answered:
+                command = command_of(messages)
+        if command:
             block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": "Bash", "input": {}}
-            given = json.dumps({"command": command_of(messages), "description": "does what the plan says"})
+            given = json.dumps({"command": command, "description": "does what the plan says"})
             events = self.message(request, block, {"type": "input_json_delta", "partial_json": given}, "tool_use")
         else:
             if mode == "slow":
@@ -206,7 +225,34 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Model)
         self.log = log
         self.slow_seconds = slow_seconds
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
+        self.kept = {}
+        self.told = set()
+
+    def handle_error(self, request, client_address):
+        """Agents are killed here while they wait for an answer; anything else is told."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+    def keep(self, mode, messages):
+        with self.lock:
+            self.kept.setdefault(mode, []).append(messages)
+
+    def asked(self, mode):
+        """The conversations of a mode's requests so far, oldest first."""
+        with self.lock:
+            return list(self.kept.get(mode, []))
+
+    def wait(self, mode):
+        """Holds an answer until it is wanted."""
+        with self.lock:
+            self.lock.wait_for(lambda: mode in self.told)
+
+    def go_on(self, mode):
+        """Lets the answers go that are held."""
+        with self.lock:
+            self.told.add(mode)
+            self.lock.notify_all()
 
     def note(self, entry):
         if self.log:

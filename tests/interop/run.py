@@ -44,10 +44,12 @@ def checked(function):
 class Interop:
     """What the checks share: the world, the model, the generated client."""
 
-    def __init__(self, world, model, generated):
+    def __init__(self, world, model, generated, config_of):
         self.world = world
         self.model = model
         self.generated = generated
+        # The configuration of a daemon whose `claude` talks to that mode of the model.
+        self.config_of = config_of
 
     # === grpcurl ===
 
@@ -343,6 +345,178 @@ def claude_code_with_an_api_key_at_its_limit_is_a_usage_limit_too(it):
     at_its_limit(it, "claude-limited-key")
 
 
+# === Claude Code, interrupted ===
+
+
+LONG_PLAN = "Begin a long piece of work in this repository."
+
+
+class Long:
+    """A world of its own in which Claude Code is in the middle of a task, on a machine of its own."""
+
+    def __init__(self, it, mode):
+        self.model, self.mode = it.model, mode
+        self.world = World(it.world.makima)
+        self.config = it.config_of(mode)
+
+    def __enter__(self):
+        self.world.__enter__()
+        return self
+
+    def __exit__(self, kind, value, trace):
+        # What is held must not outlive the check.
+        self.model.go_on(self.mode)
+        if kind is not None:
+            self.world.print_logs()
+        self.world.__exit__(kind, value, trace)
+
+    def begin(self):
+        """Starts the task on machine `a`, and waits until its second request is held."""
+        world = self.world
+        world.start_server("--heartbeat-interval", "300ms", "--lost-after", "2s")
+        self.origin = world.bare("origin")
+        world.start_daemon("a", self.config, machine=True)
+        contract = world.dir / "long.yaml"
+        contract.write_text(
+            f"name: long\nrepository: {self.origin.as_uri()}\nagent: claude\n"
+            "limits: {rerun_after: 0s, checkpoint_every: 1s}\n"
+            f"tasks:\n  long:\n    plan: {json.dumps(LONG_PLAN)}\n",
+            encoding="utf-8",
+        )
+        world.json("contract", "apply", contract)
+        self.task_id = world.json("task", "list")[0]["task_id"]
+
+        def held():
+            world.alive()
+            return self.asked()[1:]
+
+        eventually("the agent has asked a second time", held)
+        answer = text_of_result(model_server.tool_results(self.asked()[1])[0])
+        self.commit = answer.split()[-1]
+        check(len(self.commit) == 40, "the first answer:", answer)
+
+    def asked(self):
+        """The conversations that the model has seen."""
+        return self.model.asked(self.mode)
+
+    def checkpointed(self):
+        """Waits until the server has a checkpoint of the files and of the conversation up to the held request."""
+        world, tries = self.world, iter(range(10_000))
+
+        def whole():
+            world.alive()
+            found = world.json("task", "checkpoints", self.task_id)
+            check(found and found[0]["session_id"], found)
+            into = world.dir / f"look-{next(tries)}"
+            made = world.json("task", "restore", found[0]["checkpoint_id"], "--into", into, "--transcript", f"{into}.jsonl")[0]
+            check(made["head"] == self.commit and (into / "uncommitted.txt").exists(), made)
+            return "tool_result" in Path(f"{into}.jsonl").read_text(encoding="utf-8") and found[0]
+
+        return eventually("a checkpoint of the work and of the conversation is stored", whole)
+
+    def again(self):
+        """Waits until another attempt has asked the model, and answers what it said."""
+        before = len(self.asked())
+
+        def more():
+            self.world.alive()
+            return self.asked()[before:]
+
+        return eventually("another attempt has asked the model", more)[0]
+
+    def ends_well(self):
+        """Lets the model go on; the task is done, and its result has all that was made. Answers task and attempts."""
+        world = self.world
+        self.model.go_on(self.mode)
+
+        def done():
+            world.alive()
+            details = world.json("task", "get", self.task_id)[0]
+            check(details["task"]["status"] not in ("FAILED", "CANCELLED"), details)
+            return details["task"]["status"] == "DONE" and details
+
+        details = eventually("the task is done", done)
+        result = details["task"]["result_commit"]
+        into = world.dir / "result"
+        world.json("task", "restore", self.task_id, "--into", into)
+        check(world.git(into, "rev-parse", "HEAD").strip() == result, "the result:", result)
+        world.git(into, "merge-base", "--is-ancestor", self.commit, result)
+        for name in ("committed", "uncommitted", "second"):
+            text = world.git(into, "show", f"{result}:{name}.txt")
+            check(text == f"{name}\n", name, text)
+        return details["task"], details["attempts"]
+
+
+def text_of_result(block):
+    """What a tool has answered."""
+    content = block["content"]
+    return content if isinstance(content, str) else model_server.text_of(content)
+
+
+def conversation_text(messages):
+    """All that was said in a conversation."""
+    return "\n".join(model_server.text_of(message["content"]) for message in messages)
+
+
+@checked
+def claude_code_goes_on_on_another_machine(it):
+    with Long(it, "long-travel") as long:
+        long.begin()
+        checkpoint = long.checkpointed()
+        tool_use = long.asked()[1]
+        long.world.lose_machine("a")
+        long.world.start_daemon("b", long.config, machine=True)
+        first = long.again()
+        # The plan, what it did, and what came of it; then, that it was interrupted.
+        said = conversation_text(first)
+        check(LONG_PLAN in said and "You were interrupted" in said, "said:", first)
+        check("What has been done already" not in said, "a new session was begun:", first)
+        calls = [block for message in first if isinstance(message["content"], list)
+                 for block in message["content"] if block.get("type") == "tool_use"]
+        check([call["input"]["command"] for call in calls] == [model_server.FIRST], "calls:", first)
+        results = [text_of_result(block) for block in model_server.tool_results(first)]
+        check(results == [text_of_result(block) for block in model_server.tool_results(tool_use)], "results:", first)
+        task, attempts = long.ends_well()
+        check([attempt["number"] for attempt in attempts] == [1, 2] and task["daemon_name"] == "b", task, attempts)
+        check(attempts[0]["agent_session_id"] == attempts[1]["agent_session_id"] == checkpoint["session_id"], attempts)
+        # Nothing was asked twice: two requests there, two here.
+        check(len(long.asked()) == 4, "requests:", len(long.asked()))
+
+
+def with_another_session(it, mode, change, warning):
+    """The agent is killed and its transcript changed: a new session is told what was done, and ends well."""
+    with Long(it, mode) as long:
+        long.begin()
+        checkpoint = long.checkpointed()
+        long.world.stop_machine("a")
+        transcripts = list((long.world.machine("a") / "home").rglob(f"{checkpoint['session_id']}.jsonl"))
+        check(len(transcripts) == 1, "transcripts:", transcripts)
+        change(transcripts[0])
+        long.world.start_daemon("a", long.config, machine=True)
+        first = long.again()
+        said = conversation_text(first)
+        check(LONG_PLAN in said and "What has been done already" in said, "said:", first)
+        check(not model_server.tool_results(first), "the old conversation is there:", first)
+        _, attempts = long.ends_well()
+        check(len(attempts) == 2, attempts)
+        check(attempts[0]["agent_session_id"] != attempts[1]["agent_session_id"], attempts)
+        check(any(warning in text for text in attempts[1]["warnings"]), "warnings:", attempts[1]["warnings"])
+
+
+@checked
+def claude_code_whose_transcript_is_missing_begins_a_new_session(it):
+    with_another_session(it, "long-missing", os.unlink, "conversation is not here")
+
+
+@checked
+def claude_code_whose_session_is_rejected_begins_a_new_one(it):
+    def damage(path):
+        # Whole records of a kind that is a conversation, but not one that the CLI can follow.
+        path.write_text('{"type":"user","message":{"role":"user","content":"nothing"}}\n', encoding="utf-8")
+
+    with_another_session(it, "long-rejected", damage, "could not be resumed")
+
+
 # === running ===
 
 
@@ -399,7 +573,7 @@ def run(given, world):
     ])
     daemon = world.start_daemon("interop", config)
     print(f"daemon {daemon['name']}: {', '.join(profile_text(found) for found in daemon['profiles'])}", flush=True)
-    it = Interop(world, model, generated)
+    it = Interop(world, model, generated, lambda mode: profile("claude", given.claude, f"{base}/{mode}", seat))
     passed = failed = 0
     for function in CHECKS:
         if given.only and not any(part in function.__name__ for part in given.only):

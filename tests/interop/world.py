@@ -114,8 +114,9 @@ class World:
         """A key that the server has written for this machine."""
         return (self.state / f"{kind}.key").read_text(encoding="utf-8").strip()
 
-    def start_server(self):
-        self.start("server", "server", "--listen", self.address, "--state-dir", self.state)
+    def start_server(self, *more):
+        """Starts the server, with more arguments, and waits until it listens."""
+        self.start("server", "server", "--listen", self.address, "--state-dir", self.state, *more)
         host, port = self.address.split(":")
 
         def serving():
@@ -125,12 +126,22 @@ class World:
 
         eventually("the server listens", serving)
 
-    def start_daemon(self, name, config):
+    def machine(self, name):
+        """Where a machine of its own has its home and its daemon's state; all that runs on it carries this path."""
+        return self.dir / f"machine-{name}"
+
+    def start_daemon(self, name, config, machine=False):
+        """Starts a daemon, on a machine of its own if that is wanted, and waits until it is attached."""
         path = self.dir / f"{name}.toml"
         path.write_text(config, encoding="utf-8")
+        state, more = self.dir / "daemon" / name, {}
+        if machine:
+            state, home = self.machine(name) / "state", self.machine(name) / "home"
+            home.mkdir(parents=True, exist_ok=True)
+            more = {"HOME": str(home)}
         self.start(
             name, "daemon", "run", "--name", name, "--server", f"http://{self.address}",
-            "--state-dir", self.dir / "daemon" / name, "--key-file", self.state / "daemon.key", "--config", path,
+            "--state-dir", state, "--key-file", self.state / "daemon.key", "--config", path, **more,
         )
 
         def attached():
@@ -138,6 +149,19 @@ class World:
             return [daemon for daemon in self.json("daemon", "list") if daemon["name"] == name and daemon["status"] == "ATTACHED"]
 
         return eventually(f"daemon {name} is attached", attached)[0]
+
+    def stop_machine(self, name):
+        """`kill -9` of everything that runs on a machine: daemon, shims, agents."""
+        for _, process, _ in (found for found in self.processes if found[0] == name):
+            process.kill()
+            process.wait()
+        self.processes = [found for found in self.processes if found[0] != name]
+        self.sweep(self.machine(name))
+
+    def lose_machine(self, name):
+        """The machine is gone for ever, with its home and all that its daemon kept."""
+        self.stop_machine(name)
+        shutil.rmtree(self.machine(name))
 
     def cli(self, *args, timeout=DEADLINE_S):
         """Runs `makima ARGS` with the owner's key."""
@@ -168,17 +192,22 @@ class World:
         self.git(path, "-c", "user.name=Test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "first")
         return path
 
+    def bare(self, name):
+        """The same as a bare repository, for a URL."""
+        self.git(self.dir, "clone", "--quiet", "--bare", self.repository(f"{name}-made"), self.dir / f"{name}.git")
+        return self.dir / f"{name}.git"
+
     def git(self, path, *args):
         """Runs git; answers its standard output."""
         done = subprocess.run(
-            ["git", *args], cwd=path, env=self.env(GIT_CONFIG_NOSYSTEM="1"), capture_output=True, text=True, check=False
+            ["git", *map(str, args)], cwd=path, env=self.env(GIT_CONFIG_NOSYSTEM="1"), capture_output=True, text=True, check=False
         )
-        check(done.returncode == 0, f"git {' '.join(args)}: {done.stderr}")
+        check(done.returncode == 0, f"git {' '.join(map(str, args))}: {done.stderr}")
         return done.stdout
 
-    def sweep(self):
-        """Kills every process that carries this directory in its environment, arguments or working directory."""
-        mark = str(self.dir).encode()
+    def sweep(self, mark=None):
+        """Kills every process that carries this directory (or that one) in its environment, arguments or working directory."""
+        mark = str(mark or self.dir).encode()
         end = time.monotonic() + 10
         while time.monotonic() < end:
             found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if carries(pid, mark)]

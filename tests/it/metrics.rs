@@ -176,7 +176,7 @@ async fn figures_follow_what_happens(database: Database) {
     let after = shows(&daemon, &[("makima_daemon_upload_backlog_bytes", 0.0), ("makima_daemon_uploads", 0.0)]).await;
     assert!(after["makima_daemon_messages_total{outcome=\"applied\"}"] >= 4.0, "{after:#?}");
     let sent = scrape(&server).await.unwrap()["makima_upload_bytes_total"];
-    assert_eq!(sent, "working\n".len() as f64);
+    assert!(sent > "working\n".len() as f64, "output, and the results' packs: {sent}");
 
     nothing_is_given_away(&world, &[&server, &daemon]).await;
 }
@@ -242,10 +242,11 @@ async fn what_is_away_is_seen() {
     let expected = [
         ("makima_daemons{status=\"lost\"}", 1.0),
         ("makima_daemons{status=\"attached\"}", 0.0),
-        ("makima_daemons_lost_total", 1.0),
         ("makima_sessions_total", 1.0),
     ];
     let samples = shows(&server, &expected).await;
+    // Twice where it has taken longer than lost-after to find the server again.
+    assert!(samples["makima_daemons_lost_total"] >= 1.0, "{samples:#?}");
     assert!(!samples.contains_key("makima_slots{owner=\"default\",daemon=\"d\"}"), "{samples:#?}");
 }
 

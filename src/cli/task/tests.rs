@@ -43,6 +43,7 @@ fn details() -> pb::GetTaskResponse {
             satisfied: true,
         }],
         dependents: Vec::new(),
+        result: None,
         attempts: vec![pb::Attempt {
             number: 1,
             status: pb::AttemptStatus::Ended.into(),

@@ -351,14 +351,16 @@ fn task_env(spawn: &Spawn, context: &Context) -> Vec<(String, String)> {
         ("MAKIMA_ATTEMPT", id.to_string()),
         ("MAKIMA_ATTEMPT_NUMBER", number.to_string()),
         ("MAKIMA_CONTRACT_ID", spawn.contract.to_string()),
-        // A script that reads this knows that an earlier attempt has been at work here.
-        ("MAKIMA_RESUMED", context.resume.iter().map(|_| "1").collect()),
         ("MAKIMA_SERVER", context.server.clone()),
         ("MAKIMA_TASK_ID", task.to_string()),
         ("MAKIMA_TASK_KEY", spawn.task_key.clone()),
         ("MAKIMA_TASK_NAME", spawn.name.clone()),
     ];
-    all.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.to_owned(), value)).collect()
+    // A script that reads this knows whether an earlier attempt has been at work here. It is always set: a shell that takes what
+    // is unset for an error can read it too.
+    let resumed = ("MAKIMA_RESUMED", context.resume.iter().map(|_| "1").collect());
+    let told = all.into_iter().filter(|(_, value)| !value.is_empty()).chain([resumed]);
+    told.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A profile with all that it leaves out from the one it is like; that is the built-in one of its name unless it says.

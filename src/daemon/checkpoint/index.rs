@@ -3,13 +3,15 @@
 //! Read here, since `git2` does not know nanoseconds, and since a process for each look would cost more than the look. Versions 2 to 4. An index that needs
 //! others to be read (split, sparse) is not plain; the caller has git rewrite a copy of it.
 
-use std::{fs::Metadata, os::unix::fs::MetadataExt as _};
+use std::{collections::HashSet, fs::Metadata, os::unix::fs::MetadataExt as _};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::text::hex;
 
 const STAT: usize = 40;
+/// ctime and mtime, at its beginning.
+const TIMES: usize = 16;
 const ID: usize = 20;
 const EXTENDED: u16 = 0x4000;
 const ASSUME_UNCHANGED: u16 = 0x8000;
@@ -107,6 +109,29 @@ impl Index {
         }
         bytes.extend([0; ID]);
         bytes
+    }
+
+    /// The bytes of an index file (version 2) in which what a stat said of these paths is forgotten, so that git reads them
+    /// again; all else stays as it was.
+    pub(super) fn doubted(mut bytes: Vec<u8>, paths: &HashSet<&[u8]>) -> Option<Vec<u8>> {
+        let mut at = Reader { bytes: &bytes, at: 0 };
+        at.take(4).filter(|magic| *magic == b"DIRC")?;
+        at.number().filter(|version| *version == 2)?;
+        let count = at.number()?;
+        let mut starts = Vec::with_capacity(paths.len());
+        for _ in 0..count {
+            let start = at.at;
+            if paths.contains(at.entry(2, &[])?.path.as_slice()) {
+                starts.push(start);
+            }
+        }
+        for start in starts {
+            bytes.get_mut(start..start + TIMES)?.fill(0);
+        }
+        // No checksum, as git writes it with `index.skipHash`.
+        let end = bytes.len().checked_sub(ID)?;
+        bytes.get_mut(end..)?.fill(0);
+        Some(bytes)
     }
 
     /// The same for the same `git ls-files -s -v` and `add -N`, whatever the stats say.

@@ -7,6 +7,7 @@
 //!   restore   checkpoint files, oldest first ──> objects ── worktree ── files, modes ── index ── operation ── nested
 //!   diff      what a checkpoint changed, as text
 //!   results   a commit as a pack, and into a repository again
+//!   clone     a checkpoint or a result in a person's hands
 //! ```
 //!
 //! The commit of a checkpoint is not for people. Its tree holds `worktree/` (the files as they are, byte for byte: no
@@ -28,6 +29,7 @@
 //! Deliberately absent: the protocol, the journal, uploading, expiry, and when a checkpoint is taken.
 
 mod capture;
+mod clone;
 mod container;
 mod diff;
 mod dirs;
@@ -46,9 +48,10 @@ use serde::Serialize;
 
 pub use super::git::Error;
 pub use capture::{capture, known_elsewhere};
+pub use clone::{FoundResult, diff_result, restore_into, result_into};
 pub use container::{ChainFile, Header, read_header};
 pub use diff::diff;
-pub use restore::{restore, restore_into};
+pub use restore::restore;
 pub use result::{PackedResult, import_result, pack_result};
 
 use super::attempt_dir::Place;

@@ -114,6 +114,7 @@ pub(super) async fn take(subject: &Subject, budget: &mut u64, last: bool) -> Res
         let tracked = index.as_ref().and_then(|bytes| Index::parse(bytes).ok()).unwrap_or_default();
         let known = this.known(&tracked)?;
         let mut candidates = look::changed(&this.shadow.worktree, &known, look::moment(&this.shadow.index()));
+        this.doubt(&candidates)?;
         // What is tracked and ignored is not among the others.
         let known: HashSet<&[u8]> = known.entries.iter().map(|entry| entry.path.as_slice()).collect();
         let missing = tracked.entries.into_iter().filter(|entry| entry.mode() != MODE_GITLINK);
@@ -229,6 +230,19 @@ impl Subject {
             .map_err(|error| Error::refused(format!("cannot write {}: {error}", self.shadow.index().display())))?;
         // Every entry was older than the agent's index, so none can be mistaken for this one's age.
         Ok(seed)
+    }
+
+    /// Has git read these again, whatever it thinks of them. It compares whole seconds: a file that was written twice in one
+    /// keeps the stat of the first time in its index, and would look to us as if it moved all the time.
+    fn doubt(&self, paths: &[Vec<u8>]) -> Result<(), Error> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let index = self.shadow.index();
+        let paths: HashSet<&[u8]> = paths.iter().map(Vec::as_slice).collect();
+        let Some(bytes) = fs::read(&index).ok().and_then(|bytes| Index::doubted(bytes, &paths)) else { return Ok(()) };
+        // What dies in between leaves an index that git takes for damaged, and the next capture begins without it.
+        fs::write(&index, bytes).map_err(|error| Error::refused(format!("cannot write {}: {error}", index.display())))
     }
 
     /// Files may go through a program on their way to the disk, which may keep their length.

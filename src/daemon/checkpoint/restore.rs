@@ -30,7 +30,6 @@ use super::{
 use crate::daemon::{
     attempt_dir::Place,
     git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, succeed},
-    process::redact_url,
     repository::RepoRef,
     worktree,
 };
@@ -72,64 +71,7 @@ pub async fn restore(
     }
 }
 
-/// Clones a repository (URL or path) into a directory, which must be empty or not there, and makes it that of a checkpoint:
-/// for a person who wants the work in their hands. Without a branch name the one of the attempt is taken.
-pub async fn restore_into(
-    repository: &str,
-    chain: &[ChainFile],
-    dir: &Path,
-    branch: Option<&str>,
-    transcript: Option<&Path>,
-) -> Result<Restored, Error> {
-    if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
-        return Err(Error::refused(format!("{} exists and is not empty: name another directory", dir.display())));
-    }
-    if repository.starts_with('-') {
-        return Err(Error::repository(format!("`{repository}` is neither a URL nor a path")));
-    }
-    let headers = verify(chain).await?;
-    let was_there = dir.exists();
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)
-        .map_err(|error| Error::refused(format!("cannot create {}: {error}", parent.display())))?;
-    let what = format!("clone {}", redact_url(repository));
-    let full = std::path::absolute(dir).map_err(|error| Error::refused(error.to_string()))?;
-    succeed(&what, LONG_TIMEOUT, || git(parent).args(["clone", "--quiet", "--no-checkout", repository]).arg(&full))
-        .await?;
-    let filled = fill_clone(repository, chain, headers, &full, branch, transcript).await;
-    if filled.is_err() {
-        // It was empty, so nothing of anybody is in it.
-        let _ = fs::remove_dir_all(&full);
-        if was_there {
-            let _ = fs::create_dir(&full);
-        }
-    }
-    filled
-}
-
-async fn fill_clone(
-    repository: &str,
-    chain: &[ChainFile],
-    headers: Vec<Header>,
-    dir: &Path,
-    branch: Option<&str>,
-    transcript: Option<&Path>,
-) -> Result<Restored, Error> {
-    let repo = RepoRef { repository: repository.to_owned(), git_dir: dir.join(".git"), cloned: false };
-    let stored = Stored::bring(&repo, chain, headers).await?;
-    let branch = branch.unwrap_or(&stored.manifest.branch).to_owned();
-    let mut warnings = Vec::new();
-    if !stored.manifest.branch_commit.is_empty() {
-        set_ref(&repo, &format!("refs/heads/{branch}"), &stored.manifest.branch_commit).await?;
-    }
-    let base_commit = stored.manifest.base_commit.clone();
-    let worktree = dir.to_owned();
-    let place = Place { repo, worktree, branch, base_commit, copied: Vec::new(), env: BTreeMap::new() };
-    let transcript = stored.fill(&place, transcript, &mut warnings).await?;
-    stored.restored(place, transcript, warnings).await
-}
-
-async fn set_ref(repo: &RepoRef, name: &str, commit: &str) -> Result<(), Error> {
+pub(super) async fn set_ref(repo: &RepoRef, name: &str, commit: &str) -> Result<(), Error> {
     let args = ["-c", "core.fsync=all", "update-ref", "-m", "makima: restore", name, commit];
     succeed("set a ref", LOCAL_TIMEOUT, || git(&repo.git_dir).args(args)).await?;
     Ok(())
@@ -236,7 +178,7 @@ impl Stored {
     }
 
     /// Fills the worktree. Answers where the transcript is.
-    async fn fill(
+    pub(super) async fn fill(
         &self,
         place: &Place,
         transcript: Option<&Path>,
@@ -373,7 +315,7 @@ impl Stored {
         .await
     }
 
-    async fn restored(
+    pub(super) async fn restored(
         self,
         place: Place,
         transcript: Option<PathBuf>,

@@ -24,6 +24,10 @@ use crate::{
     runtime::clock,
 };
 
+/// From a first look at the worktree of an agent that failed to a second: a directory that is being deleted loses its files one
+/// by one, and the agent may miss one before those go that make it a worktree. A checkpoint of the rest would hide what is lost.
+const GOING: Duration = Duration::from_millis(100);
+
 /// What follows the end of an agent.
 pub(super) enum Next {
     /// The attempt is over, and that is in the journal.
@@ -105,6 +109,30 @@ impl Runner {
                 Failure::new(FailureClass::Refused, why)
             }
         }
+    }
+
+    /// An end without a result is first a question of the place: an agent whose worktree went from under it may notice that
+    /// before the watch does, and says all sorts of things. An end that was wished stays that.
+    async fn placed(&self, failure: Failure) -> Failure {
+        let place = match self.manifest() {
+            Ok(manifest) if self.wish().is_none() && failure.class != FailureClass::WorktreeLost => manifest.place,
+            _ => None,
+        };
+        let Some(place) = place else { return failure };
+        let may_be_going = matches!(failure.class, FailureClass::AgentCrashed | FailureClass::AgentError);
+        let look = || {
+            let place = place.clone();
+            blocking(move || worktree::look(&place))
+        };
+        let mut seen = look().await;
+        if may_be_going && matches!(seen, Look::Intact { .. }) {
+            tokio::time::sleep(GOING).await;
+            seen = look().await;
+        }
+        let Look::Broken { what } = seen else { return failure };
+        tracing::warn!(what, said = failure.message, "the worktree was lost before its agent ended");
+        self.context.metrics.worktree_failed();
+        Failure::new(FailureClass::WorktreeLost, format!("{what}; the attempt ended with: {}", failure.message))
     }
 
     /// Commits what is left, sets the result ref, and packs the result where not everybody can reach it. What git has begun it
@@ -248,6 +276,10 @@ impl Runner {
         progress: Progress,
         record: Option<&ExitRecord>,
     ) -> Result<(), Left> {
+        let outcome = match outcome {
+            Ok(result) => Ok(result),
+            Err(failure) => Err(self.placed(failure).await),
+        };
         if outcome.is_err()
             && let Some(spawn) = self.row.spawn.clone()
         {

@@ -11,7 +11,7 @@ use std::{
 
 use git2::{Oid, RepositoryState};
 
-use super::{Error, Finished, admin_dir, identity, is_intact, named, prepare::one_line, split_nul};
+use super::{Error, Finished, Look, admin_dir, identity, look, named, prepare::one_line, split_nul};
 use crate::{
     daemon::{
         attempt_dir::{Manifest, Place},
@@ -34,15 +34,14 @@ pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
     let Some(place) = &manifest.place else {
         return Err(Error::new(FailureClass::WorktreeLost, "the attempt has no worktree"));
     };
-    if !is_intact(place) {
-        let gone = format!("the worktree {} is gone or damaged", place.worktree.display());
-        return Err(Error::new(FailureClass::WorktreeLost, gone));
-    }
+    refuse_broken(place)?;
     let mut warnings = Vec::new();
     remove_dead_locks(&place.worktree);
     refuse_unfinished(place).await?;
     let attached = detach_from_foreign_branch(place).await?;
     commit_rest(manifest, place, &mut warnings).await?;
+    // A directory that was being deleted has been committed as one without files: that is nobody's result.
+    refuse_broken(place)?;
     let head = succeed("read HEAD", LOCAL_TIMEOUT, || git(&place.worktree).args(["rev-parse", "--verify", "HEAD"]));
     let commit = head.await?.text();
     let branch = place_on_branch(place, &commit, attached, &mut warnings).await?;
@@ -52,6 +51,14 @@ pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
     set_ref(place, &result_ref, &commit).await?;
     let published = publish(place, &result_ref, &commit, &mut warnings).await?;
     Ok(Finished { result: TaskResult { commit, branch, result_ref, published, ..TaskResult::default() }, warnings })
+}
+
+fn refuse_broken(place: &Place) -> Result<(), Error> {
+    match look(place) {
+        Look::Intact { .. } => Ok(()),
+        Look::Broken { what } => Err(Error::new(FailureClass::WorktreeLost, what)),
+        Look::Unknown { why } => Err(Error::new(FailureClass::WorktreeLost, why)),
+    }
 }
 
 /// Nobody is alive who could hold a lock of this worktree.

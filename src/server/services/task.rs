@@ -277,8 +277,10 @@ impl Api {
             .map(|(it, satisfied)| wire::task::dependency(it.id, &it.name, it.status, *satisfied))
             .collect();
         let attempts = tx.attempts_of_task(task.id).await.map_err(store_error)?;
+        // The newest made it: none comes after a result.
+        let result = wire::task::result(&task, attempts.last());
         let attempts = self.attempts(&mut tx, &attempts).await?;
-        Ok(pb::GetTaskResponse { task: Some(around.view(&task)), dependencies, dependents, attempts })
+        Ok(pb::GetTaskResponse { task: Some(around.view(&task)), dependencies, dependents, attempts, result })
     }
 
     /// Attempts as a caller sees them.

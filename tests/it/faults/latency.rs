@@ -58,3 +58,22 @@ async fn from_a_machines_death_to_the_next_attempt() {
     let lost = stage.attempt(&task, 1, AttemptStatus::Ended).await;
     assert_eq!((done.attempt, lost.failure_class()), (2, FailureClass::DaemonLost));
 }
+
+/// From the deletion of a worktree to the report of it at the server; its agent would go on for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_a_deleted_worktree_to_its_report() {
+    let stage = Stage::new(&[1]).await;
+    let dir = stage.world.dir.display().to_string();
+    let script = format!("[ $MAKIMA_ATTEMPT_NUMBER = 1 ] || exit 0; echo x >> {dir}/starts; exec sleep 1000");
+    let task = stage.task(LOST_AFTER, shell("t", &script, &[])).await;
+    stage.until(&task, TaskStatus::Running).await;
+    stage.file("starts").await;
+    let place = stage.client.task(&task).await.attempts[0].worktree_path.clone();
+    let begun = Instant::now();
+    fs::remove_dir_all(&place).unwrap();
+    let lost = stage.attempt(&task, 1, AttemptStatus::Ended).await;
+    took("from a deleted worktree to the end of its attempt at the server", begun);
+    assert_eq!(lost.failure_class(), FailureClass::WorktreeLost, "{lost:?}");
+    let done = stage.until(&task, TaskStatus::Done).await;
+    assert_eq!(done.attempt, 2);
+}

@@ -104,6 +104,42 @@ async fn a_long_cut_with_the_task_tried_elsewhere() {
     assert_eq!(kept.unwrap(), "made\n");
 }
 
+/// The same, and the first agent is at work still when the network is back: it is ended, and what it did is with the server, as
+/// a checkpoint that nobody goes on from and that a person can take. Rows 6, 7, 14.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_cut_that_the_first_agent_works_through() {
+    let stage = Stage::new(&[1, 1]).await;
+    let dir = stage.world.dir.display();
+    let script = format!(
+        "echo by $MAKIMA_ATTEMPT_NUMBER > made; echo $MAKIMA_ATTEMPT_NUMBER >> {dir}/starts
+        [ $MAKIMA_ATTEMPT_NUMBER = 2 ] || exec sleep 1000"
+    );
+    let task = stage.task(Duration::ZERO, shell("t", &script, &[])).await;
+    let first = stage.until(&task, TaskStatus::Running).await;
+    stage.file("starts").await;
+    let at = stage.machines.iter().position(|machine| machine.name == first.daemon_name).unwrap();
+    stage.machines[at].wire.set(Line::Refusing);
+    stage.machines[at].wire.cut();
+    let done = stage.until(&task, TaskStatus::Done).await;
+    assert_eq!(done.attempt, 2);
+    stage.machines[at].wire.set(Line::Open);
+    stage.nothing_runs().await;
+    let orphan = eventually("what the first agent did is with the server", || async {
+        let listed = stage.world.cli_json(&["task", "checkpoints", &task]).await;
+        let is_it = |it: &&serde_json::Value| it["orphan"] == true && it["attempt"] == 1;
+        listed.iter().find(is_it).cloned().ok_or_else(|| format!("{listed:#?}"))
+    })
+    .await;
+    let after = stage.client.task(&task).await.task.unwrap();
+    assert_eq!((after.status(), after.attempt, &after.result_commit), (TaskStatus::Done, 2, &done.result_commit));
+    assert_eq!(stage.repo.file(&after.result_commit, "made").as_deref(), Some("by 2\n"));
+    let into = stage.path("kept").display().to_string();
+    let id = orphan["checkpoint_id"].as_str().unwrap();
+    let restored = stage.world.cli(&["task", "restore", id, "--into", &into]).await;
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    assert_eq!(stage.read("kept/made"), "by 1\n");
+}
+
 /// A cancellation that is asked for while the daemon cannot hear reaches its agent afterwards. Rows 17, 27.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancellation_during_a_cut() {

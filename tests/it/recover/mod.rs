@@ -1,6 +1,7 @@
 //! What becomes of an agent's work when its process, its worktree, its daemon or its machine is lost: real processes, real
 //! repositories, `kill -9`.
 
+mod hands;
 mod results;
 mod work;
 

@@ -88,6 +88,42 @@ async fn a_deleted_worktree_is_noticed_and_restored() {
     no_agents(&world).await;
 }
 
+/// Agents that notice that their place is gone before the daemon does fail, or end as if all were well. Neither is their doing:
+/// the worktree was lost, and the task is tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_notices_first_is_not_to_blame() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let client = world.client();
+    let script = |end: u32| {
+        format!(
+            "[ $MAKIMA_ATTEMPT_NUMBER = 1 ] || exit 0; echo half > work; echo ready > ready
+            while [ -e .git ]; do :; done; exit {end}"
+        )
+    };
+    let cases = [("fails", 7, true), ("ends", 0, true), ("fails-of-git", 7, false), ("ends-without-git", 0, false)];
+    for (name, end, is_directory) in cases {
+        let tasks = create(&client, &repo.file_url(), Duration::ZERO, vec![shell(name, &script(end), &[])]).await;
+        let id = tasks[0].task_id.clone();
+        until(&client, &id, TaskStatus::Running).await;
+        let place = worktree(&client, &id).await;
+        world.file_appears(&place.join("ready")).await;
+        if is_directory {
+            // At once, so that nothing but its absence can be noticed.
+            fs::rename(&place, world.dir.join(format!("{name}.gone"))).unwrap();
+        } else {
+            fs::remove_file(place.join(".git")).unwrap();
+        }
+        let done = until(&client, &id, TaskStatus::Done).await;
+        assert_eq!(done.attempt, 2, "{name}");
+        let first = &client.task(&id).await.attempts[0];
+        assert_eq!(first.failure_class(), FailureClass::WorktreeLost, "{name}: {first:?}");
+        assert!(first.error_message.contains("is gone"), "{name}: {}", first.error_message);
+    }
+    no_agents(&world).await;
+}
+
 /// A machine is gone for ever. Another one goes on from the last checkpoint: commits with their ids, index, files.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_machine_costs_what_came_after_the_last_checkpoint() {

@@ -124,7 +124,7 @@ async fn of_sqlite(path: &str) -> Schema {
 
 /// A predicate without what the databases write differently.
 fn plain(predicate: &str) -> String {
-    let words: String = predicate.chars().filter(|c| !matches!(c, '(' | ')')).collect();
+    let words: String = predicate.replace("::text", "").chars().filter(|c| !matches!(c, '(' | ')')).collect();
     words.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

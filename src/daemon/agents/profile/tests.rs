@@ -64,8 +64,8 @@ fn agents_go_on_as_they_can() {
     let attempt = context().attempt.id.to_string();
     let with = |agent: &str, context: &Context| {
         let command = profiles.command(&order(agent, "the plan"), context).unwrap();
-        let resumed = command.env.get("MAKIMA_RESUMED").map(String::as_str) == Some("1");
-        assert_eq!(resumed, context.resume.is_some());
+        let resumed = if context.resume.is_some() { "1" } else { "" };
+        assert_eq!(command.env.get("MAKIMA_RESUMED").map(String::as_str), Some(resumed));
         (command.args, command.brief, profiles.session(agent, context))
     };
     let claude = |context: &Context| {

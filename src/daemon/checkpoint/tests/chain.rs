@@ -116,6 +116,25 @@ async fn unchanged_is_said() {
     bench.capture_from(&source).await;
 }
 
+/// Git compares times by whole seconds, and agents write a file more than once in one: that is no movement, and what was
+/// written last counts.
+#[tokio::test]
+async fn a_file_may_be_written_twice_in_a_second() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    let dir = &place.worktree;
+    write(dir, &[("again", "same"), ("other", "0")]);
+    let mut last = bench.capture(&place, None).await;
+    for round in 1..6 {
+        write(dir, &[("again", "same")]);
+        let outcome = capture(&bench.source(&place, Some(&last)), &bench.files()).await.unwrap();
+        assert!(matches!(outcome, Outcome::Unchanged), "round {round}: {outcome:?}");
+        write(dir, &[("again", "same"), ("other", &round.to_string())]);
+        last = bench.capture(&place, Some(&last)).await;
+        assert!(!last.unsettled, "round {round}");
+    }
+}
+
 /// A damaged, wrong or missing file is said, before anything is touched.
 #[tokio::test]
 async fn damage_is_detected() {
