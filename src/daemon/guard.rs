@@ -210,7 +210,8 @@ mod tests {
         async fn stored(&mut self, name: &str) -> Made {
             let made = self.over(name, false).await;
             let exclude = known_elsewhere(&made.place);
-            let source = Source { place: made.place.clone(), exclude, transcript: None, previous: None };
+            let source =
+                Source { place: made.place.clone(), exclude, transcript: None, previous: None, even_unchanged: false };
             let Outcome::Taken(taken) = capture(&source, &made.dir.path().join("checkpoints")).await.unwrap() else {
                 panic!("unchanged")
             };
