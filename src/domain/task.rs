@@ -108,6 +108,60 @@ impl Task {
     }
 }
 
+/// What a task begins with; the rest of it is the same for all.
+#[derive(Clone, Debug)]
+pub struct New {
+    /// Its id.
+    pub id: TaskId,
+    /// The contract.
+    pub contract: ContractId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Distance from a task without a parent.
+    pub depth: u32,
+    /// What was asked.
+    pub spec: Arc<TaskSpec>,
+    /// What it needs of a daemon.
+    pub class: ClassId,
+    /// Dependencies that are not complete.
+    pub unmet: u32,
+    /// What its first attempt goes on from.
+    pub checkpoint: Option<CheckpointId>,
+    /// When it is made.
+    pub now: Timestamp,
+}
+
+impl New {
+    /// The task, untried.
+    pub fn task(self) -> Task {
+        let Self { id, contract, owner, depth, spec, class, unmet, checkpoint, now } = self;
+        Task {
+            id,
+            contract,
+            owner,
+            depth,
+            spec,
+            class,
+            state: TaskState::Pending { wait: None, held: None },
+            unmet,
+            attempt: 0,
+            ending: None,
+            daemon: None,
+            tries: Tries::default(),
+            branch: String::new(),
+            usage: Usage::default(),
+            version: 1,
+            created: now,
+            updated: now,
+            started: None,
+            interrupted: None,
+            checkpoint,
+            here: None,
+            prefer: None,
+        }
+    }
+}
+
 /// What is remembered of earlier attempts, to decide about the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tries {

@@ -14,7 +14,7 @@ use crate::{
         daemon::Requirements,
         dependency::{self, Known, Loaded},
         draft::{ContractUpdate, NewContract, NewTask, NewTasks},
-        task::{MAX_TASKS, Task, TaskState, Tries},
+        task::{MAX_TASKS, New},
     },
     store::Edge,
 };
@@ -148,30 +148,18 @@ impl Work {
             }
             let class = Requirements::new(&spec.agent, &spec.labels, &spec.repository).class(owner);
             let depth = spec.parent.and_then(|parent| self.tasks.get(parent)).map_or(0, |parent| parent.depth + 1);
-            let task = Task {
+            let task = New {
                 id: *task_id,
                 contract: id,
                 owner,
                 depth,
                 spec: Arc::new(spec),
                 class,
-                state: TaskState::Pending { wait: None, held: None },
                 unmet: unmet.get(task_id).copied().unwrap_or(0),
-                attempt: 0,
-                ending: None,
-                daemon: None,
-                tries: Tries::default(),
-                branch: String::new(),
-                usage: Default::default(),
-                version: 1,
-                created: self.now,
-                updated: self.now,
-                started: None,
-                interrupted: None,
                 checkpoint: begin_from.map(|from| from.checkpoint),
-                here: None,
-                prefer: None,
-            };
+                now: self.now,
+            }
+            .task();
             self.task_new(task, actor);
         }
         for edge in edges {

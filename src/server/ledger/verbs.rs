@@ -26,7 +26,7 @@ use crate::{
         draft::Fork,
         explain::{self, Member},
         order::Order,
-        task::{BranchedFrom, MAX_NAME_BYTES, MAX_TASKS, Task, TaskSpec, TaskState, TaskStatus, Tries},
+        task::{BranchedFrom, MAX_NAME_BYTES, MAX_TASKS, New, Task, TaskSpec, TaskStatus},
         transition::{RetryFrom, TaskEvent},
     },
     store::Edge,
@@ -298,7 +298,7 @@ impl Work {
             })
             .collect();
         let unmet = edges.iter().filter(|edge| !edge.satisfied).count();
-        let task = Task {
+        let task = New {
             id,
             contract: source.contract,
             owner: source.owner,
@@ -306,22 +306,10 @@ impl Work {
             checkpoint: spec.branched_from.map(|from| from.checkpoint),
             spec: Arc::new(spec),
             class,
-            state: TaskState::Pending { wait: None, held: None },
             unmet: u32::try_from(unmet).unwrap_or(u32::MAX),
-            attempt: 0,
-            ending: None,
-            daemon: None,
-            tries: Tries::default(),
-            branch: String::new(),
-            usage: Default::default(),
-            version: 1,
-            created: self.now,
-            updated: self.now,
-            started: None,
-            interrupted: None,
-            here: None,
-            prefer: None,
-        };
+            now: self.now,
+        }
+        .task();
         self.task_new(task, actor);
         for edge in edges {
             self.edge_new(edge);
