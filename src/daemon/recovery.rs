@@ -112,16 +112,21 @@ fn row(manifest: Manifest, dir: &AttemptDir, state: State) -> Row {
 /// Output of attempts that have ended goes on where it was.
 async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
     for row in ended.iter().filter(|row| !row.uploaded && row.state != State::Salvage) {
-        let path = row.directory.join("output.log");
-        let Ok(length) = path.metadata().map(|m| m.len()) else {
-            if let Err(error) = context.journal.uploaded(row.attempt).await {
-                tracing::warn!(error = chain(&error), "the journal cannot be written");
-            }
-            continue;
-        };
-        let secret = row.spawn.as_ref().map(|spawn| spawn.task_key.as_str()).unwrap_or_default();
-        context.bulk.open(row.attempt, path, &[secret]).finish(length);
+        if !announce_output(context, row)
+            && let Err(error) = context.journal.uploaded(row.attempt).await
+        {
+            tracing::warn!(error = chain(&error), "the journal cannot be written");
+        }
     }
+}
+
+/// Announces the output of an attempt that has ended; the server says how much of it is missing there. `false`: there is none.
+pub(super) fn announce_output(context: &Context, row: &Row) -> bool {
+    let path = row.directory.join("output.log");
+    let Ok(length) = path.metadata().map(|m| m.len()) else { return false };
+    let secret = row.spawn.as_ref().map(|spawn| spawn.task_key.as_str()).unwrap_or_default();
+    context.bulk.open(row.attempt, path, &[secret]).finish(length);
+    true
 }
 
 /// Checkpoints of attempts that have ended go on to the server; a pack that is there has done its work. Those that live are

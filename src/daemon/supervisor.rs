@@ -24,6 +24,7 @@ use super::{
     Context,
     attempt_dir::AttemptDir,
     journal::{self, Change, Row, State, Stop, Why},
+    recovery,
     runner::{self, Finished, chain, looks_intact, saving::Saving},
     salvage,
 };
@@ -352,7 +353,7 @@ impl Supervisor {
             return self.verdict_on_found(attempt, verdict).await;
         }
         match verdict {
-            Verdict::Keep => {}
+            Verdict::Keep => self.output_again(attempt).await,
             Verdict::Cancel => self.stop(attempt, stop(Why::Cancelled, "the server wants it to end")).await,
             Verdict::Fenced => self.stop(attempt, stop(Why::Fenced, "a newer attempt has its place")).await,
             Verdict::Salvage => {
@@ -463,6 +464,21 @@ impl Supervisor {
                 self.record(attempt, Change { state: Some(State::Reported), reports, ..Change::default() }).await;
             }
             Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be written"),
+        }
+        self.output_again(attempt).await;
+    }
+
+    /// The server goes on with an attempt that is over here. Its database may have been put back from a copy that is older than
+    /// the output it had: it is asked how much it has. One that has everything says so, and that is all.
+    async fn output_again(&self, attempt: AttemptRef) {
+        if self.live.contains_key(&attempt) {
+            return;
+        }
+        match self.context.journal.attempt(attempt).await {
+            Ok(Some(row)) if row.uploaded => _ = recovery::announce_output(&self.context, &row),
+            // What has not arrived is on its way.
+            Ok(_) => {}
+            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
         }
     }
 

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use makima::domain::{
-    AttemptRef,
-    reconcile::Verdict,
-    report::{InventoryState, Report},
+use makima::{
+    domain::{
+        AttemptRef,
+        reconcile::Verdict,
+        report::{InventoryState, Report},
+    },
+    wire::pb,
 };
 
 use super::{Bench, Running, agents, kill_shims, nothing_runs};
@@ -138,11 +141,20 @@ async fn a_damaged_journal_is_rebuilt_from_the_attempts_directories() {
     nothing_runs(&bench.state()).await;
     assert_eq!(bench.fake.reports_of(ended).len(), before, "what was over is not reported again");
     assert!(!bench.fake.reports_of(foreign).iter().any(|r| matches!(r, Report::Complete(_))));
+    // Once results and reports have arrived none of it is spoken of again, nor after a restart.
+    eventually("nothing is spoken of", || async {
+        let sessions = bench.fake.hellos().len();
+        bench.fake.close(pb::ClosingReason::Resync).await;
+        bench.ready(sessions + 1).await;
+        let inventory = bench.fake.hellos().pop().unwrap().inventory;
+        ensure(inventory.is_empty(), || format!("{inventory:?}"))
+    })
+    .await;
     daemon.stop().await;
-    // And none of it is spoken of again.
+    let sessions = bench.fake.hellos().len();
     let daemon = bench.start();
-    bench.ready(3).await;
-    assert_eq!(bench.fake.hellos()[2].inventory, []);
+    bench.ready(sessions + 1).await;
+    assert_eq!(bench.fake.hellos()[sessions].inventory, []);
     daemon.stop().await;
 }
 
@@ -154,4 +166,25 @@ async fn a_second_daemon_on_the_same_state_is_refused() {
     let error = Running::start(bench.config()).run.await.unwrap().unwrap_err();
     assert!(error.to_string().starts_with("another makima daemon runs on "), "{error}");
     daemon.stop().await;
+}
+
+/// A server whose database is put back from a copy: what the daemon has delivered and not yet forgotten comes again, the
+/// output too, although all of it had arrived once.
+#[tokio::test(flavor = "multi_thread")]
+async fn output_comes_again_when_the_server_has_lost_it() {
+    for verdict in [Verdict::ReportAgain, Verdict::Keep] {
+        let bench = Bench::new().await;
+        bench.fake.state().answers = false;
+        let daemon = bench.start();
+        bench.ready(1).await;
+        let attempt = bench.spawn(bench.order("echo said")).await;
+        bench.complete(attempt).await;
+        bench.output_is(attempt, "said\n").await;
+        bench.fake.state().output.clear();
+        bench.fake.state().verdicts = [(attempt, verdict)].into();
+        bench.fake.close(pb::ClosingReason::Resync).await;
+        bench.ready(2).await;
+        bench.output_is(attempt, "said\n").await;
+        daemon.stop().await;
+    }
 }
