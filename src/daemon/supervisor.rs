@@ -143,6 +143,8 @@ pub struct Supervisor {
     live: HashMap<AttemptRef, Entry>,
     /// Found by their directories, not in the journal: they wait for a verdict.
     found: HashMap<AttemptRef, Row>,
+    /// Ended, and fenced since: what they made is being kept, or is. A verdict and the answer to a report both say so.
+    kept: HashSet<AttemptRef>,
     publish: watch::Sender<Live>,
     /// Runners say here that they have ended, also by breaking. At most one for each live attempt.
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
@@ -172,6 +174,7 @@ impl Supervisor {
             asks: inbox,
             live: HashMap::new(),
             found: HashMap::new(),
+            kept: HashSet::new(),
             publish,
             ended: mpsc::unbounded_channel(),
             stopped: Vec::new(),
@@ -435,7 +438,10 @@ impl Supervisor {
     }
 
     /// The place of an attempt that has ended is taken, and its result with it: what it made is kept as a checkpoint, for people.
-    fn keep(&self, row: Row) {
+    fn keep(&mut self, row: Row) {
+        if !self.kept.insert(row.attempt) {
+            return;
+        }
         let context = Arc::clone(&self.context);
         self.context.shutdown.spawn(async move {
             let Ok(dir) = AttemptDir::open(&row.directory) else { return };

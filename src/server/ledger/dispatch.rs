@@ -296,7 +296,7 @@ impl Work {
             repository: spec.repository.clone(),
             base_branch: spec.base_branch.clone(),
             branch,
-            result_ref: result_ref(id),
+            result_ref: result_ref(id, number),
             dependencies: self.dependency_results(id),
             setup_command: spec.setup_command.clone(),
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
@@ -448,7 +448,9 @@ fn branch(task: &Task, number: u32) -> String {
     format!("makima/{}{dash}{slug}/{number}", task.id.short())
 }
 
-/// The ref that holds a task's result in its repository.
-pub(crate) fn result_ref(task: TaskId) -> String {
-    format!("refs/makima/results/{task}")
+/// The ref that holds what an attempt has made in its repository. Each attempt has its own: one that is cut off from us, but not
+/// from its repository, may end well when another's result counts already, and must not take that one's place. The ref may be
+/// all that keeps the commit there.
+pub(crate) fn result_ref(task: TaskId, number: u32) -> String {
+    format!("refs/makima/results/{task}-{number}")
 }

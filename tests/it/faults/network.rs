@@ -140,6 +140,57 @@ async fn a_long_cut_that_the_first_agent_works_through() {
     assert_eq!(stage.read("kept/made"), "by 1\n");
 }
 
+/// The network to the server is gone for long, that to the repository is not: the task is done elsewhere, and then the first
+/// agent ends well too, unheard. The result that counts stays where it is, and what the first one made is kept, once. Rows 6,
+/// 7, 14.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_cut_in_which_the_first_agent_ends_last() {
+    let mut stage = Stage::new(&[1, 1]).await;
+    let dir = stage.world.dir.display();
+    let script = format!(
+        "echo by $MAKIMA_ATTEMPT_NUMBER > made; git add made; git commit -qm made; echo $MAKIMA_ATTEMPT_NUMBER >> {dir}/starts
+        [ $MAKIMA_ATTEMPT_NUMBER = 2 ] || while [ ! -e {dir}/gate ]; do sleep 0.02; done; echo left > left"
+    );
+    let made = stage.contract_on(stage.repo.file_url(), Duration::ZERO, vec![shell("t", &script, &[])]).await;
+    let task = made.1[0].task_id.clone();
+    let first = stage.until(&task, TaskStatus::Running).await;
+    stage.file("starts").await;
+    let at = stage.machines.iter().position(|machine| machine.name == first.daemon_name).unwrap();
+    stage.machines[at].wire.set(Line::Refusing);
+    stage.machines[at].wire.cut();
+    let done = stage.until(&task, TaskStatus::Done).await;
+    assert_eq!(done.attempt, 2);
+    stage.touch("gate");
+    let log = stage.world.daemon(&first.daemon_name);
+    eventually("its end is written down there", || async {
+        ensure(log.output().contains("the attempt has ended with a result"), || log.output())
+    })
+    .await;
+    stage.machines[at].wire.set(Line::Open);
+    let orphans = || async {
+        let listed = stage.world.cli_json(&["task", "checkpoints", &task]).await;
+        listed.into_iter().filter(|it| it["orphan"] == true && it["attempt"] == 1).collect::<Vec<_>>()
+    };
+    eventually("what the first agent made is with the server", || async {
+        ensure(!orphans().await.is_empty(), || "nothing is kept".to_owned())
+    })
+    .await;
+    for (of, into, has) in [(task.as_str(), "result", "by 2\n"), ("", "kept", "by 1\n")] {
+        let orphans = orphans().await;
+        let of = if of.is_empty() { orphans[0]["checkpoint_id"].as_str().unwrap() } else { of };
+        let path = stage.path(into).display().to_string();
+        let restored = stage.world.cli(&["task", "restore", of, "--into", &path]).await;
+        assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+        assert_eq!(
+            (stage.read(&format!("{into}/made")), stage.read(&format!("{into}/left"))),
+            (has.into(), "left\n".into())
+        );
+    }
+    assert_eq!(orphans().await.len(), 1);
+    let after = stage.client.task(&task).await.task.unwrap();
+    assert_eq!((after.attempt, after.result_commit, after.version), (2, done.result_commit, done.version));
+}
+
 /// A cancellation that is asked for while the daemon cannot hear reaches its agent afterwards. Rows 17, 27.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancellation_during_a_cut() {

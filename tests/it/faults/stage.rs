@@ -66,9 +66,19 @@ impl Stage {
 
     /// Makes a contract.
     pub async fn contract(&self, rerun_after: Duration, tasks: Vec<TaskSpec>) -> (Contract, Vec<Task>) {
+        self.contract_on(self.repo.url(), rerun_after, tasks).await
+    }
+
+    /// Makes a contract on a repository as it is named.
+    pub async fn contract_on(
+        &self,
+        repository: String,
+        rerun_after: Duration,
+        tasks: Vec<TaskSpec>,
+    ) -> (Contract, Vec<Task>) {
         let request = CreateContractRequest {
             name: "test".to_owned(),
-            repository: self.repo.url(),
+            repository,
             limits: Some(ContractLimits {
                 rerun_after: prost_types::Duration::try_from(rerun_after).ok(),
                 ..ContractLimits::default()
