@@ -58,7 +58,8 @@ async fn clone_into(repository: &str, dir: &Path) -> Result<PathBuf, Error> {
     let what = format!("clone {}", redact_url(repository));
     let full = std::path::absolute(dir).map_err(|error| Error::refused(error.to_string()))?;
     succeed(&what, LONG_TIMEOUT, || git(parent).args(["clone", "--quiet", "--no-checkout", repository]).arg(&full))
-        .await?;
+        .await
+        .map_err(|error| Error::new(error.class, format!("{}; --repo names another repository", error.message)))?;
     Ok(full)
 }
 
@@ -149,8 +150,9 @@ async fn bring_result(repository: &str, result: &FoundResult, clone: &Path) -> R
     let fetch = ["fetch", "--quiet", "--no-tags", "origin", result_ref.as_str()];
     let output = attempt("fetch the result", LONG_TIMEOUT, || git(&repo.git_dir).args(fetch)).await?;
     if has_commit(&repo.open()?, commit).is_none() {
-        let (shown, why) = (repo.shown(), output.complaint());
-        return Err(Error::repository(format!("the result {commit} is not in {shown} ({why}): name one that has it")));
+        let why = if output.success() { format!("{result_ref} is another commit") } else { output.complaint() };
+        let text = format!("the result {commit} is not in {} ({why}); --repo names another repository", repo.shown());
+        return Err(Error::repository(text));
     }
     Ok(repo)
 }

@@ -126,6 +126,29 @@ async fn work_on_a_path_comes_into_a_persons_hands() {
     comes_into_hands(Repo::url, false).await;
 }
 
+/// Where the repository of a checkpoint is not to be had, the complaint says how to name another, and that one does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_on_a_repository_that_has_moved_comes_into_hands() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let client = world.client();
+    let tasks = create(&client, &repo.file_url(), Duration::ZERO, vec![shell("t", HALF, &[])]).await;
+    until(&client, &tasks[0].task_id, TaskStatus::Running).await;
+    let place = worktree(&client, &tasks[0].task_id).await;
+    world.file_appears(&place.join("ready")).await;
+    says(&world, &["task", "checkpoint", "now", "t", "--wait"]).await;
+    let moved = world.dir.join("moved");
+    fs::rename(&repo.path, &moved).unwrap();
+    for command in [&["task", "restore", "t", "--into", "hands"][..], &["task", "diff", "t"]] {
+        let why = complains(&world, command).await;
+        assert!(why.contains("cannot clone ") && why.contains("; --repo names another repository"), "{why}");
+        let moved = moved.display().to_string();
+        says(&world, &[command, &["--repo", &moved]].concat()).await;
+    }
+    assert_eq!(text(&world.dir.join("hands"), "half"), "half\n");
+}
+
 /// A task that is moved goes on from all that it had done, on the other machine, without a checkpoint before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_moved_task_takes_its_work_along() {
