@@ -34,6 +34,9 @@ pub struct Daemon {
     /// Sequence of the last command that is known to be in that journal.
     #[serde(default)]
     pub persisted: i64,
+    /// The number of the hello it last came with, among those of that journal; 0 for a daemon that does not count.
+    #[serde(default)]
+    pub attach: i64,
     /// When it was first seen.
     pub created: Timestamp,
     /// When it was last heard; coarse while it is attached.
@@ -85,6 +88,8 @@ pub struct Hello {
     pub journal: JournalId,
     /// What it says of itself.
     pub card: Card,
+    /// How often it has said hello with this journal, with this one; 0 for a daemon that does not count.
+    pub attach: i64,
     /// Last command in its journal; 0 for none.
     pub last_command: i64,
     /// First and last message not answered yet; 0 for none.
@@ -100,6 +105,11 @@ impl Daemon {
     /// that the daemon has given up. What it does not list was not there yet, which says nothing of what is there now.
     pub fn is_older(&self, hello: &Hello) -> bool {
         self.journal == Some(hello.journal) && hello.last_command < self.persisted
+    }
+
+    /// The hello was said before the one that this daemon was last attached with. One that does not count is never told apart.
+    pub fn is_overtaken(&self, hello: &Hello) -> bool {
+        self.journal == Some(hello.journal) && hello.attach != 0 && hello.attach < self.attach
     }
 }
 

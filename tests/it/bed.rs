@@ -246,6 +246,7 @@ impl Daemon {
                 any_path: true,
                 ..Card::default()
             },
+            attach: 0,
             last_command: 0,
             unanswered: (0, 0),
             inventory,

@@ -48,7 +48,7 @@ use worker::{Kind, Worker};
 /// Name of the file in the state directory.
 pub const FILE: &str = "journal.sqlite";
 /// The form of the tables that this version writes.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// Damaged journals kept aside before opening gives up: a disk that breaks every new file needs a person.
 const MAX_CORRUPT: u32 = 1_000;
 /// Commands kept after their attempts are gone, so that one sent again is known again.
@@ -412,6 +412,11 @@ impl Journal {
     pub async fn outbox(&self, after: i64, limit: usize) -> Result<Vec<Message>, Error> {
         let journal = self.id;
         self.worker.call(Kind::Read, move |db| sql::outbox_list(db, journal, after, limit)).await
+    }
+
+    /// The number of the hello that is about to be said: higher than that of any before it.
+    pub async fn attach(&self) -> Result<i64, Error> {
+        self.worker.call(Kind::Durable, sql::attach).await
     }
 
     /// Where it stands.

@@ -25,6 +25,7 @@ use crate::domain::{
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
     include_str!("../../../migrations/daemon/0001_journal.sql"),
     include_str!("../../../migrations/daemon/0002_uploads.sql"),
+    include_str!("../../../migrations/daemon/0003_attaches.sql"),
 ];
 /// How long SQLite waits for a lock. Nobody else should have the file: this is for a person who looks into it.
 const BUSY: Duration = Duration::from_secs(10);
@@ -434,6 +435,10 @@ pub(super) fn message_answered(
     db.prepare_cached("UPDATE attempts SET answered = 1, delivered = max(delivered, ?2) WHERE attempt_id = ?1")?
         .execute(params![attempt, nothing_waits])?;
     uploads::settle(db, &attempt, now)
+}
+
+pub(super) fn attach(db: &Connection) -> Result<i64, Error> {
+    Ok(db.query_row("UPDATE meta SET attaches = attaches + 1 RETURNING attaches", [], |row| row.get(0))?)
 }
 
 pub(super) fn standing(db: &Connection) -> Result<Standing, Error> {

@@ -324,6 +324,16 @@ async fn an_older_journal_is_brought_to_this_version() {
     assert_eq!(journal.uploads_pending().await.unwrap(), [result(1).1]);
 }
 
+/// Hellos are numbered, also over a restart.
+#[tokio::test]
+async fn no_two_hellos_have_one_number() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    assert_eq!((journal.attach().await.unwrap(), journal.attach().await.unwrap()), (1, 2));
+    drop(journal);
+    assert_eq!(open(state.path()).attach().await.unwrap(), 3);
+}
+
 #[tokio::test]
 async fn progress_waits_until_the_last_word_is_answered() {
     let state = tempfile::tempdir().unwrap();

@@ -246,6 +246,8 @@ impl Session {
 
     async fn hello(&self) -> Result<Hello, Error> {
         let context = &self.context;
+        // Its number before what it says: of two, the one with the higher number knows more.
+        let attach = context.journal.attach().await?;
         let standing = context.journal.standing().await?;
         Ok(Hello {
             protocol: PROTOCOL,
@@ -253,6 +255,7 @@ impl Session {
             boot: context.boot,
             journal: context.journal.id(),
             card: context.card(),
+            attach,
             last_command: standing.last_command,
             unanswered: (standing.first_unanswered, standing.last_unanswered),
             inventory: self.supervisor.inventory().await?,

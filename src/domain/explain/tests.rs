@@ -94,6 +94,7 @@ fn member(name: &str, last: u8) -> Member {
             last_command: 0,
             journal: None,
             persisted: 0,
+            attach: 0,
             created: NOW,
             last_seen: NOW.before(Duration::from_secs(90)),
         },

@@ -91,11 +91,14 @@ impl Work {
                 "daemon {id} belongs to another owner; give this one its own state directory"
             )));
         }
-        // Where nothing is live nothing can be harmed, and a journal that was put back from a copy is taken as it is.
-        if let Some(known) = known.as_ref().filter(|known| known.is_older(hello))
-            && self.attempts.values().any(|attempt| attempt.daemon == id && attempt.is_live())
-        {
-            return Err(Error::StaleSession(known.epoch));
+        // Where nothing is live nothing can be harmed, and a journal that was put back from a copy is taken as it is. An open
+        // session can: it would be superseded, and its daemon told to stop, by a word of the daemon's own past.
+        if let Some(known) = &known {
+            let overtaken = known.is_overtaken(hello);
+            let live = || self.attempts.values().any(|attempt| attempt.daemon == id && attempt.is_live());
+            if (overtaken && known.attached) || ((overtaken || known.is_older(hello)) && live()) {
+                return Err(Error::StaleSession(known.epoch));
+            }
         }
         self.claim_name(attach.owner, id, &hello.card.name)?;
         let daemon = Daemon {
@@ -109,6 +112,7 @@ impl Work {
             last_command: known.as_ref().map_or(0, |known| known.last_command).max(hello.last_command),
             journal: Some(hello.journal),
             persisted: hello.last_command,
+            attach: hello.attach,
             created: known.as_ref().map_or(self.now, |known| known.created),
             last_seen: self.now,
         };

@@ -51,6 +51,7 @@ impl Bed {
                 any_path: true,
                 ..Card::default()
             },
+            attach: 0,
             last_command: 0,
             unanswered: (0, 0),
             inventory: has,

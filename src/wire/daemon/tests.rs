@@ -217,13 +217,15 @@ fn hellos() -> impl Strategy<Value = Hello> {
     let item = (attempt_refs(), prop::sample::select(&STATES[..]), "[a-z/]{0,40}", any::<bool>()).prop_map(
         |(attempt, state, worktree, worktree_intact)| InventoryItem { attempt, state, worktree, worktree_intact },
     );
-    (ids(), ids(), ids(), card, 0..i64::MAX, (0..i64::MAX, 0..i64::MAX), prop::collection::vec(item, 0..4), times())
-        .prop_map(|(daemon, boot, journal, card, last_command, unanswered, inventory, clock)| Hello {
+    let counts = (0..i64::MAX, 0..i64::MAX);
+    (ids(), ids(), ids(), card, counts, (0..i64::MAX, 0..i64::MAX), prop::collection::vec(item, 0..4), times())
+        .prop_map(|(daemon, boot, journal, card, (attach, last_command), unanswered, inventory, clock)| Hello {
             protocol: PROTOCOL,
             daemon,
             boot,
             journal,
             card,
+            attach,
             last_command,
             unanswered,
             inventory,

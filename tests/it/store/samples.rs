@@ -246,6 +246,7 @@ pub fn daemon(owner: OwnerId, n: u128, name: &str) -> Daemon {
         last_command: 1 << 50,
         journal: Some(JournalId(id(17))),
         persisted: 1 << 49,
+        attach: 0,
         created: at(40),
         last_seen: at(41),
     }

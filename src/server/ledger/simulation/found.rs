@@ -125,6 +125,16 @@ impl Story {
         last_command: i64,
         has: &[(AttemptRef, InventoryState)],
     ) -> Result<Vec<(AttemptRef, Verdict)>, Error> {
+        self.attach_as(0, last_command, has)
+    }
+
+    /// The same with a number of its Hello.
+    fn attach_as(
+        &mut self,
+        number: i64,
+        last_command: i64,
+        has: &[(AttemptRef, InventoryState)],
+    ) -> Result<Vec<(AttemptRef, Verdict)>, Error> {
         let inventory = has.iter().map(|(attempt, state)| InventoryItem {
             attempt: *attempt,
             state: *state,
@@ -143,6 +153,7 @@ impl Story {
                 any_path: true,
                 ..Card::default()
             },
+            attach: number,
             last_command,
             unanswered: (0, 0),
             inventory: inventory.collect(),
@@ -237,6 +248,26 @@ fn a_hello_from_before_the_last_command_is_refused() {
     // Where nothing is live a journal that was put back from a copy harms nothing.
     story.ends(attempt, Ok(made(attempt, false)), 0);
     assert_eq!(story.attach(0, &[]).unwrap(), []);
+}
+
+/// A Hello that its daemon gave up on, and that arrives after a newer one, while no command has come between them. Believed, it
+/// would supersede the session that is open, and the daemon would be told to stop.
+#[test]
+fn a_hello_from_before_the_last_one_is_refused() {
+    let mut story = Story::of(&[("a", &[])]);
+    let attempt = story.starts("a");
+    let running = [(attempt, InventoryState::Running)];
+    story.attach_as(5, 1, &running).unwrap();
+    let late = story.attach_as(4, 1, &running);
+    assert!(matches!(late, Err(Error::StaleSession(_))), "{late:?}");
+    // Not by one that is idle either.
+    story.ends(attempt, Ok(made(attempt, false)), 0);
+    let late = story.attach_as(4, 1, &[]);
+    assert!(matches!(late, Err(Error::StaleSession(_))), "{late:?}");
+    assert_eq!(story.attach_as(6, 1, &[]).unwrap(), []);
+    // A journal that was put back from a copy is taken once its daemon has gone and nothing is live.
+    story.is_given_up();
+    assert_eq!(story.attach_as(2, 1, &[]).unwrap(), []);
 }
 
 /// A dependency that is tried again while its dependent runs: the dependent goes on, and when it is tried again itself it

@@ -130,6 +130,7 @@ pub(super) enum Taken {
 pub(super) struct Journal {
     pub(super) id: JournalId,
     pub(super) last_command: i64,
+    attaches: i64,
     pub(super) attempts: BTreeMap<AttemptRef, Row>,
     /// Reports that wait for an answer.
     pub(super) outbox: BTreeMap<i64, (AttemptRef, Report)>,
@@ -142,6 +143,7 @@ impl Journal {
         Self {
             id: JournalId(id),
             last_command: 0,
+            attaches: 0,
             attempts: BTreeMap::new(),
             outbox: BTreeMap::new(),
             commands: BTreeMap::new(),
@@ -235,6 +237,13 @@ impl Disk {
 
     pub(super) fn accept(&mut self, command: &Command) -> Taken {
         self.durably().accept(command)
+    }
+
+    /// The number of the hello that is about to be said.
+    pub(super) fn attach(&mut self) -> i64 {
+        let journal = self.durably();
+        journal.attaches += 1;
+        journal.attaches
     }
 
     pub(super) fn adopt(&mut self, row: Row) {

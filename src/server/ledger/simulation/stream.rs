@@ -34,6 +34,7 @@ impl World {
             return self.attaches_later(m);
         }
         let boot = BootId(self.uuid());
+        let attach = self.machines[m].disk.attach();
         let machine = &self.machines[m];
         let journal = &machine.disk.journal;
         let intact = |attempt: &AttemptRef| machine.disk.dirs.get(attempt).is_some_and(|dir| dir.intact);
@@ -60,6 +61,7 @@ impl World {
                 any_path: true,
                 ..Card::default()
             },
+            attach,
             last_command: journal.last_command,
             unanswered: (first_last.0.unwrap_or(0), first_last.1.unwrap_or(0)),
             inventory: listed.collect(),
