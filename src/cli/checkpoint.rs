@@ -136,7 +136,7 @@ async fn newest(client: &Client, task_id: &str, most: usize) -> Result<Vec<pb::C
 
 async fn now(session: &mut Session, client: &Client, args: &NowArgs) -> Result<()> {
     let task_id = id(client, &args.task).await?;
-    let before = newest(client, &task_id, NEWEST as usize).await?;
+    let before = Before::look(client, &task_id).await?;
     let request = pb::TakeCheckpointRequest { request_id: request_id(), task_id: task_id.clone() };
     let answer = client.tasks().take_checkpoint(timed(request)).await;
     let task = answer.map_err(client.refused("take a checkpoint"))?.into_inner().task;
@@ -151,15 +151,44 @@ async fn now(session: &mut Session, client: &Client, args: &NowArgs) -> Result<(
     show(session, &taken)
 }
 
-/// The first checkpoint that was taken because of the request; an error if the attempt ends without one.
-async fn arrival(client: &Client, task_id: &str, attempt: u32, before: &[pb::Checkpoint]) -> Result<pb::Checkpoint> {
+/// How the task stood before the request.
+struct Before {
+    checkpoints: Vec<pb::Checkpoint>,
+    attempts: Vec<pb::Attempt>,
+}
+
+impl Before {
+    async fn look(client: &Client, task_id: &str) -> Result<Self> {
+        let attempts = details(client, task_id).await?.attempts;
+        Ok(Self { checkpoints: newest(client, task_id, NEWEST as usize).await?, attempts })
+    }
+
+    /// Why no checkpoint will come of the request, if its daemon has said so since.
+    fn failed<'a>(&self, attempt: u32, attempts: &'a [pb::Attempt]) -> Option<&'a str> {
+        let said = |attempts: &'a [pb::Attempt]| attempts.iter().find(|it| it.number == attempt);
+        let before = self.attempts.iter().find(|it| it.number == attempt).and_then(|it| it.checkpoint_error_time);
+        let now = said(attempts).filter(|it| it.checkpoint_error_time.is_some_and(|at| Some(at) != before));
+        now.map(|it| it.checkpoint_error.as_str())
+    }
+}
+
+async fn details(client: &Client, task_id: &str) -> Result<pb::GetTaskResponse> {
+    let request = timed(pb::GetTaskRequest { task_id: task_id.to_owned() });
+    Ok(client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner())
+}
+
+/// The first checkpoint that was taken because of the request; an error if the attempt ends without one, or its daemon says that
+/// none can be taken.
+async fn arrival(client: &Client, task_id: &str, attempt: u32, before: &Before) -> Result<pb::Checkpoint> {
     loop {
         // First where the attempt stands, then what has arrived: what came with its end is seen.
-        let request = timed(pb::GetTaskRequest { task_id: task_id.to_owned() });
-        let details = client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner();
+        let details = details(client, task_id).await?;
         let found = newest(client, task_id, NEWEST as usize).await?;
-        if let Some(taken) = arrived(&found, before) {
+        if let Some(taken) = arrived(&found, &before.checkpoints) {
             return Ok(taken.clone());
+        }
+        if let Some(why) = before.failed(attempt, &details.attempts) {
+            return Err(Error::failed(format!("no checkpoint was taken, the task goes on: {}", clean(why))));
         }
         let ended = (details.attempts.iter())
             .find(|it| it.number == attempt)

@@ -78,6 +78,9 @@ pub struct Attempt {
     /// When the server had that.
     #[serde(default)]
     pub checkpointed: Option<Timestamp>,
+    /// A checkpoint that somebody asked for and that is not to be had: when that was said, and why. Until one arrives.
+    #[serde(default)]
+    pub checkpoint_failed: Option<(Timestamp, String)>,
 }
 
 /// Warnings kept for an attempt; later ones are dropped.

@@ -291,6 +291,7 @@ mod tests {
             origin: Origin::Base,
             checkpoint: None,
             checkpointed: None,
+            checkpoint_failed: None,
         }
     }
 

@@ -64,6 +64,11 @@ pub enum Report {
         /// For people.
         message: String,
     },
+    /// A checkpoint that somebody asked for is not to be had. Said each time, unlike a warning: somebody waits for it.
+    CheckpointFailed {
+        /// Why, for people.
+        message: String,
+    },
 }
 
 impl Report {
@@ -101,6 +106,7 @@ impl Report {
                 Self::RecoveryDetected { previous, worktree_intact, worktree: line(worktree), needs_patch }
             }
             Self::Warning { message } => Self::Warning { message: line(message) },
+            Self::CheckpointFailed { message } => Self::CheckpointFailed { message: line(message) },
         }
     }
 }

@@ -630,6 +630,7 @@ impl From<Report> for pb::daemon_message::Kind {
                 })
             }
             Report::Warning { message } => Self::TaskWarning(pb::TaskWarning { message }),
+            Report::CheckpointFailed { message } => Self::TaskCheckpointFailed(pb::TaskCheckpointFailed { message }),
         }
     }
 }
@@ -693,6 +694,9 @@ impl TryFrom<&pb::daemon_message::Kind> for Report {
                 needs_patch: detected.needs_patch,
             },
             pb::daemon_message::Kind::TaskWarning(warning) => Self::Warning { message: warning.message.clone() },
+            pb::daemon_message::Kind::TaskCheckpointFailed(failed) => {
+                Self::CheckpointFailed { message: failed.message.clone() }
+            }
         })
     }
 }

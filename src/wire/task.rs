@@ -467,6 +467,8 @@ pub fn attempt(attempt: &Attempt, daemon_name: &str, output_bytes: i64) -> pb::A
         last_message: attempt.last_message.clone(),
         checkpoint_id: common::id_text(attempt.checkpoint),
         checkpoint_time: attempt.checkpointed.map(common::timestamp),
+        checkpoint_error: attempt.checkpoint_failed.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        checkpoint_error_time: attempt.checkpoint_failed.as_ref().map(|(at, _)| common::timestamp(*at)),
         restored_checkpoint_id: restored,
         resumed_attempt,
     }

@@ -249,7 +249,11 @@ pub(super) fn attempt_change(
 ) -> Result<(), Error> {
     let complete = change.reports.iter().find_map(|report| match report {
         Report::Complete(complete) => Some(complete),
-        Report::Started { .. } | Report::Progress(_) | Report::RecoveryDetected { .. } | Report::Warning { .. } => None,
+        Report::Started { .. }
+        | Report::Progress(_)
+        | Report::RecoveryDetected { .. }
+        | Report::Warning { .. }
+        | Report::CheckpointFailed { .. } => None,
     });
     db.prepare_cached(
         "UPDATE attempts SET state = coalesce(?2, state), directory = coalesce(?3, directory),
@@ -483,6 +487,7 @@ fn report_word(report: &Report) -> &'static str {
         Report::Complete(_) => "complete",
         Report::RecoveryDetected { .. } => "recovery_detected",
         Report::Warning { .. } => "warning",
+        Report::CheckpointFailed { .. } => "checkpoint_failed",
     }
 }
 

@@ -262,10 +262,11 @@ impl Saving {
         let captured = match checkpoint::capture(&source, &self.dir.path().join(FILES)).await {
             Ok(Outcome::Taken(captured)) => *captured,
             Ok(Outcome::Unchanged) => return Came::Unchanged,
+            // The attempt ends with that.
             Err(error) if error.class == FailureClass::WorktreeLost => return Came::Nothing,
             Err(error) => {
                 self.context.metrics.checkpoint_failed();
-                self.warn(format!("the work cannot be checkpointed: {error}")).await;
+                self.failed(reason, format!("the work cannot be checkpointed: {error}")).await;
                 return Came::Nothing;
             }
         };
@@ -274,7 +275,8 @@ impl Saving {
         }
         let taken = self.taken(captured, reason);
         if taken.whole.bytes > MAX_BYTES {
-            self.warn(format!("a checkpoint has {} bytes, more than a server takes", taken.whole.bytes)).await;
+            self.failed(reason, format!("a checkpoint has {} bytes, more than a server takes", taken.whole.bytes))
+                .await;
             let _ = fs::remove_file(&taken.file);
             return Came::Nothing;
         }
@@ -334,7 +336,7 @@ impl Saving {
             Delivered::Left => return,
             Delivered::Stored => true,
             Delivered::Refused(why) => {
-                self.warn(format!("the server did not take a checkpoint: {why}")).await;
+                self.failed(taken.about.reason, format!("the server did not take a checkpoint: {why}")).await;
                 false
             }
         };
@@ -372,6 +374,18 @@ impl Saving {
         if let Err(error) = written {
             tracing::warn!(error = chain(&error), "the book of checkpoints cannot be written");
         }
+    }
+
+    /// There will be no checkpoint: a warning, and a word to whoever asked for it and waits.
+    async fn failed(&self, reason: Reason, message: String) {
+        if reason == Reason::Asked {
+            let reports = vec![Report::CheckpointFailed { message: message.clone() }];
+            let change = Change { reports, ..Change::default() };
+            if let Err(error) = self.context.journal.record(self.attempt, change, clock::now()).await {
+                tracing::warn!(error = chain(&error), "the journal cannot be written");
+            }
+        }
+        self.warn(message).await;
     }
 
     /// Once for each cause.

@@ -141,6 +141,7 @@ fn attempt(state: AttemptState) -> Attempt {
         origin: Origin::Checkpoint { id: id(40) },
         checkpoint: None,
         checkpointed: None,
+        checkpoint_failed: None,
     }
 }
 

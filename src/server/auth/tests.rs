@@ -156,6 +156,7 @@ fn attempt() -> Attempt {
         origin: Default::default(),
         checkpoint: None,
         checkpointed: None,
+        checkpoint_failed: None,
     }
 }
 

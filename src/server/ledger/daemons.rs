@@ -293,6 +293,16 @@ impl Work {
                 }
                 MessageOutcome::Applied
             }
+            Report::CheckpointFailed { message } => {
+                let now = self.now;
+                let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
+                attempt.checkpoint_failed = Some((now, message.clone()));
+                if let Some(task) = self.tasks.get(reference.task).cloned() {
+                    let changed = vec!["checkpoint_error".to_owned()];
+                    self.log_task(&task, "task.checkpoint_failed", changed, &actor, message.clone());
+                }
+                MessageOutcome::Applied
+            }
             Report::Complete(complete) => self.complete(reference, complete, &actor),
             Report::RecoveryDetected { worktree_intact, worktree, .. } => {
                 if !attempt.is_live() && *worktree_intact && !attempt.fenced && self.waits_for(&attempt) {
@@ -447,6 +457,7 @@ impl Work {
         if let Some(attempt) = self.attempts.get_mut(reference.id) {
             attempt.checkpoint = Some(checkpoint.id);
             attempt.checkpointed = Some(now);
+            attempt.checkpoint_failed = None;
         }
         if orphan && let Some(task) = self.tasks.get(reference.task).cloned() {
             let detail = format!("kept of attempt {}, whose place is taken: {}", reference.number, checkpoint.id);

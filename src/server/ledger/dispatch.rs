@@ -283,6 +283,7 @@ impl Work {
             origin,
             checkpoint: None,
             checkpointed: None,
+            checkpoint_failed: None,
         };
         let reference = attempt.reference();
         let spec = &task.spec;

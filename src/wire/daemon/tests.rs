@@ -120,6 +120,7 @@ fn reports() -> impl Strategy<Value = Report> {
             }
         ),
         "[^\0]{0,300}".prop_map(|message| Report::Warning { message }),
+        "[^\0]{0,300}".prop_map(|message| Report::CheckpointFailed { message }),
     ]
 }
 

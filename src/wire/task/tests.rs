@@ -121,6 +121,7 @@ fn an_attempt_that_failed_says_how() {
         origin: Default::default(),
         checkpoint: None,
         checkpointed: None,
+        checkpoint_failed: None,
     };
     let shown = attempt(&failed, "box", 64);
     assert_eq!((shown.status(), shown.failure_class()), (pb::AttemptStatus::Ended, pb::FailureClass::Timeout));

@@ -126,6 +126,32 @@ async fn work_on_a_path_comes_into_a_persons_hands() {
     comes_into_hands(Repo::url, false).await;
 }
 
+/// Whoever asks for a checkpoint that cannot be taken hears why, each time, and does not wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_cannot_be_taken_is_not_waited_for() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let client = world.client();
+    let tasks = create(&client, &repo.file_url(), Duration::ZERO, vec![shell("t", HALF, &[])]).await;
+    until(&client, &tasks[0].task_id, TaskStatus::Running).await;
+    let place = worktree(&client, &tasks[0].task_id).await;
+    world.file_appears(&place.join("ready")).await;
+    let attempts: Vec<_> = fs::read_dir(world.daemon_state("a").join("attempts")).unwrap().flatten().collect();
+    // Nothing can be written where checkpoints are.
+    let in_the_way = attempts[0].path().join("checkpoints");
+    fs::write(&in_the_way, "").unwrap();
+    for _ in 0..2 {
+        let why = complains(&world, &["task", "checkpoint", "now", "t", "--wait"]).await;
+        assert!(why.contains("no checkpoint was taken, the task goes on: the work cannot be checkpointed: "), "{why}");
+    }
+    fs::remove_file(in_the_way).unwrap();
+    says(&world, &["task", "checkpoint", "now", "t", "--wait"]).await;
+    // The error belongs to the past.
+    let attempt = &client.task(&tasks[0].task_id).await.attempts[0];
+    assert_eq!((attempt.checkpoint_error.as_str(), attempt.checkpoint_error_time), ("", None));
+}
+
 /// Where the repository of a checkpoint is not to be had, the complaint says how to name another, and that one does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn work_on_a_repository_that_has_moved_comes_into_hands() {

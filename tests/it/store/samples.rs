@@ -221,6 +221,7 @@ pub fn attempt(task: &Task, n: u128, number: u32, daemon: DaemonId, state: Attem
         origin: Origin::Worktree { attempt: 1 },
         checkpoint: Some(CheckpointId(id(16))),
         checkpointed: Some(at(32)),
+        checkpoint_failed: Some((at(33), "why".to_owned())),
     }
 }
 
