@@ -9,7 +9,7 @@
 //!
 //! Nothing here waits for an agent, for git or for the server, so attaching is not delayed.
 
-use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
 
 use super::{
     Context,
@@ -112,7 +112,7 @@ fn row(manifest: Manifest, dir: &AttemptDir, state: State) -> Row {
 /// Output of attempts that have ended goes on where it was.
 async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
     for row in ended.iter().filter(|row| !row.uploaded && row.state != State::Salvage) {
-        if !announce_output(context, row)
+        if announce_output(context, row) == Announced::Nothing
             && let Err(error) = context.journal.uploaded(row.attempt).await
         {
             tracing::warn!(error = chain(&error), "the journal cannot be written");
@@ -120,13 +120,31 @@ async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
     }
 }
 
-/// Announces the output of an attempt that has ended; the server says how much of it is missing there. `false`: there is none.
-pub(super) fn announce_output(context: &Context, row: &Row) -> bool {
+/// What came of announcing the output of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Announced {
+    /// The server says how much of it is missing there.
+    Output,
+    /// It never had any.
+    Nothing,
+    /// It cannot be looked at now, and is announced at the next start.
+    Unreadable,
+}
+
+/// Announces the output of an attempt that has ended.
+pub(super) fn announce_output(context: &Context, row: &Row) -> Announced {
     let path = row.directory.join("output.log");
-    let Ok(length) = path.metadata().map(|m| m.len()) else { return false };
+    let length = match path.metadata() {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Announced::Nothing,
+        Err(error) => {
+            tracing::error!(attempt = %row.attempt, path = %path.display(), %error, "output cannot be looked at");
+            return Announced::Unreadable;
+        }
+    };
     let secret = row.spawn.as_ref().map(|spawn| spawn.task_key.as_str()).unwrap_or_default();
     context.bulk.open(row.attempt, path, &[secret]).finish(length);
-    true
+    Announced::Output
 }
 
 /// Checkpoints of attempts that have ended go on to the server; a pack that is there has done its work. Those that live are

@@ -14,6 +14,7 @@ use std::{
     collections::HashSet,
     fs,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -312,27 +313,60 @@ impl Saving {
         }
     }
 
-    /// Announces an upload, and sees to what comes of it.
+    /// Announces an upload, and sees to what comes of it. Whoever waits for it waits for the one that takes its place, too.
     fn deliver(self: &Arc<Self>, taken: &Taken) -> Delivery {
         let kind = FileKind::Checkpoint(taken.mark.id);
         let (file, whole, about) = (taken.file.clone(), taken.whole.clone(), taken.about.clone());
-        let delivery = self.context.bulk.file(self.attempt, kind, file, whole, Some(about));
-        let (this, taken, mut outcome) = (Arc::clone(self), taken.clone(), delivery.clone());
+        let mut upload = self.context.bulk.file(self.attempt, kind, file, whole, Some(about));
+        let (tell, delivery) = Delivery::pending();
+        let (this, taken) = (Arc::clone(self), taken.clone());
         self.context.shutdown.spawn(async move {
             let soft = this.context.shutdown.soft.clone();
             let outcome = tokio::select! {
                 () = soft.cancelled() => return,
-                outcome = outcome.outcome() => outcome,
+                outcome = upload.outcome() => outcome,
             };
-            this.delivered(&taken, outcome).await;
+            let instead = match (&outcome, taken.about.base) {
+                (Delivered::Refused(why), Some(base)) => this.take_whole(&taken, base, why).await,
+                _ => None,
+            };
+            this.delivered(&taken, &outcome, instead.is_some()).await;
+            let outcome = match instead {
+                Some(mut whole) => tokio::select! {
+                    () = soft.cancelled() => return,
+                    outcome = whole.outcome() => outcome,
+                },
+                None => outcome,
+            };
+            tell.send_replace(Some(outcome));
         });
         delivery
     }
 
-    async fn delivered(&self, taken: &Taken, outcome: Delivered) {
+    /// The server does not take a delta: it may have lost what that builds on, as one does whose database was put back from a
+    /// copy. All that follow would be refused as well; so there is a whole one, now.
+    ///
+    /// Boxed, because what is taken here is delivered as everything is.
+    fn take_whole<'a>(
+        self: &'a Arc<Self>,
+        refused: &'a Taken,
+        base: CheckpointId,
+        why: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Option<Delivery>> + Send + 'a>> {
+        Box::pin(async move {
+            tracing::warn!(checkpoint = %refused.mark.id, why, "the server did not take a delta; taking a whole checkpoint");
+            self.change_book(move |book| _ = book.stored.take_if(|stored| stored.id == base)).await;
+            let session = refused.about.session_id.clone();
+            self.take(refused.about.reason, session).await.map(|(_, delivery)| delivery)
+        })
+    }
+
+    /// Notes what came of an upload. `replaced`: another one has all that is in it.
+    async fn delivered(&self, taken: &Taken, outcome: &Delivered, replaced: bool) {
         let is_stored = match outcome {
             Delivered::Left => return,
             Delivered::Stored => true,
+            Delivered::Refused(_) if replaced => false,
             Delivered::Refused(why) => {
                 self.warn(format!("the server did not take a checkpoint: {why}")).await;
                 false
@@ -347,7 +381,7 @@ impl Saving {
         })
         .await;
         // What the server did not take of the end is for a person (`makima salvage`); of what came before that there is newer.
-        if is_stored || !taken.is_final() {
+        if is_stored || replaced || !taken.is_final() {
             let file = taken.file.clone();
             let _ = blocking(move || fs::remove_file(file)).await;
         }

@@ -60,6 +60,7 @@ fn task(state: TaskState) -> Task {
         interrupted: None,
         checkpoint: None,
         here: None,
+        chosen: None,
         prefer: None,
     }
 }
