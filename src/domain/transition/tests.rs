@@ -188,7 +188,7 @@ fn nothing_is_left_of_what_was_before() {
     assert_eq!(recovered.here.as_ref(), Some(&here));
     assert!(matches!(recovered.state, TaskState::Pending { wait: Some(_), .. }));
     assert_eq!(moved(&recovered, &TaskEvent::ForceRelease).here, None);
-    let mut ready = recovered.clone();
+    let mut ready = recovered;
     ready.state = TaskState::Pending { wait: None, held: None };
     let assigned = TaskEvent::Assigned { attempt: newest + 1, daemon: daemon(), branch: "b".to_owned() };
     assert_eq!(moved(&ready, &assigned).here, None);
