@@ -454,3 +454,62 @@ fn mark_of(previous: &Previous) -> Mark {
 fn previous_of(mark: &Mark) -> Previous {
     Previous { id: mark.id, commit: mark.commit.clone(), depth: mark.depth }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::daemon::{
+        attempt_dir::tests as dirs, config::DiskFloor, repository::RepoRef, supervisor::tests::context,
+    };
+
+    fn id(n: u128) -> CheckpointId {
+        CheckpointId(Uuid::from_u128(n))
+    }
+
+    /// One that stands in a file.
+    fn taken(dir: &AttemptDir, n: u128, reason: Reason) -> Taken {
+        let file = dir.path().join(FILES).join(format!("{n}.checkpoint"));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "whole").unwrap();
+        let mark = Mark { id: id(n), commit: n.to_string(), depth: 1, complete: true };
+        Taken {
+            mark,
+            file,
+            whole: Pack { bytes: 5, sha256: String::new() },
+            about: About { reason, ..About::default() },
+        }
+    }
+
+    /// What the server has is no longer kept here, and the newest of it is what the next one builds on, in whatever order the
+    /// answers come. What it refuses goes, except for the last of an attempt, which may be the only copy there is.
+    #[tokio::test]
+    async fn the_book_follows_what_becomes_of_checkpoints() {
+        let state = tempfile::tempdir().unwrap();
+        let context = context(state.path(), DiskFloor::default()).await;
+        let mut manifest = dirs::manifest(dirs::spawn_order("true"));
+        let nowhere = state.path().join("nowhere");
+        let repo = RepoRef { repository: "/none".into(), git_dir: nowhere.clone(), cloned: false };
+        let (branch, base_commit) = ("b".to_owned(), "c".repeat(40));
+        let (copied, env) = (Vec::new(), std::collections::BTreeMap::new());
+        manifest.place = Some(Place { repo, worktree: nowhere, branch, base_commit, copied, env });
+        let dir = AttemptDir::create(state.path(), &manifest).unwrap();
+        dir.save(&manifest).unwrap();
+        let all: Vec<_> = (1..=3).map(|n| taken(&dir, n, Reason::Periodic)).collect();
+        let last = [taken(&dir, 4, Reason::End), taken(&dir, 5, Reason::Stopping)];
+        let waiting = all.iter().chain(&last).cloned().collect();
+        dir.write(BOOK, &Book { stored: None, waiting }).unwrap();
+        let saving = Saving::open(&context, &dir).await.unwrap();
+        saving.delivered(&all[1], Delivered::Stored).await;
+        saving.delivered(&all[0], Delivered::Stored).await;
+        saving.delivered(&all[2], Delivered::Refused("too late".into())).await;
+        for last in &last {
+            assert!(is_owed(&dir));
+            saving.delivered(last, Delivered::Refused("too late".into())).await;
+        }
+        assert!(!is_owed(&dir));
+        assert_eq!(read_book(&dir).stored, Some(all[1].mark.clone()));
+        assert_eq!(never_uploaded(&dir), last.map(|taken| taken.file));
+    }
+}
