@@ -100,11 +100,11 @@ impl Attempt {
     /// The server has this checkpoint of it. `false`: it has a later one already. The order is that of the ids, which grow with
     /// the time they were taken at; small ones overtake large ones on their way.
     pub fn checkpointed(&mut self, checkpoint: CheckpointId, now: Timestamp) -> bool {
+        self.checkpoint_failed = None;
         let is_newest = self.checkpoint.is_none_or(|newest| newest < checkpoint);
         if is_newest {
             self.checkpoint = Some(checkpoint);
             self.checkpointed = Some(now);
-            self.checkpoint_failed = None;
         }
         is_newest
     }

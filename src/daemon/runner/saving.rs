@@ -515,12 +515,12 @@ mod tests {
         let waiting = all.iter().chain(&last).cloned().collect();
         dir.write(BOOK, &Book { stored: None, waiting }).unwrap();
         let saving = Saving::open(&context, &dir).await.unwrap();
-        saving.delivered(&all[1], Delivered::Stored).await;
-        saving.delivered(&all[0], Delivered::Stored).await;
-        saving.delivered(&all[2], Delivered::Refused("too late".into())).await;
+        saving.delivered(&all[1], &Delivered::Stored, false).await;
+        saving.delivered(&all[0], &Delivered::Stored, false).await;
+        saving.delivered(&all[2], &Delivered::Refused("too late".into()), false).await;
         for last in &last {
             assert!(is_owed(&dir));
-            saving.delivered(last, Delivered::Refused("too late".into())).await;
+            saving.delivered(last, &Delivered::Refused("too late".into()), false).await;
         }
         assert!(!is_owed(&dir));
         assert_eq!(read_book(&dir).stored, Some(all[1].mark.clone()));

@@ -155,7 +155,7 @@ async fn hands_stay_empty_where_it_fails() {
         let error = restore_into(&other.repository, &files, &dir, None, None).await.unwrap_err();
         assert!(error.message.contains("lacks what the checkpoint builds on"), "{error}");
         let error = result_into(&other.repository, &result, &dir, None).await.unwrap_err();
-        assert!(error.message.contains("name one that has it"), "{error}");
+        assert!(error.message.contains("--repo names another repository"), "{error}");
         let left = fs::read_dir(&dir).map(|entries| entries.count());
         assert_eq!(left.ok(), is_there.then_some(0));
     }
