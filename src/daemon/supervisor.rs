@@ -596,6 +596,7 @@ pub(super) mod tests {
             repositories: Repositories::new(state.repositories()),
             profiles: Profiles::load(config.profiles.clone()),
             installed: RwLock::default(),
+            hollow: None,
             health: Health::new(state.path(), config.disk_floor),
             watch: Watch::new(&Shutdown::new()).0,
             slots: Arc::new(Semaphore::new(1)),

@@ -409,7 +409,7 @@ impl Runner {
         self.launch(&dir, &manifest, warnings).await
     }
 
-    async fn sanity(&self, spawn: &Spawn) -> Vec<String> {
+    pub(super) async fn sanity(&self, spawn: &Spawn) -> Vec<String> {
         let settings = self.context.config.dependency_ordering;
         let tasks = spawn.dependencies.iter().map(|d| d.task).collect();
         let known = self.context.journal.attempts_of(tasks).await.unwrap_or_default();
