@@ -38,7 +38,7 @@ pub enum TaskCommand {
     Logs(LogsArgs),
     /// Cancel a task; its work so far stays
     Cancel(CancelArgs),
-    /// Try a failed or cancelled task again, from the work done so far, counting retries from zero
+    /// Try a task again that has ended, counting retries from zero: a failed or cancelled one from the work done so far, one that is done from its base
     Retry(verbs::RetryArgs),
     /// Try a task again from a checkpoint
     Resume(verbs::ResumeArgs),

@@ -135,7 +135,7 @@ mod tests {
             CommandId, Epoch,
             attempt::{Failure, FailureClass},
             order::{Command, Order},
-            report::{Complete, MessageOutcome, Progress},
+            report::{Complete, InventoryState, MessageOutcome, Progress},
         },
     };
 
@@ -149,6 +149,8 @@ mod tests {
         context: Arc<Context>,
         repository: String,
         sequence: i64,
+        /// Whoever ends next leaves no record of it.
+        has_vanished: bool,
     }
 
     impl Bench {
@@ -184,11 +186,24 @@ mod tests {
             let (sequence, id) = (self.sequence, CommandId(uuid::Uuid::new_v4()));
             let command = Command { sequence, id, epoch: Epoch(1), attempt, order };
             self.journal().accept(vec![command], clock::now()).await.unwrap();
+            let worktree = path.display().to_string();
+            let (state, report) = if self.has_vanished {
+                let previous = InventoryState::Running;
+                let report = Report::RecoveryDetected {
+                    previous,
+                    worktree_intact: true,
+                    worktree: worktree.clone(),
+                    needs_patch: false,
+                };
+                (State::Interrupted, report)
+            } else {
+                (State::Reported, Report::Complete(complete))
+            };
             let change = Change {
-                state: Some(State::Reported),
+                state: Some(state),
                 directory: Some(dir.path().to_owned()),
-                worktree: Some(path.display().to_string()),
-                reports: vec![Report::Complete(complete)],
+                worktree: Some(worktree),
+                reports: vec![report],
                 ..Change::default()
             };
             self.journal().record(attempt, change, clock::now()).await.unwrap();
@@ -198,17 +213,44 @@ mod tests {
         /// The same, and the server has heard of it and has its output.
         async fn over(&mut self, name: &str, has_result: bool) -> Made {
             let made = self.made(name, has_result).await;
-            let attempt = made.dir.manifest().unwrap().attempt;
+            self.heard(&made).await;
+            self.journal().uploaded(made.dir.manifest().unwrap().attempt).await.unwrap();
+            made
+        }
+
+        /// The server has heard of its end.
+        async fn heard(&self, made: &Made) {
             let last = *self.journal().newest().borrow();
             self.journal().answered(last, MessageOutcome::Applied, clock::now()).await.unwrap();
-            self.journal().uploaded(attempt).await.unwrap();
+            let attempt = made.dir.manifest().unwrap().attempt;
             assert_eq!(self.journal().attempt(attempt).await.unwrap().unwrap().state, State::Over);
-            made
         }
 
         /// A failure whose work the server has a checkpoint of.
         async fn stored(&mut self, name: &str) -> Made {
             let made = self.over(name, false).await;
+            self.store(&made).await;
+            made
+        }
+
+        /// The same, and output is on its way.
+        async fn stored_unless_uploaded(&mut self, name: &str) -> Made {
+            let made = self.made(name, false).await;
+            self.heard(&made).await;
+            self.store(&made).await;
+            made
+        }
+
+        /// The agent was gone when the daemon came back: the server has a checkpoint, and wants the next attempt to go on here.
+        async fn vanished(&mut self, name: &str) -> Made {
+            self.has_vanished = true;
+            let made = self.over(name, false).await;
+            self.has_vanished = false;
+            self.store(&made).await;
+            made
+        }
+
+        async fn store(&self, made: &Made) {
             let exclude = known_elsewhere(&made.place);
             let source =
                 Source { place: made.place.clone(), exclude, transcript: None, previous: None, even_unchanged: false };
@@ -217,7 +259,6 @@ mod tests {
             };
             let mark = serde_json::json!({ "id": taken.id, "commit": taken.commit, "depth": 1, "complete": true });
             made.dir.write("checkpoints.json", &serde_json::json!({ "stored": mark, "waiting": [] })).unwrap();
-            made
         }
     }
 
@@ -231,7 +272,7 @@ mod tests {
         let floor = DiskFloor { bytes: u64::MAX / 2, percent: 0 };
         let context = context(&dir.path().join("state"), floor).await;
         let repository = format!("file://{}", origin.display());
-        let mut bench = Bench { context: Arc::clone(&context), repository, sequence: 1 };
+        let mut bench = Bench { context: Arc::clone(&context), repository, sequence: 1, has_vanished: false };
         let gone = [bench.over("first", true).await, bench.stored("second").await, bench.over("third", true).await];
         let dirty = bench.over("dirty", true).await;
         fs::write(dirty.place.worktree.join("later"), "later\n").unwrap();
@@ -243,13 +284,29 @@ mod tests {
         let mut manifest = handed.dir.manifest().unwrap();
         manifest.superseded = Some(unheard.dir.manifest().unwrap().attempt);
         handed.dir.save(&manifest).unwrap();
+        // Its output is with the server, and the word of its end is not.
+        bench.journal().uploaded(unheard.dir.manifest().unwrap().attempt).await.unwrap();
+        let ahead = bench.over("ahead", true).await;
+        testing::commit(&ahead.place.worktree, &[("later", "later\n")], "later").await;
+        let partly = bench.stored("partly").await;
+        let book = fs::read_to_string(partly.dir.path().join("checkpoints.json")).unwrap();
+        assert!(book.contains("\"complete\": true") || book.contains("\"complete\":true"), "{book}");
+        fs::write(partly.dir.path().join("checkpoints.json"), book.replace("true", "false")).unwrap();
+        let unsent = bench.stored_unless_uploaded("unsent").await;
+        let vanished = bench.vanished("vanished").await;
+        let hook = origin.join(".git/hooks/pre-receive");
+        fs::create_dir_all(hook.parent().unwrap()).unwrap();
+        fs::write(&hook, "#!/bin/sh\nexit 1\n").unwrap();
+        fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let unpublished = bench.over("unpublished", true).await;
 
         assert!(is_short(&context));
         make_room(&context).await;
         for (made, name) in gone.iter().zip(["first", "second", "third"]) {
             assert!(!made.place.worktree.exists(), "{name}");
         }
-        for kept in [&dirty, &newer, &unstored, &unheard, &handed] {
+        let other = [&ahead, &partly, &unsent, &vanished, &unpublished];
+        for kept in [&dirty, &newer, &unstored, &unheard, &handed].into_iter().chain(other) {
             assert!(kept.place.worktree.join(".git").exists(), "{}", kept.place.branch);
         }
         assert_eq!(fs::read_to_string(dirty.place.worktree.join("later")).unwrap(), "later\n");
@@ -259,5 +316,18 @@ mod tests {
             |report: &Report| matches!(report, Report::Warning { message } if message.contains("was removed"));
         let said: Vec<_> = said.iter().filter(|it| removed(&it.report)).map(|it| it.attempt).collect();
         assert_eq!(said, gone.iter().map(|made| made.dir.manifest().unwrap().attempt).collect::<Vec<_>>());
+    }
+
+    /// With room enough nothing goes.
+    #[tokio::test]
+    async fn with_room_everything_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = testing::repository(dir.path()).await;
+        let context = context(&dir.path().join("state"), DiskFloor { bytes: 0, percent: 0 }).await;
+        let repository = format!("file://{}", origin.display());
+        let mut bench = Bench { context: Arc::clone(&context), repository, sequence: 1, has_vanished: false };
+        let made = bench.over("first", true).await;
+        make_room(&context).await;
+        assert!(made.place.worktree.join(".git").exists());
     }
 }

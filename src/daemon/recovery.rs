@@ -9,7 +9,7 @@
 //!
 //! Nothing here waits for an agent, for git or for the server, so attaching is not delayed.
 
-use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
 
 use super::{
     Context,
@@ -112,7 +112,7 @@ fn row(manifest: Manifest, dir: &AttemptDir, state: State) -> Row {
 /// Output of attempts that have ended goes on where it was.
 async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
     for row in ended.iter().filter(|row| !row.uploaded && row.state != State::Salvage) {
-        if !announce_output(context, row)
+        if announce_output(context, row) == Announced::Nothing
             && let Err(error) = context.journal.uploaded(row.attempt).await
         {
             tracing::warn!(error = chain(&error), "the journal cannot be written");
@@ -120,13 +120,31 @@ async fn upload_again(context: &Arc<Context>, ended: &[Row]) {
     }
 }
 
-/// Announces the output of an attempt that has ended; the server says how much of it is missing there. `false`: there is none.
-pub(super) fn announce_output(context: &Context, row: &Row) -> bool {
+/// What came of announcing the output of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Announced {
+    /// The server says how much of it is missing there.
+    Output,
+    /// It never had any.
+    Nothing,
+    /// It cannot be looked at now, and is announced at the next start.
+    Unreadable,
+}
+
+/// Announces the output of an attempt that has ended.
+pub(super) fn announce_output(context: &Context, row: &Row) -> Announced {
     let path = row.directory.join("output.log");
-    let Ok(length) = path.metadata().map(|m| m.len()) else { return false };
+    let length = match path.metadata() {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Announced::Nothing,
+        Err(error) => {
+            tracing::error!(attempt = %row.attempt, path = %path.display(), %error, "output cannot be looked at");
+            return Announced::Unreadable;
+        }
+    };
     let secret = row.spawn.as_ref().map(|spawn| spawn.task_key.as_str()).unwrap_or_default();
     context.bulk.open(row.attempt, path, &[secret]).finish(length);
-    true
+    Announced::Output
 }
 
 /// Checkpoints of attempts that have ended go on to the server; a pack that is there has done its work. Those that live are
@@ -195,6 +213,13 @@ mod tests {
 
     /// An attempt that was over long ago, with everything uploaded and its worktree gone.
     async fn over(context: &Context, sequence: i64) -> (AttemptRef, AttemptDir) {
+        let (attempt, dir) = ended(context, sequence).await;
+        context.journal.uploaded(attempt).await.unwrap();
+        (attempt, dir)
+    }
+
+    /// The same, whose output is not with the server yet.
+    async fn ended(context: &Context, sequence: i64) -> (AttemptRef, AttemptDir) {
         let manifest = dirs::manifest(dirs::spawn_order("true"));
         let attempt = manifest.attempt;
         let dir = AttemptDir::create(context.state.path(), &manifest).unwrap();
@@ -209,7 +234,6 @@ mod tests {
         context.journal.accept(vec![command], long_ago).await.unwrap();
         let change = Change { state: Some(State::Over), directory: Some(dir.path().to_owned()), ..Change::default() };
         context.journal.record(attempt, change, long_ago).await.unwrap();
-        context.journal.uploaded(attempt).await.unwrap();
         (attempt, dir)
     }
 
@@ -219,7 +243,7 @@ mod tests {
     async fn what_is_on_its_way_to_the_server_is_not_forgotten() {
         let state = tempfile::tempdir().unwrap();
         let context = context(state.path(), DiskFloor::default()).await;
-        let (_, done) = over(&context, 2).await;
+        let (gone, done) = over(&context, 2).await;
         let (owing, kept) = over(&context, 3).await;
         let (_, noted) = over(&context, 4).await;
         let whole = Pack { bytes: 4, sha256: "ab".repeat(32) };
@@ -243,5 +267,54 @@ mod tests {
         assert!(noted.path().exists());
         let known = context.journal.attempts().await.unwrap();
         assert!(known.iter().any(|row| row.attempt == owing), "{known:?}");
+        assert!(!known.iter().any(|row| row.attempt == gone), "{known:?}");
+    }
+
+    /// Only what is old, over, and with the server, and whose worktree a person has removed, is forgotten.
+    #[tokio::test]
+    async fn only_what_nobody_misses_is_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let context = context(state.path(), DiskFloor::default()).await;
+        let (unsent, with_output) = ended(&context, 2).await;
+        let (young, just_over) = over(&context, 3).await;
+        let (there, with_worktree) = over(&context, 4).await;
+        let (unheard, reported) = over(&context, 5).await;
+        let long_ago = clock::now().before(2 * REMEMBERED);
+        let record = async |attempt, change, at| context.journal.record(attempt, change, at).await.unwrap();
+        fs::write(with_output.output(), "output").unwrap();
+        record(young, Change::default(), clock::now()).await;
+        fs::write(just_over.result_pack(), "its work is done").unwrap();
+        let worktree = Some(state.path().display().to_string());
+        record(there, Change { worktree, ..Change::default() }, long_ago).await;
+        record(unheard, Change { state: Some(State::Reported), ..Change::default() }, long_ago).await;
+        look(&context).await.unwrap();
+        for (kept, name) in [(with_output, "output"), (with_worktree, "worktree"), (reported, "report")] {
+            assert!(kept.path().exists(), "{name}");
+        }
+        assert!(just_over.path().exists() && !just_over.result_pack().exists());
+        let known = context.journal.attempts().await.unwrap();
+        for attempt in [unsent, young, there, unheard] {
+            assert!(known.iter().any(|row| row.attempt == attempt), "{known:?}");
+        }
+    }
+
+    /// An attempt of which the journal says nothing is where its directory says, and one that it knows is listed once.
+    #[tokio::test]
+    async fn a_directory_says_how_far_its_attempt_is() {
+        let state = tempfile::tempdir().unwrap();
+        let context = context(state.path(), DiskFloor::default()).await;
+        let (known, _) = over(&context, 2).await;
+        let made = || {
+            let manifest = dirs::manifest(dirs::spawn_order("true"));
+            (manifest.attempt, AttemptDir::create(state.path(), &manifest).unwrap())
+        };
+        let ((new, _), (began, running), (ended, over)) = (made(), made(), made());
+        // Records that cannot be read were begun.
+        fs::write(running.path().join("agent.json"), "{").unwrap();
+        fs::write(over.path().join("exit.json"), "{").unwrap();
+        let mut found = on_disk(state.path(), &[known.id].into());
+        found.sort_by_key(|row| row.state as u8);
+        let found: Vec<_> = found.into_iter().map(|row| (row.attempt, row.state)).collect();
+        assert_eq!(found, [(new, State::Accepted), (began, State::Running), (ended, State::Ending)]);
     }
 }

@@ -426,4 +426,76 @@ mod tests {
         assert!(!work.exists() && !state.join("journal.corrupt-1-wal").exists());
         assert!(known.place.unwrap().worktree.exists());
     }
+
+    /// A checkpoint that the server never took is salvage once its attempt is over and nobody brings it there any more; a
+    /// delta is of use only with what it builds on, and is handed over as the file that it is.
+    #[tokio::test]
+    async fn what_lives_or_is_on_its_way_is_nobodys_salvage() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().canonicalize().unwrap().join("state");
+        let origin = testing::repository(dir.path()).await;
+        let mut spawn = dirs::spawn_order("");
+        (spawn.repository, spawn.branch) = (origin.display().to_string(), "makima/t/1".into());
+        let mut manifest = dirs::manifest(spawn);
+        let attempt = manifest.attempt;
+        // Where its worktree is being made.
+        let path = state.join("worktrees").join(format!("{}-1", attempt.task.short()));
+        fs::create_dir_all(&path).unwrap();
+        let made = AttemptDir::create(&state, &manifest).unwrap();
+        assert_eq!(list(&state).await.unwrap(), []);
+        fs::remove_dir(&path).unwrap();
+        let repo = Repositories::new(&state).ensure(&manifest.spawn.repository, "", &[]).await.unwrap();
+        let place = worktree::prepare(&repo, &manifest.spawn, attempt, &path).await.unwrap().place;
+        manifest.place = Some(place.clone());
+        made.save(&manifest).unwrap();
+        let exclude = checkpoint::known_elsewhere(&place);
+        let mut source = Source { place, exclude, transcript: None, previous: None, even_unchanged: false };
+        let mut captured = Vec::new();
+        for text in ["first", "second"] {
+            fs::write(path.join("work"), text).unwrap();
+            let taken = checkpoint::capture(&source, &made.path().join("checkpoints")).await.unwrap();
+            let Outcome::Taken(taken) = taken else { panic!("unchanged") };
+            let (id, commit, depth) = (taken.id, taken.commit.clone(), taken.depth);
+            source.previous = Some(checkpoint::Previous { id, commit, depth });
+            captured.push(taken);
+        }
+        let mark = serde_json::json!({ "id": captured[0].id, "commit": captured[0].commit, "depth": 1 });
+        let whole = serde_json::json!({ "bytes": 1, "sha256": "" });
+        let about = crate::domain::checkpoint::About::default();
+        let waiting = serde_json::json!([{ "mark": mark, "file": "x", "whole": whole, "about": about }]);
+        made.write("checkpoints.json", &serde_json::json!({ "stored": null, "waiting": waiting })).unwrap();
+        assert_eq!(list(&state).await.unwrap(), [], "on its way");
+        made.write("checkpoints.json", &serde_json::json!({ "stored": null, "waiting": [] })).unwrap();
+        let lock = fs::File::create(made.path().join("lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(list(&state).await.unwrap(), [], "it lives");
+        // A process that is just being started may have the file open, too.
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
+        fs::create_dir_all(state.join("repositories/r.damaged-1")).unwrap();
+        let items = list(&state).await.unwrap();
+        let kinds: Vec<Kind> = items.iter().map(|item| item.kind).collect();
+        assert_eq!(kinds, [Kind::Checkpoint, Kind::Checkpoint, Kind::Clone]);
+
+        let (whole, delta) = (&items[0], &items[1]);
+        assert_eq!(whole.path, captured[0].file);
+        let taken = restore(whole, &dir.path().join("whole")).await.unwrap();
+        assert!(taken.checkout, "{taken:?}");
+        assert_eq!(fs::read_to_string(taken.path.join("work")).unwrap(), "first");
+        let taken = restore(delta, &dir.path().join("delta")).await.unwrap();
+        assert!(!taken.checkout && taken.warnings[0].contains("it builds on others"), "{taken:?}");
+        assert!(taken.path.join(captured[1].file.file_name().unwrap()).exists());
+
+        // Where no checkout can be made of a whole attempt, what is in its worktree is copied.
+        mark_and_lose(&made, &origin).await;
+        let lost = list(&state).await.unwrap().into_iter().find(|item| item.kind == Kind::Attempt).unwrap();
+        let taken = restore(&lost, &dir.path().join("lost")).await.unwrap();
+        assert!(!taken.checkout, "{taken:?}");
+        assert_eq!(fs::read_to_string(taken.path.join("work")).unwrap(), "second");
+    }
+
+    /// The server does not know it, and its repository has gone.
+    async fn mark_and_lose(dir: &AttemptDir, origin: &Path) {
+        mark(dir, "the server does not know it").await.unwrap();
+        fs::rename(origin, origin.with_extension("gone")).unwrap();
+    }
 }

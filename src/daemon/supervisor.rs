@@ -414,7 +414,13 @@ impl Supervisor {
             return;
         }
         if self.found.contains_key(&attempt) {
-            return self.verdict_on_found(attempt, Verdict::Cancel).await;
+            let verdict = match stop.why {
+                Why::Cancelled => Verdict::Cancel,
+                Why::Fenced => Verdict::Fenced,
+                Why::Salvage => Verdict::Salvage,
+                Why::Forgotten => Verdict::Forget,
+            };
+            return self.verdict_on_found(attempt, verdict).await;
         }
         let row = match self.context.journal.attempt(attempt).await {
             Ok(Some(row)) => row,

@@ -94,6 +94,17 @@ impl Attempt {
         !matches!(self.state, AttemptState::Ended { .. })
     }
 
+    /// The server has this checkpoint of it. `false`: it has a later one already. The order is that of the ids, which grow with
+    /// the time they were taken at; small ones overtake large ones on their way.
+    pub fn checkpointed(&mut self, checkpoint: CheckpointId, now: Timestamp) -> bool {
+        let is_newest = self.checkpoint.is_none_or(|newest| newest < checkpoint);
+        if is_newest {
+            self.checkpoint = Some(checkpoint);
+            self.checkpointed = Some(now);
+        }
+        is_newest
+    }
+
     /// What of a usage its task does not count yet: what it had used when it came to its result was counted with that,
     /// whatever becomes of the result on its way.
     pub fn uncounted(&self, usage: &Usage) -> Usage {

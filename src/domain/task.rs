@@ -73,6 +73,10 @@ pub struct Task {
     /// The worktree in which the next attempt may go on, on the daemon that has it.
     #[serde(default)]
     pub here: Option<Here>,
+    /// The newest attempt when a person said what the next one goes on from: its checkpoints that arrive later do not change
+    /// that.
+    #[serde(default)]
+    pub chosen: Option<u32>,
     /// The daemon that a person chose for the next attempt; another one takes it where that one has no room.
     #[serde(default)]
     pub prefer: Option<DaemonId>,
@@ -82,6 +86,11 @@ impl Task {
     /// The dispatcher may take it, as far as the task itself goes.
     pub fn is_ready(&self) -> bool {
         matches!(self.state, TaskState::Pending { wait: None, held: None }) && self.unmet == 0 && self.ending.is_none()
+    }
+
+    /// The work of this attempt is what the next one goes on from.
+    pub fn follows(&self, attempt: u32) -> bool {
+        self.attempt == attempt && self.chosen != Some(attempt)
     }
 
     /// A time it waits for.
@@ -157,6 +166,7 @@ impl New {
             interrupted: None,
             checkpoint,
             here: None,
+            chosen: None,
             prefer: None,
         }
     }

@@ -263,7 +263,7 @@ impl Task {
                     _ => fenced(*attempt),
                 }
             }
-            TaskEvent::Checkpointed { attempt, .. } if *attempt != self.attempt => fenced(*attempt),
+            TaskEvent::Checkpointed { attempt, .. } if !self.follows(*attempt) => fenced(*attempt),
             TaskEvent::Checkpointed { attempt, checkpoint } => match status {
                 // What is done has more than a checkpoint.
                 TaskStatus::Done | TaskStatus::Merged => fenced(*attempt),
@@ -436,11 +436,14 @@ impl Task {
 
     /// Back to the start, with what a person chose to go on from.
     fn begin_again(&mut self, from: RetryFrom) {
-        match from {
-            RetryFrom::Work if self.status().is_complete() => (self.checkpoint, self.here) = (None, None),
-            RetryFrom::Work => {}
-            RetryFrom::Base => (self.checkpoint, self.here) = (None, None),
-            RetryFrom::Checkpoint(id) => (self.checkpoint, self.here) = (Some(id), None),
+        let chosen = match from {
+            RetryFrom::Work if self.status().is_complete() => Some(None),
+            RetryFrom::Work => None,
+            RetryFrom::Base => Some(None),
+            RetryFrom::Checkpoint(id) => Some(Some(id)),
+        };
+        if let Some(checkpoint) = chosen {
+            (self.checkpoint, self.here, self.chosen) = (checkpoint, None, Some(self.attempt));
         }
         self.tries = Tries::default();
         self.state = TaskState::Pending { wait: None, held: None };
@@ -453,7 +456,7 @@ impl Task {
             RetryFrom::Base => None,
             RetryFrom::Checkpoint(id) => Some(id),
         };
-        self.here.is_none() && self.checkpoint == chosen
+        self.here.is_none() && self.checkpoint == chosen && (self.attempt == 0 || !self.follows(self.attempt))
     }
 
     fn moved(&self, now: Timestamp, change: impl FnOnce(&mut Self)) -> Step {

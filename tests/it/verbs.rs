@@ -32,6 +32,8 @@ use crate::{
 
 both!(
     a_retry_begins_where_it_is_told,
+    what_arrives_late_changes_no_choice,
+    a_small_checkpoint_may_overtake_a_large_one,
     a_foreign_checkpoint_serves_only_its_repository,
     a_live_task_moves_with_its_work,
     a_move_names_what_the_daemon_lacks,
@@ -52,6 +54,11 @@ const ROUNDS: usize = 40;
 /// The server gets a checkpoint of this attempt.
 async fn checkpointed(bed: &Bed, attempt: AttemptRef) -> CheckpointId {
     let id = CheckpointId(uuid::Uuid::now_v7());
+    arrives(bed, attempt, id).await;
+    id
+}
+
+async fn arrives(bed: &Bed, attempt: AttemptRef, id: CheckpointId) {
     let checkpoint = Checkpoint {
         id,
         attempt,
@@ -70,7 +77,6 @@ async fn checkpointed(bed: &Bed, attempt: AttemptRef) -> CheckpointId {
         stored: Timestamp(0),
     };
     bed.ledger.server(Op::CheckpointStored(Box::new(checkpoint))).await.expect("store a checkpoint");
-    id
 }
 
 fn retry(bed: &Bed, task: TaskId, from: RetryFrom) -> Op {
@@ -179,6 +185,56 @@ async fn a_retry_begins_where_it_is_told(kind: Kind) {
     let text = refused(&bed, retry(&bed, id, RetryFrom::Checkpoint(unknown))).await;
     assert!(text.contains("no checkpoint"), "{text}");
     assert_eq!(bed.task(id).await.status(), TaskStatus::Failed, "nothing has changed");
+}
+
+/// An attempt that was cancelled brings its last checkpoint when a person has said already what the next one goes on from: it is
+/// kept for people.
+async fn what_arrives_late_changes_no_choice(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 2).await;
+    let (_, tasks) = bed.contract(vec![task("a", &[])]).await;
+    let id = tasks[0].id;
+    let (mut command, _) = daemon.run_next(&bed).await;
+    let old = checkpointed(&bed, command.attempt).await;
+    for (from, expected) in [(RetryFrom::Base, None), (RetryFrom::Checkpoint(old), Some(old)), (RetryFrom::Work, None)]
+    {
+        let cancel = Op::CancelTask { owner: bed.owner, task: id, reason: "no".to_owned(), cascade: false };
+        bed.person(cancel).await.expect("cancel");
+        let order = daemon.command().await;
+        daemon.answer(&bed, &order, Answer::Persisted).await;
+        bed.person(retry(&bed, id, from)).await.expect("retry");
+        let late = checkpointed(&bed, command.attempt).await;
+        daemon.failed(&bed, command.attempt, FailureClass::Cancelled).await;
+        let (next, spawn) = daemon.run_next(&bed).await;
+        // Who goes on from the work wants the newest there is.
+        let expected = if from == RetryFrom::Work { Some(late) } else { expected };
+        assert_eq!(spawn.resume.as_ref().map(|resume| resume.chain[0].id), expected, "{from:?}");
+        let mut tx = bed.store.read().await.unwrap();
+        let kept = tx.checkpoints_of_task(id, 100).await.unwrap();
+        let late = kept.iter().find(|checkpoint| checkpoint.id == late).unwrap();
+        assert_eq!(late.orphan, from != RetryFrom::Work, "{from:?}");
+        drop(tx);
+        command = next;
+    }
+}
+
+/// What is small arrives first: the one that was taken last counts, not the one that arrives last.
+async fn a_small_checkpoint_may_overtake_a_large_one(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 2).await;
+    let (_, tasks) = bed.contract(vec![task("a", &[])]).await;
+    let id = tasks[0].id;
+    let (command, _) = daemon.run_next(&bed).await;
+    let large = CheckpointId(uuid::Uuid::now_v7());
+    let small = checkpointed(&bed, command.attempt).await;
+    arrives(&bed, command.attempt, large).await;
+    daemon.failed(&bed, command.attempt, FailureClass::AgentError).await;
+    bed.person(retry(&bed, id, RetryFrom::Work)).await.expect("retry");
+    let (_, spawn) = daemon.run_next(&bed).await;
+    assert_eq!(spawn.resume.unwrap().chain[0].id, small);
+    let mut tx = bed.store.read().await.unwrap();
+    let kept = tx.checkpoints_of_task(id, 100).await.unwrap();
+    assert!(kept.iter().any(|checkpoint| checkpoint.id == large && !checkpoint.orphan), "it is kept all the same");
 }
 
 async fn spawn_attempt(bed: &Bed, task: TaskId) -> AttemptRef {

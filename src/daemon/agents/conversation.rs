@@ -171,9 +171,14 @@ mod tests {
         assert_eq!(found.beside, beside.map(PathBuf::from));
         let own = at(&root.join("real/w"), &[("HOME", "/home/b"), ("CLAUDE_CONFIG_DIR", "/cfg")]);
         assert_eq!(own.transcript, Path::new(&format!("/cfg/projects/{encoded}/{SESSION}.jsonl")));
+        // One that is there has no separator at its end either.
+        let there = at(&root.join("link"), &[("HOME", "/home/b"), ("CLAUDE_CONFIG_DIR", "")]);
+        let encoded = encode(root.join("real").to_str().unwrap());
+        assert_eq!(there.transcript, Path::new(&format!("/home/b/.claude/projects/{encoded}/{SESSION}.jsonl")));
         let transcript = |agent, session| profiles.transcript(agent, &root, session, &env(&[("HOME", "/h")]));
         assert!(transcript("claude", "a").is_some());
-        for session in ["", "../../x", "a/b", "..", "a\0", "é"] {
+        let long = "a".repeat(MAX_SESSION + 1);
+        for session in ["", "../../x", "a/b", "..", "a\0", "é", &long] {
             assert_eq!(transcript("claude", session), None, "{session}");
         }
         assert_eq!(transcript("shell", SESSION), None);

@@ -57,6 +57,12 @@ pub enum Delivered {
 pub struct Delivery(watch::Receiver<Option<Delivered>>);
 
 impl Delivery {
+    /// One whose outcome somebody else tells.
+    pub fn pending() -> (watch::Sender<Option<Delivered>>, Self) {
+        let (tell, outcome) = watch::channel(None);
+        (tell, Self(outcome))
+    }
+
     /// Waits for the outcome: for as long as the server is away.
     pub async fn outcome(&mut self) -> Delivered {
         match self.0.wait_for(Option::is_some).await {

@@ -172,3 +172,24 @@ impl Survey {
         Modes { file, executable, directory, others }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::git::testing;
+
+    /// A file that is as young as the index may have been written once more since, in the same tick: it is looked at.
+    #[tokio::test]
+    async fn what_is_as_young_as_the_index_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = testing::repository(dir.path()).await;
+        let index = Index::parse(&fs::read(repository.join(".git/index")).unwrap()).unwrap();
+        let entry = &index.entries[1];
+        let (seconds, nanoseconds) = entry.modified();
+        let written = (i64::from(seconds), i64::from(nanoseconds));
+        let is_changed = |written| changed(&repository, &index, written).contains(&entry.path);
+        assert!(!is_changed(Some((written.0 + 1, 0))));
+        assert!(is_changed(Some(written)));
+        assert!(is_changed(None));
+    }
+}

@@ -305,6 +305,14 @@ async fn a_pack_that_is_given_up_is_reported() {
     assert_eq!(state_of(&journal, 1).await, State::Reported);
     journal.answered(2, MessageOutcome::Applied, NOW).await.unwrap();
     assert_eq!(state_of(&journal, 1).await, State::Over);
+    // What is said of one that the server needs nothing more of is too late.
+    journal.accept(vec![spawn_command(2)], NOW).await.unwrap();
+    journal.record(attempt(2), result(2).0, NOW).await.unwrap();
+    let over = Change { state: Some(State::Over), ..Change::default() };
+    journal.record(attempt(2), over, NOW).await.unwrap();
+    let before = journal.outbox(0, 10).await.unwrap();
+    journal.upload_settled(attempt(2), None, Settled::GivenUp("late".to_owned()), NOW).await.unwrap();
+    assert_eq!(journal.outbox(0, 10).await.unwrap(), before);
 }
 
 /// A journal of the first version has everything after it was opened by this one.

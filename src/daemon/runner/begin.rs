@@ -45,6 +45,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Times a file is asked for: with the longest waits between them some minutes, in which a server is started again.
 const DOWNLOAD_TRIES: u32 = 12;
+/// Times of those that what comes may be damaged: once may be the line, more is the server's disk.
+const DAMAGED_TRIES: u32 = 3;
 
 /// Where the agent is to work.
 pub(super) struct Ground {
@@ -116,8 +118,17 @@ impl Runner {
         warnings: &mut Vec<String>,
     ) -> Result<Ground, Halt> {
         match spawn.resume.as_ref() {
-            Some(order::Resume { here: Some(earlier), .. }) => {
-                self.take_over(spawn, earlier, dir, manifest, warnings).await
+            Some(resume @ order::Resume { here: Some(earlier), .. }) => {
+                match self.take_over(spawn, earlier, dir, manifest, warnings).await {
+                    Err(Halt::Failed(failure))
+                        if failure.class == FailureClass::WorktreeLost && !resume.chain.is_empty() =>
+                    {
+                        // It was there when this was decided. A checkpoint is the next best.
+                        warnings.push(format!("{}; it goes on from the last checkpoint", failure.message));
+                        self.restore(spawn, resume, dir, warnings).await
+                    }
+                    taken => taken,
+                }
             }
             Some(resume) if !resume.chain.is_empty() => self.restore(spawn, resume, dir, warnings).await,
             Some(_) | None => self.prepare(spawn, dir, warnings).await,
@@ -187,6 +198,13 @@ impl Runner {
             if !problem.may_pass() {
                 return Err(Failure::new(FailureClass::WorktreeLost, chain(&problem)).into());
             }
+            if tried >= DAMAGED_TRIES && matches!(problem, bulk::DownloadError::Damaged { .. }) {
+                let text = format!(
+                    "{}; what the server keeps is damaged: `makima task checkpoints` lists what else there is",
+                    chain(&problem)
+                );
+                return Err(Failure::new(FailureClass::WorktreeLost, text).into());
+            }
             if tried == DOWNLOAD_TRIES {
                 return Err(Failure::new(FailureClass::Refused, chain(&problem)).into());
             }
@@ -230,6 +248,16 @@ impl Runner {
         warnings.extend(told);
         Saving::begin_from(dir, &restored.previous).await.map_err(|error| disk_failure(&error))?;
         let _ = blocking(move || std::fs::remove_dir_all(files)).await;
+        // Power that goes now would leave files that are empty, in a worktree that looks intact. Nobody need wait for it.
+        let written = [place.worktree.clone(), repo.git_dir.clone()];
+        self.context.shutdown.spawn(blocking(move || {
+            for dir in written {
+                let synced = std::fs::File::open(&dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+                if let Err(error) = synced {
+                    tracing::warn!(dir = %dir.display(), %error, "restored files cannot be synced");
+                }
+            }
+        }));
         tracing::info!(worktree = %place.worktree.display(), checkpoint = %restored.previous.id, "restored from a checkpoint");
         // A branch from a checkpoint may want the work without the conversation.
         let session = restored.session_id.filter(|_| !resume.session_id.is_empty());

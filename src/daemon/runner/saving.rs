@@ -14,6 +14,7 @@ use std::{
     collections::HashSet,
     fs,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -312,27 +313,60 @@ impl Saving {
         }
     }
 
-    /// Announces an upload, and sees to what comes of it.
+    /// Announces an upload, and sees to what comes of it. Whoever waits for it waits for the one that takes its place, too.
     fn deliver(self: &Arc<Self>, taken: &Taken) -> Delivery {
         let kind = FileKind::Checkpoint(taken.mark.id);
         let (file, whole, about) = (taken.file.clone(), taken.whole.clone(), taken.about.clone());
-        let delivery = self.context.bulk.file(self.attempt, kind, file, whole, Some(about));
-        let (this, taken, mut outcome) = (Arc::clone(self), taken.clone(), delivery.clone());
+        let mut upload = self.context.bulk.file(self.attempt, kind, file, whole, Some(about));
+        let (tell, delivery) = Delivery::pending();
+        let (this, taken) = (Arc::clone(self), taken.clone());
         self.context.shutdown.spawn(async move {
             let soft = this.context.shutdown.soft.clone();
             let outcome = tokio::select! {
                 () = soft.cancelled() => return,
-                outcome = outcome.outcome() => outcome,
+                outcome = upload.outcome() => outcome,
             };
-            this.delivered(&taken, outcome).await;
+            let instead = match (&outcome, taken.about.base) {
+                (Delivered::Refused(why), Some(base)) => this.take_whole(&taken, base, why).await,
+                _ => None,
+            };
+            this.delivered(&taken, &outcome, instead.is_some()).await;
+            let outcome = match instead {
+                Some(mut whole) => tokio::select! {
+                    () = soft.cancelled() => return,
+                    outcome = whole.outcome() => outcome,
+                },
+                None => outcome,
+            };
+            tell.send_replace(Some(outcome));
         });
         delivery
     }
 
-    async fn delivered(&self, taken: &Taken, outcome: Delivered) {
+    /// The server does not take a delta: it may have lost what that builds on, as one does whose database was put back from a
+    /// copy. All that follow would be refused as well; so there is a whole one, now.
+    ///
+    /// Boxed, because what is taken here is delivered as everything is.
+    fn take_whole<'a>(
+        self: &'a Arc<Self>,
+        refused: &'a Taken,
+        base: CheckpointId,
+        why: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Option<Delivery>> + Send + 'a>> {
+        Box::pin(async move {
+            tracing::warn!(checkpoint = %refused.mark.id, why, "the server did not take a delta; taking a whole checkpoint");
+            self.change_book(move |book| _ = book.stored.take_if(|stored| stored.id == base)).await;
+            let session = refused.about.session_id.clone();
+            self.take(refused.about.reason, session).await.map(|(_, delivery)| delivery)
+        })
+    }
+
+    /// Notes what came of an upload. `replaced`: another one has all that is in it.
+    async fn delivered(&self, taken: &Taken, outcome: &Delivered, replaced: bool) {
         let is_stored = match outcome {
             Delivered::Left => return,
             Delivered::Stored => true,
+            Delivered::Refused(_) if replaced => false,
             Delivered::Refused(why) => {
                 self.warn(format!("the server did not take a checkpoint: {why}")).await;
                 false
@@ -347,7 +381,7 @@ impl Saving {
         })
         .await;
         // What the server did not take of the end is for a person (`makima salvage`); of what came before that there is newer.
-        if is_stored || !taken.is_final() {
+        if is_stored || replaced || !taken.is_final() {
             let file = taken.file.clone();
             let _ = blocking(move || fs::remove_file(file)).await;
         }
@@ -419,4 +453,63 @@ fn mark_of(previous: &Previous) -> Mark {
 
 fn previous_of(mark: &Mark) -> Previous {
     Previous { id: mark.id, commit: mark.commit.clone(), depth: mark.depth }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::daemon::{
+        attempt_dir::tests as dirs, config::DiskFloor, repository::RepoRef, supervisor::tests::context,
+    };
+
+    fn id(n: u128) -> CheckpointId {
+        CheckpointId(Uuid::from_u128(n))
+    }
+
+    /// One that stands in a file.
+    fn taken(dir: &AttemptDir, n: u128, reason: Reason) -> Taken {
+        let file = dir.path().join(FILES).join(format!("{n}.checkpoint"));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "whole").unwrap();
+        let mark = Mark { id: id(n), commit: n.to_string(), depth: 1, complete: true };
+        Taken {
+            mark,
+            file,
+            whole: Pack { bytes: 5, sha256: String::new() },
+            about: About { reason, ..About::default() },
+        }
+    }
+
+    /// What the server has is no longer kept here, and the newest of it is what the next one builds on, in whatever order the
+    /// answers come. What it refuses goes, except for the last of an attempt, which may be the only copy there is.
+    #[tokio::test]
+    async fn the_book_follows_what_becomes_of_checkpoints() {
+        let state = tempfile::tempdir().unwrap();
+        let context = context(state.path(), DiskFloor::default()).await;
+        let mut manifest = dirs::manifest(dirs::spawn_order("true"));
+        let nowhere = state.path().join("nowhere");
+        let repo = RepoRef { repository: "/none".into(), git_dir: nowhere.clone(), cloned: false };
+        let (branch, base_commit) = ("b".to_owned(), "c".repeat(40));
+        let (copied, env) = (Vec::new(), std::collections::BTreeMap::new());
+        manifest.place = Some(Place { repo, worktree: nowhere, branch, base_commit, copied, env });
+        let dir = AttemptDir::create(state.path(), &manifest).unwrap();
+        dir.save(&manifest).unwrap();
+        let all: Vec<_> = (1..=3).map(|n| taken(&dir, n, Reason::Periodic)).collect();
+        let last = [taken(&dir, 4, Reason::End), taken(&dir, 5, Reason::Stopping)];
+        let waiting = all.iter().chain(&last).cloned().collect();
+        dir.write(BOOK, &Book { stored: None, waiting }).unwrap();
+        let saving = Saving::open(&context, &dir).await.unwrap();
+        saving.delivered(&all[1], Delivered::Stored).await;
+        saving.delivered(&all[0], Delivered::Stored).await;
+        saving.delivered(&all[2], Delivered::Refused("too late".into())).await;
+        for last in &last {
+            assert!(is_owed(&dir));
+            saving.delivered(last, Delivered::Refused("too late".into())).await;
+        }
+        assert!(!is_owed(&dir));
+        assert_eq!(read_book(&dir).stored, Some(all[1].mark.clone()));
+        assert_eq!(never_uploaded(&dir), last.map(|taken| taken.file));
+    }
 }

@@ -175,7 +175,10 @@ mod tests {
         let admin = admin_dir(&dir).unwrap();
         fs::write(admin.join("index.lock"), "").unwrap();
         fs::write(admin.join("HEAD.lock"), "").unwrap();
+        let lock = bench.place.repo.git_dir.join(format!("refs/heads/{}.lock", bench.place.branch));
+        fs::write(&lock, "").unwrap();
         let place = bench.go_on().await;
+        assert!(!lock.exists());
         assert_eq!(place.worktree, dir);
         assert_ne!(place.branch, bench.place.branch);
         assert_eq!(head(&dir).await, (commit.clone(), format!("refs/heads/{}", place.branch)));
@@ -221,6 +224,7 @@ mod tests {
         let to = moved.display().to_string();
         run(&place.repo.git_dir, &["worktree", "move", place.worktree.to_str().unwrap(), &to]).await;
         assert_eq!(find(place, task).map(|place| place.worktree), Some(moved.canonicalize().unwrap()));
+        assert_eq!(find(place, TaskId(uuid::Uuid::from_u128(7))), None, "it is another task's");
         // A copy of its `.git` beside it.
         fs::create_dir_all(&place.worktree).unwrap();
         fs::copy(moved.join(".git"), place.worktree.join(".git")).unwrap();

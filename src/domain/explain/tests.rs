@@ -49,6 +49,7 @@ fn task() -> Task {
         interrupted: None,
         checkpoint: None,
         here: None,
+        chosen: None,
         prefer: None,
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::{
     attempt::FailureClass,
-    id::{ClassId, ContractId, OwnerId, TaskId},
+    id::{AttemptRef, ClassId, ContractId, OwnerId, TaskId},
     task::{TaskSpec, WaitReason},
 };
 
@@ -60,6 +60,7 @@ fn task(state: TaskState) -> Task {
         interrupted: None,
         checkpoint: None,
         here: None,
+        chosen: None,
         prefer: None,
     }
 }
@@ -163,6 +164,42 @@ fn the_whole_matrix() {
         }
     }
     insta::assert_snapshot!(text);
+}
+
+/// A worktree to go on in is what the last end of an attempt says: whatever follows leaves no older one there. A result takes
+/// away what failures had counted.
+#[test]
+fn nothing_is_left_of_what_was_before() {
+    let moved = |task: &Task, event: &TaskEvent| match task.apply(event, NOW) {
+        Ok(Step::Moved(after)) => *after,
+        other => panic!("{event:?}: {other:?}"),
+    };
+    let mut running = task(TaskState::Running { since: NOW });
+    let newest = running.attempt;
+    let attempt = AttemptRef { task: running.id, number: newest, id: Uuid::from_u128(9).into() };
+    let here = Here { attempt, daemon: daemon(), worktree: "/w".to_owned() };
+    let end = |of: Option<&Here>| {
+        let mut event = failed(newest, FailureClass::AgentCrashed);
+        if let TaskEvent::AttemptFailed { here, .. } = &mut event {
+            *here = of.cloned();
+        }
+        event
+    };
+    let recovered = moved(&running, &end(Some(&here)));
+    assert_eq!(recovered.here.as_ref(), Some(&here));
+    assert!(matches!(recovered.state, TaskState::Pending { wait: Some(_), .. }));
+    assert_eq!(moved(&recovered, &TaskEvent::ForceRelease).here, None);
+    let mut ready = recovered;
+    ready.state = TaskState::Pending { wait: None, held: None };
+    let assigned = TaskEvent::Assigned { attempt: newest + 1, daemon: daemon(), branch: "b".to_owned() };
+    assert_eq!(moved(&ready, &assigned).here, None);
+    running.here = Some(here);
+    assert_eq!(moved(&running, &end(None)).here, None);
+
+    running.tries.counted = 2;
+    let completed = TaskEvent::Completed { attempt: newest, result: result(), usage: Usage::default() };
+    let stored = TaskEvent::ResultStored { attempt: newest, blob: "blob".to_owned() };
+    assert_eq!(moved(&moved(&running, &completed), &stored).tries, Tries::default());
 }
 
 proptest! {

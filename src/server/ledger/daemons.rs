@@ -435,17 +435,21 @@ impl Work {
             },
         };
         chain.extend(checkpoint.chain.last().cloned());
-        let event = TaskEvent::Checkpointed { attempt: reference.number, checkpoint: checkpoint.id };
-        // Refused also where the task is done: then it is kept beside the result.
-        let _ = self.task_event(reference.task, &event, &format!("daemon:{daemon}"));
-        let orphan = self.tasks.get(reference.task).is_none_or(|task| task.attempt != reference.number);
         let now = self.now;
-        if let Some(attempt) = self.attempts.get_mut(reference.id) {
-            attempt.checkpoint = Some(checkpoint.id);
-            attempt.checkpointed = Some(now);
+        let newest =
+            self.attempts.get_mut(reference.id).is_some_and(|attempt| attempt.checkpointed(checkpoint.id, now));
+        if newest {
+            let event = TaskEvent::Checkpointed { attempt: reference.number, checkpoint: checkpoint.id };
+            // Refused also where the task is done: then it is kept beside the result.
+            let _ = self.task_event(reference.task, &event, &format!("daemon:{daemon}"));
         }
+        let orphan = self.tasks.get(reference.task).is_none_or(|task| !task.follows(reference.number));
         if orphan && let Some(task) = self.tasks.get(reference.task).cloned() {
-            let detail = format!("kept of attempt {}, whose place is taken: {}", reference.number, checkpoint.id);
+            let why = match task.attempt == reference.number {
+                true => "from which the next one does not go on",
+                false => "whose place is taken",
+            };
+            let detail = format!("kept of attempt {}, {why}: {}", reference.number, checkpoint.id);
             self.log_task(&task, "task.orphan_kept", Vec::new(), &format!("daemon:{daemon}"), detail);
         }
         let stored = Checkpoint { contract, daemon, chain, orphan, stored: now, ..checkpoint.clone() };

@@ -45,6 +45,7 @@ fn example() -> Task {
         interrupted: None,
         checkpoint: None,
         here: None,
+        chosen: None,
         prefer: None,
     }
 }

@@ -47,9 +47,7 @@ async fn check_within(run: &Run, settled: Duration) -> Result<(), String> {
         // A database that fell back in time tells another story from there on.
         broken.extend(event_log(run).await);
     }
-    if !run.plan.has(Kind::DatabaseOlder) {
-        broken.extend(checkpoints(run).await);
-    }
+    broken.extend(checkpoints(run).await);
     let early = fs::read_to_string(run.world.dir.join("violations")).unwrap_or_default();
     broken.extend(early.lines().map(|line| format!("4: {line}")));
     broken.extend(other_owner(run).await);

@@ -30,6 +30,7 @@ use super::{
     fault::{Kind, Planned},
     machine::{Machine, set_clock},
     plan::Plan,
+    strike,
 };
 use crate::harness::{Client, Repo, World, client::name_of, postgres, process};
 
@@ -371,8 +372,10 @@ impl Run {
 
     /// A wait that is over, or a task that has failed, when nothing is wrong any more.
     fn refuse_what_is_stuck(&self) -> Result<(), String> {
-        // The clock that waits are made of may have been another one.
         let now = clock::now();
+        // The server counts on from the latest time that its clock has shown, and waits are made of what it counts.
+        let ahead = self.fired.iter().find_map(|fired| strike::sets_server_ahead(&fired.planned));
+        let server = now.after(ahead.unwrap_or_default());
         for task in &self.tasks {
             if matches!(task.status(), TaskStatus::Failed | TaskStatus::Cancelled) {
                 return Err(format!("{} is {}: {}", name_of(task), task.status().as_str_name(), task.error_message));
@@ -381,7 +384,7 @@ impl Run {
             let late =
                 Duration::from_micros(until.map_or(0, |until| now.0.saturating_sub(until).max(0)).unsigned_abs());
             let wait =
-                Duration::from_micros(until.map_or(0, |until| until.saturating_sub(now.0).max(0)).unsigned_abs());
+                Duration::from_micros(until.map_or(0, |until| until.saturating_sub(server.0).max(0)).unsigned_abs());
             if wait > LONGEST_WAIT {
                 return Err(format!("{} is to wait for {wait:?}: {}", name_of(task), task.reason));
             }

@@ -10,7 +10,7 @@ use std::{
 use rustix::process::Signal;
 
 use super::{
-    fault::Kind,
+    fault::{Kind, Planned},
     machine::{Machine, set_clock},
     run::{Fired, Miss, Run},
 };
@@ -20,6 +20,15 @@ use crate::harness::proxy::{Line, Once};
 const JUMP: Duration = Duration::from_secs(3600);
 /// An answer that nobody asks for is lost when the daemon attaches again, which it is made to.
 const MADE_TO_SPEAK: Duration = Duration::from_secs(1);
+
+/// How far a fault sets the server's clock ahead.
+pub(super) fn sets_server_ahead(planned: &Planned) -> Option<Duration> {
+    (planned.kind == Kind::ServerClock && !is_backwards(planned.dice)).then_some(JUMP)
+}
+
+fn is_backwards(dice: u64) -> bool {
+    dice.is_multiple_of(2)
+}
 
 impl Run {
     /// Does it. `at` is the machine, where it is one.
@@ -48,7 +57,7 @@ impl Run {
                 let hit = self.cluster.as_ref().map_or(0, |cluster| cluster.signal(signal));
                 ensure(hit > 1, || "no Postgres was hit".to_owned())?;
             }
-            (Kind::ServerClock, _) => set_clock(self.server_clock(), Some(JUMP), dice.is_multiple_of(2)),
+            (Kind::ServerClock, _) => set_clock(self.server_clock(), Some(JUMP), is_backwards(dice)),
             (_, Some(at)) => self.strike_machine(kind, at, fired)?,
             (_, None) => return Err(Miss::Broken("nobody to hit".to_owned())),
         }
@@ -85,6 +94,10 @@ impl Run {
             Kind::Mute => machine.wire.set(Line::Mute),
             Kind::Halve => machine.wire.once(Once::Halve),
             Kind::LoseAnswer => machine.wire.once(Once::LoseAnswer),
+            // A daemon that has just been started has none yet.
+            Kind::JournalTruncated | Kind::JournalGarbage | Kind::JournalDeleted if !machine.journal().exists() => {
+                return Err(Miss::NotNow);
+            }
             Kind::JournalTruncated | Kind::JournalGarbage | Kind::JournalDeleted => {
                 self.kill_daemon(at);
                 let machine = &mut self.machines[at];
@@ -106,7 +119,7 @@ impl Run {
                     fs::remove_file(worktree.join(".git"))?;
                 }
             }
-            Kind::DaemonClock => set_clock(&machine.clock, Some(JUMP), dice.is_multiple_of(2)),
+            Kind::DaemonClock => set_clock(&machine.clock, Some(JUMP), is_backwards(dice)),
             Kind::KillServer
             | Kind::StopServer
             | Kind::Power

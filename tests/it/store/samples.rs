@@ -141,6 +141,7 @@ pub fn task(contract: &Contract, n: u128, name: &str) -> Task {
             daemon: DaemonId(id(7)),
             worktree: ODD.to_owned(),
         }),
+        chosen: Some(2),
         prefer: Some(DaemonId(id(9))),
     }
 }

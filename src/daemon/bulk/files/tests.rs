@@ -74,7 +74,9 @@ async fn no_more_than_a_window_is_on_the_way() {
     answer(&mut sending, 0);
     let mut sent = 0;
     while is_due(&sending) {
-        sent += next(&mut sending).await.1 as u64;
+        let (_, bytes, _) = next(&mut sending).await;
+        assert!(bytes > 0, "a question that is due at once is asked for ever");
+        sent += bytes as u64;
     }
     assert_eq!(sent, WINDOW_EACH);
     tokio::time::advance(ASK_AGAIN).await;

@@ -5,7 +5,7 @@ use std::fs;
 use git2::Oid;
 
 use super::{
-    super::{Captured, MAX_CHAIN, Outcome, Source, capture, dirs::GitDirs, shadow::Shadow},
+    super::{Captured, MAX_CHAIN, Outcome, Source, capture, dirs::GitDirs, read_header, restore, shadow::Shadow},
     bench::{Bench, files_of, transcript, write},
     compare::{Picture, assert_same, picture},
 };
@@ -118,7 +118,11 @@ async fn unchanged_is_said() {
     }
     let mut source = bench.source(&place, Some(&last));
     source.transcript = transcript(&bench.dir.path().join("t"), "{}\n");
-    bench.capture_from(&source).await;
+    assert_eq!(bench.capture_from(&source).await.session_id.as_deref(), Some("session"));
+    // No conversation, no session that could be gone on with.
+    fs::remove_file(bench.dir.path().join("t")).unwrap();
+    source.even_unchanged = true;
+    assert_eq!(bench.capture_from(&source).await.session_id, None);
 }
 
 /// Git compares times by whole seconds, and agents write a file more than once in one: that is no movement, and what was
@@ -171,6 +175,67 @@ async fn damage_is_detected() {
     assert!(error.message.contains("no checkpoint"), "{error}");
     assert!(!bench.machine("b").join("worktrees").exists());
     bench.restore("b", &[&first, &second], "makima/work/2").await.unwrap();
+}
+
+/// What a newer makima has written, and a header that cannot be one, are said to be that.
+#[tokio::test]
+async fn a_header_of_another_form_is_said() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    write(&place.worktree, &[("a", "a")]);
+    let captured = bench.capture(&place, None).await;
+    let mut bytes = fs::read(&captured.file).unwrap();
+    let length = u32::from_be_bytes(bytes[18..22].try_into().unwrap()) as usize;
+    let at = bytes.windows(11).position(|part| part == b"\"version\":1").unwrap();
+    bytes[at + 10] = b'2';
+    let crc = crc32fast::hash(&bytes[26..26 + length]);
+    bytes[22..26].copy_from_slice(&crc.to_be_bytes());
+    fs::write(&captured.file, &bytes).unwrap();
+    let error = read_header(&captured.file).unwrap_err();
+    assert!(error.message.contains("version 2") && error.message.contains("use a newer one"), "{error}");
+    bytes[18] = 1;
+    fs::write(&captured.file, &bytes).unwrap();
+    let error = read_header(&captured.file).unwrap_err();
+    assert!(error.message.contains("its header is too long"), "{error}");
+}
+
+/// A restore that fails takes back what it has made, and nothing that was there before.
+#[tokio::test]
+async fn a_restore_that_fails_takes_back_only_what_it_made() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    write(&place.worktree, &[("a", "a")]);
+    let mut source = bench.source(&place, None);
+    source.transcript = transcript(&bench.dir.path().join("t"), "{}\n");
+    let captured = bench.capture_from(&source).await;
+    let (repo, files) = (bench.repo("b").await, files_of(&[&captured]));
+    let path = bench.machine("b").join("w");
+    // Nothing can be made below a file.
+    let nowhere = bench.dir.path().join("t/below");
+    restore(&repo, &files, &path, "makima/work/2", Some(&nowhere)).await.unwrap_err();
+    assert!(!path.exists());
+    restore(&repo, &files, &path, "makima/work/2", None).await.unwrap();
+    restore(&repo, &files, &path, "makima/work/2", Some(&nowhere)).await.unwrap_err();
+    assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "a");
+}
+
+/// What stands where the worktree is to be is moved aside, with all that is in it.
+#[tokio::test]
+async fn what_is_in_the_way_is_moved_aside() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    write(&place.worktree, &[("a", "a")]);
+    let captured = bench.capture(&place, None).await;
+    let path = bench.machine("b").join("w");
+    write(&path, &[("a", "somebody's"), ("b", "somebody's")]);
+    let repo = bench.repo("b").await;
+    let restored = restore(&repo, &files_of(&[&captured]), &path, "makima/work/2", None).await.unwrap();
+    assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "a");
+    assert!(!path.join("b").exists());
+    assert!(restored.warnings.iter().any(|warning| warning.contains("w.old-")), "{:?}", restored.warnings);
+    let aside = fs::read_dir(bench.machine("b")).unwrap().map(|entry| entry.unwrap().path());
+    let aside = aside.filter(|path| path.to_string_lossy().contains("w.old-")).collect::<Vec<_>>();
+    assert_eq!(fs::read_to_string(aside[0].join("b")).unwrap(), "somebody's");
 }
 
 /// A repository without what the checkpoint builds on says so.

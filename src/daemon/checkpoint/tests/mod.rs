@@ -3,6 +3,7 @@
 mod bench;
 mod chain;
 mod compare;
+mod operations;
 mod random;
 mod results;
 mod zoo;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{
-    super::{diff, import_result, known_elsewhere, pack_result, restore_into},
+    super::{ChainFile, FoundResult, diff, import_result, known_elsewhere, pack_result, restore_into, result_into},
     bench::{Bench, files_of, write},
     compare::{assert_same, picture},
 };
@@ -95,4 +95,70 @@ async fn changes_are_shown() {
     assert!(text.contains("\n+again\n"), "{text}");
     let short = diff(&repo, &files_of(&[&captured]), None, 50).await.unwrap();
     assert!(short.len() < 80 && short.ends_with("(and more)\n"), "{short}");
+}
+
+/// What everybody has is neither in a checkpoint nor in a result.
+#[tokio::test]
+async fn what_everybody_has_stays_out() {
+    for url in [true, false] {
+        let bench = Bench::new(url).await;
+        let noise: String = (0..40_000_u32).map(|n| format!("{:x}\n", n.wrapping_mul(2_654_435_761))).collect();
+        testing::commit(&bench.origin, &[("noise", &noise)], "noise").await;
+        let place = bench.place("a").await;
+        let commit = testing::commit(&place.worktree, &[("own", "1")], "own").await;
+        let captured = bench.capture(&place, None).await;
+        let into = bench.files().join("result.pack");
+        let packed = pack_result(&place, &commit, &known_elsewhere(&place), &into).await.unwrap();
+        assert!(captured.bytes < 10_000 && packed.bytes < 10_000, "{url}: {} {}", captured.bytes, packed.bytes);
+    }
+}
+
+/// A repository that lacks what a result builds on does not get it, and it is said why; each object of a result is whole, so
+/// that is all it can lack.
+#[tokio::test]
+async fn a_result_needs_what_it_builds_on() {
+    let bench = Bench::new(true).await;
+    let text: String = (0..2_000).map(|n| format!("line {n}\n")).collect();
+    testing::commit(&bench.origin, &[("long", &text)], "only here").await;
+    let place = bench.place("a").await;
+    let commit = testing::commit(&place.worktree, &[("long", &format!("{text}more\n"))], "own").await;
+    let into = bench.files().join("result.pack");
+    let packed = pack_result(&place, &commit, &known_elsewhere(&place), &into).await.unwrap();
+    let other = Bench::new(true).await;
+    let repo = other.repo("b").await;
+    let error = import_result(&repo, &into, &packed.sha256, &commit, "refs/makima/results/t").await.unwrap_err();
+    assert!(error.message.contains("lacks what the result"), "{error}");
+    assert_eq!(testing::run(&repo.git_dir, &["for-each-ref", "refs/makima/results"]).await, "");
+}
+
+/// Where work cannot be put into a person's hands, the directory is as it was.
+#[tokio::test]
+async fn hands_stay_empty_where_it_fails() {
+    let bench = Bench::new(true).await;
+    testing::commit(&bench.origin, &[("x", "x")], "only here").await;
+    let place = bench.place("a").await;
+    let commit = testing::commit(&place.worktree, &[("own", "own")], "own").await;
+    let files: Vec<ChainFile> = files_of(&[&bench.capture(&place, None).await]);
+    let other = Bench::new(true).await;
+    let result = FoundResult {
+        commit,
+        base_commit: String::new(),
+        branch: "b".into(),
+        result_ref: "refs/makima/results/t".into(),
+        pack: None,
+    };
+    for is_there in [false, true] {
+        let dir = other.dir.path().join(format!("hands-{is_there}"));
+        if is_there {
+            fs::create_dir(&dir).unwrap();
+        }
+        let error = restore_into(&other.repository, &files, &dir, None, None).await.unwrap_err();
+        assert!(error.message.contains("lacks what the checkpoint builds on"), "{error}");
+        let error = result_into(&other.repository, &result, &dir, None).await.unwrap_err();
+        assert!(error.message.contains("name one that has it"), "{error}");
+        let left = fs::read_dir(&dir).map(|entries| entries.count());
+        assert_eq!(left.ok(), is_there.then_some(0));
+    }
+    let error = restore_into("--upload-pack=x", &files, &other.dir.path().join("x"), None, None).await.unwrap_err();
+    assert!(error.message.contains("neither a URL nor a path"), "{error}");
 }
