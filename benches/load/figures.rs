@@ -99,7 +99,7 @@ impl Figures {
     }
 
     /// For programs.
-    pub fn write(&self, path: &Path, about: Value) -> std::io::Result<()> {
+    pub fn write(&self, path: &Path, about: &Value) -> std::io::Result<()> {
         let rows: Vec<Value> = self.rows.iter().map(|row| self.row(row)).collect();
         let all = json!({ "about": about, "figures": rows, "notes": self.notes });
         std::fs::write(path, format!("{all:#}\n"))

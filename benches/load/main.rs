@@ -78,7 +78,7 @@ async fn run(options: &Options, peers: &[(String, PathBuf)]) -> ExitCode {
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "load_average": { "before": load, "after": proc::load_average() },
     });
-    match figures.write(&options.json, about) {
+    match figures.write(&options.json, &about) {
         Ok(()) => {
             println!("figures are in {}", options.json.display());
             ExitCode::SUCCESS

@@ -34,8 +34,8 @@ pub fn measure(name: &str, run: &Path, figures: &mut Figures) {
         Err(error) => return figures.note(format!("peer {name}: {}: {error}", run.display())),
     };
     let said = String::from_utf8_lossy(&output.stdout);
-    let lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    match lines.last() {
+    let mut lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    match lines.next_back() {
         Some(figure) => numbers(&format!("peer {name}"), &figure, figures),
         None => figures.note(format!("peer {name} printed no figures")),
     }
