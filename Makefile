@@ -52,6 +52,13 @@ faults: ## Faults from seeds on both databases: RUNS=100 each, the first SEED=1
 	MAKIMA_FAULT_RUNS=$(or $(RUNS),100) MAKIMA_FAULT_SEED=$(or $(SEED),1) \
 	    cargo test --test it faults::faults_on_ -- --nocapture
 
+.PHONY: bench
+bench: ## How fast it is, beside what this machine can do: ONLY=lifecycles, QUICK=1, ROUNDS=5, DATABASES=sqlite
+	@tests/prepare
+	MAKIMA_BENCH_QUICK=$(QUICK) MAKIMA_BENCH_ONLY=$(ONLY) MAKIMA_BENCH_ROUNDS=$(ROUNDS) MAKIMA_BENCH_DATABASES=$(DATABASES) \
+	    MAKIMA_BENCH_PEERS=$(PEERS) MAKIMA_BENCH_JSON="$(or $(JSON),$(abspath $(target))/bench.json)" \
+	    cargo bench --bench load $(if $(PROFILE),--profile $(PROFILE))
+
 .PHONY: interop
 interop: build ## grpcurl, a Python client and the real Claude Code CLI against it
 	@python=$$($(tools) python) && claude=$$($(tools) claude) && \

@@ -23,6 +23,7 @@ pub mod config;
 pub mod git;
 mod guard;
 pub mod health;
+pub mod hollow;
 pub mod identity;
 mod intake;
 pub mod journal;
@@ -58,6 +59,7 @@ use agents::Profiles;
 use bulk::Bulk;
 pub use config::Config;
 use health::Health;
+use hollow::Hollow;
 use identity::StateDir;
 use journal::Journal;
 use metrics::{Measured, Metrics};
@@ -106,6 +108,8 @@ pub(crate) struct Context {
     pub(crate) profiles: Profiles,
     /// Profiles really installed.
     installed: RwLock<Vec<daemon::Profile>>,
+    /// Attempts have no work here; never so in the program.
+    pub(crate) hollow: Option<Hollow>,
     pub(crate) health: Health,
     /// Looks after the worktrees of running attempts.
     pub(crate) watch: Watch,
@@ -161,6 +165,16 @@ impl Context {
 /// Runs a daemon until the shutdown, or until the server says that there is no point in going on; then it starts the
 /// shutdown itself. Agents outlive it.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
+    run_as(config, shutdown, None).await
+}
+
+/// Runs a daemon that does no work, to measure everything else: see [`hollow`]. No flag, variable or file of the program
+/// leads here.
+pub async fn run_hollow(config: Config, shutdown: Shutdown, hollow: Hollow) -> Result<(), Error> {
+    run_as(config, shutdown, Some(hollow)).await
+}
+
+async fn run_as(config: Config, shutdown: Shutdown, hollow: Option<Hollow>) -> Result<(), Error> {
     config.check()?;
     let path = config.state_dir.clone();
     let state = blocking(move || StateDir::open(&path)).await?;
@@ -172,6 +186,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
         repositories: Repositories::new(state.repositories()),
         profiles: Profiles::load(config.profiles.clone()),
         installed: RwLock::default(),
+        hollow,
         health: Health::new(state.path(), config.disk_floor),
         watch,
         slots: Arc::new(Semaphore::new(usize::try_from(config.slots).unwrap_or(usize::MAX))),
@@ -229,6 +244,11 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), Error> {
 
 /// Finds out which agents are installed. One that takes long to say its version does not delay attaching.
 async fn detect(context: &Arc<Context>) {
+    if context.hollow.is_some() {
+        // Nothing else is offered: an order for a real agent is refused, so that nobody's task is done by nothing.
+        *context.installed.write().unwrap_or_else(PoisonError::into_inner) = vec![hollow::profile()];
+        return;
+    }
     let found = Arc::clone(context);
     let (done, detected) = tokio::sync::oneshot::channel();
     let detect = async move {

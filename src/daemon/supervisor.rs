@@ -216,11 +216,7 @@ impl Supervisor {
 
     async fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Accepted(commands) => {
-                for command in commands {
-                    self.command(command).await;
-                }
-            }
+            Ask::Accepted(commands) => self.accepted(commands).await,
             Ask::Verdicts(verdicts, done) => {
                 for (attempt, verdict) in verdicts {
                     self.verdict(attempt, verdict).await;
@@ -248,9 +244,33 @@ impl Supervisor {
 
     // === starting ===
 
-    async fn command(&mut self, command: Command) {
+    async fn accepted(&mut self, commands: Vec<Command>) {
+        // One look for all: each would wait its turn at the journal.
+        let begun = commands.iter().filter(|command| matches!(command.order, Order::Spawn(_)));
+        let rows = match self.context.journal.attempts_fetch(begun.map(|command| command.attempt).collect()).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                // They are in the journal: the next start of the daemon finds them.
+                tracing::error!(error = chain(&error), "the journal cannot be read");
+                Vec::new()
+            }
+        };
+        let mut rows: HashMap<AttemptRef, Row> = rows.into_iter().map(|row| (row.attempt, row)).collect();
+        for command in commands {
+            let row = rows.remove(&command.attempt);
+            self.command(command, row).await;
+        }
+    }
+
+    /// Does what a command asks for; `row` is what the journal has of an attempt that is to begin.
+    async fn command(&mut self, command: Command, row: Option<Row>) {
         match command.order {
-            Order::Spawn(_) => self.start_from_journal(command.attempt).await,
+            Order::Spawn(_) => {
+                self.found.remove(&command.attempt);
+                if let Some(row) = row.filter(|row| row.state.is_live()) {
+                    self.start(row, None);
+                }
+            }
             Order::Cancel { reason, grace } => {
                 self.stop(command.attempt, Stop { why: Why::Cancelled, reason, grace }).await;
             }
@@ -260,16 +280,6 @@ impl Supervisor {
                     tracing::info!(attempt = %command.attempt, "asked for a checkpoint of what does not run any more");
                 }
             },
-        }
-    }
-
-    async fn start_from_journal(&mut self, attempt: AttemptRef) {
-        self.found.remove(&attempt);
-        match self.context.journal.attempt(attempt).await {
-            Ok(Some(row)) if row.state.is_live() => self.start(row, None),
-            Ok(_) => {}
-            // It is in the journal: the next start of the daemon finds it.
-            Err(error) => tracing::error!(%attempt, error = chain(&error), "the journal cannot be read"),
         }
     }
 
@@ -608,6 +618,7 @@ pub(super) mod tests {
             repositories: Repositories::new(state.repositories()),
             profiles: Profiles::load(config.profiles.clone()),
             installed: RwLock::default(),
+            hollow: None,
             health: Health::new(state.path(), config.disk_floor),
             watch: Watch::new(&Shutdown::new()).0,
             slots: Arc::new(Semaphore::new(1)),

@@ -226,7 +226,7 @@ struct Session {
     pushes: mpsc::Receiver<Push>,
     /// Commands sent and not answered: which attempt, what of it, and when it was sent.
     outstanding: HashMap<i64, (AttemptRef, OrderKind, Instant)>,
-    /// Messages whose commit is under way, in order.
+    /// Messages and answers whose commits are under way, in order.
     pending: VecDeque<Pending>,
     /// The first heartbeat has come.
     ready: bool,
@@ -235,8 +235,16 @@ struct Session {
 }
 
 struct Pending {
-    message: Message,
+    what: Waiting,
     reply: oneshot::Receiver<Result<Reply, Error>>,
+}
+
+/// What a commit under way is of.
+enum Waiting {
+    /// A message, which is answered.
+    Message(Box<Message>),
+    /// The answer to a command: nobody waits to hear that it was taken.
+    Answer,
 }
 
 /// Why a session ends.
@@ -324,7 +332,9 @@ impl Session {
                 let Some((attempt, of, sent)) = self.outstanding.remove(&sequence) else { return Ok(()) };
                 self.host.ledger.metrics().command_answered(&answer, sent.elapsed());
                 let (daemon, epoch) = (self.daemon, self.epoch);
-                self.tell(Op::Answered { daemon, epoch, attempt, of, sequence, answer }).await
+                let reply = self.enqueue(Op::Answered { daemon, epoch, attempt, of, sequence, answer }).await?;
+                self.pending.push_back(Pending { what: Waiting::Answer, reply });
+                Ok(())
             }
             Some(pb::attach_request::Kind::Message(message)) => self.message(&message).await,
             Some(pb::attach_request::Kind::Hello(_)) => Err(resync("hello comes once".to_owned())),
@@ -360,7 +370,7 @@ impl Session {
         };
         let op = Op::Message { daemon: self.daemon, message: parsed.clone() };
         let reply = self.enqueue(op).await?;
-        self.pending.push_back(Pending { message: parsed, reply });
+        self.pending.push_back(Pending { what: Waiting::Message(Box::new(parsed)), reply });
         Ok(())
     }
 
@@ -391,7 +401,10 @@ impl Session {
 
     async fn committed(&mut self, reply: Result<Reply, Error>) -> Result<(), End> {
         let Some(pending) = self.pending.pop_front() else { return Ok(()) };
-        let message = pending.message;
+        let message = match pending.what {
+            Waiting::Message(message) => message,
+            Waiting::Answer => return told(Ok(reply)),
+        };
         let outcome = match reply {
             Ok(Reply::Message(outcome)) => outcome,
             Ok(_) => MessageOutcome::Applied,
@@ -455,18 +468,25 @@ impl Session {
     /// Does something whose answer the daemon does not wait for.
     async fn tell(&self, op: Op) -> Result<(), End> {
         let reply = self.enqueue(op).await?;
-        match reply.await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(Error::StaleSession(_))) => {
-                Err(End::Closing(pb::ClosingReason::Superseded, "a newer session is open".to_owned()))
-            }
-            Ok(Err(error)) => Err(End::Closing(pb::ClosingReason::Resync, error.to_string())),
-            Err(_) => Err(End::Closing(pb::ClosingReason::ShuttingDown, "the server is stopping".to_owned())),
-        }
+        told(reply.await)
     }
 }
 
-/// The answer to the oldest message under way; never, if there is none.
+/// What became of something whose answer the daemon does not wait for.
+fn told(reply: Result<Result<Reply, Error>, oneshot::error::RecvError>) -> Result<(), End> {
+    match reply {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(Error::StaleSession(_))) => {
+            Err(End::Closing(pb::ClosingReason::Superseded, "a newer session is open".to_owned()))
+        }
+        Ok(Err(Error::Stopping)) | Err(_) => {
+            Err(End::Closing(pb::ClosingReason::ShuttingDown, "the server is stopping".to_owned()))
+        }
+        Ok(Err(error)) => Err(End::Closing(pb::ClosingReason::Resync, error.to_string())),
+    }
+}
+
+/// What became of the oldest thing under way; never, if there is none.
 async fn answered(pending: &mut VecDeque<Pending>) -> Result<Reply, Error> {
     match pending.front_mut() {
         Some(front) => (&mut front.reply).await.unwrap_or(Err(Error::Stopping)),

@@ -56,6 +56,7 @@ fn libraries_stay_where_they_belong() {
 fn files_say_what_they_are_for_and_stay_short() {
     complain(&each_source("src", form));
     complain(&each_source("tests/it", form));
+    complain(&each_source("benches", form));
 }
 
 #[test]
@@ -66,6 +67,18 @@ fn nothing_is_unsafe() {
     };
     complain(&each_source("src", banned));
     complain(&each_source("tests/it", banned));
+}
+
+/// A daemon that does no work is for `benches` alone: nothing that is released may start one.
+#[test]
+fn no_program_asks_for_a_daemon_without_work() {
+    let asks = |file: &str, source: &str| {
+        let named = |token: &Token<'_>| ["run_hollow", "hollow", "Hollow"].contains(&token.text);
+        let home = file.starts_with("src/daemon/");
+        let found = tokens(source).into_iter().filter(|token| !home && named(token));
+        found.map(|token| (token.line, "only benches run daemons without work".to_owned())).collect()
+    };
+    complain(&each_source("src", asks));
 }
 
 /// Cargo does not compile a file of the test binary that nobody names.

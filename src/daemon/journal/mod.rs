@@ -376,6 +376,12 @@ impl Journal {
         self.worker.call(Kind::Lazy, move |db| sql::message_answered(db, sequence, &outcome, now)).await
     }
 
+    /// [`Self::answered`], in the next transaction, without waiting for it: what fails is said in the log, and the server is
+    /// told again.
+    pub async fn answered_soon(&self, sequence: i64, outcome: MessageOutcome, now: Timestamp) -> Result<(), Error> {
+        self.worker.post(Kind::Lazy, move |db| sql::message_answered(db, sequence, &outcome, now)).await
+    }
+
     /// The server has the output of this attempt, or does not want it.
     pub async fn uploaded(&self, attempt: AttemptRef) -> Result<(), Error> {
         self.worker.call(Kind::Lazy, move |db| sql::attempt_uploaded(db, attempt)).await
@@ -432,6 +438,19 @@ impl Journal {
     /// One attempt.
     pub async fn attempt(&self, attempt: AttemptRef) -> Result<Option<Row>, Error> {
         self.worker.call(Kind::Read, move |db| sql::attempt_fetch(db, attempt)).await
+    }
+
+    /// Those of these attempts that it has, and can be read.
+    pub async fn attempts_fetch(&self, attempts: Vec<AttemptRef>) -> Result<Vec<Row>, Error> {
+        let read = |db: &rusqlite::Connection, attempt: AttemptRef| match sql::attempt_fetch(db, attempt) {
+            Ok(row) => row,
+            Err(error) => {
+                tracing::error!(%attempt, %error, "an attempt in the journal cannot be read; left alone");
+                None
+            }
+        };
+        let fetch = move |db: &rusqlite::Connection| Ok(attempts.into_iter().filter_map(|it| read(db, it)).collect());
+        self.worker.call(Kind::Read, fetch).await
     }
 
     /// The attempts of these tasks.

@@ -1,4 +1,8 @@
-//! The one thread that has the connection: it takes all that waits, runs it in one transaction, commits, then answers.
+//! The one thread that has the connection: it takes all that waits, answers what is only asked, runs the rest in one
+//! transaction, commits, then answers that.
+//!
+//! What is asked sees what has been committed: whoever wants to read what it wrote waits for that first. So nobody waits for
+//! somebody else's sync only to look.
 
 use std::{thread, time::Instant};
 
@@ -83,6 +87,23 @@ impl Worker {
         self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)?;
         answered.await.map_err(|_| Error::Closed)?
     }
+
+    /// Runs `work` in the next transaction, and waits only for its place in the queue. A failure is said in the log.
+    pub(super) async fn post(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Connection) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let run = move |connection: Result<&mut Connection, Error>| -> Answer {
+            let result = connection.and_then(|connection| in_savepoint(connection, kind, work));
+            Box::new(move |committed| {
+                if let Err(error) = committed.and(result) {
+                    tracing::warn!(%error, "the journal cannot be written");
+                }
+            })
+        };
+        self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)
+    }
 }
 
 fn in_savepoint<T>(
@@ -114,16 +135,15 @@ fn work(
         {
             batch.push(job);
         }
-        let kind = batch.iter().map(|job| job.kind).max().unwrap_or(Kind::Read);
+        for job in batch.extract_if(.., |job| job.kind == Kind::Read) {
+            (job.run)(Ok(&mut connection))(Ok(()));
+        }
+        let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
         let mut answers = Vec::with_capacity(batch.len());
         let begun = Instant::now();
-        if kind != Kind::Read {
-            sizes.observe(batch.len());
-        }
+        sizes.observe(batch.len());
         let committed = commit(&mut connection, kind, &mut synced, batch.drain(..), &mut answers);
-        if kind != Kind::Read {
-            seconds.observe(begun.elapsed());
-        }
+        seconds.observe(begun.elapsed());
         if kind == Kind::Durable
             && committed.is_ok()
             && let Ok(last) = last_message(&connection)
@@ -144,10 +164,6 @@ fn commit(
     jobs: impl Iterator<Item = Job>,
     answers: &mut Vec<Answer>,
 ) -> Result<(), Error> {
-    if kind == Kind::Read {
-        answers.extend(jobs.map(|job| (job.run)(Ok(connection))));
-        return Ok(());
-    }
     if let Err(error) = begin(connection, kind, synced) {
         answers.extend(jobs.map(|job| (job.run)(Err(error.clone()))));
         return Err(error);

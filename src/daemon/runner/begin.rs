@@ -437,10 +437,13 @@ impl Runner {
         self.launch(&dir, &manifest, warnings).await
     }
 
-    async fn sanity(&self, spawn: &Spawn) -> Vec<String> {
+    pub(super) async fn sanity(&self, spawn: &Spawn) -> Vec<String> {
         let settings = self.context.config.dependency_ordering;
-        let tasks = spawn.dependencies.iter().map(|d| d.task).collect();
-        let known = self.context.journal.attempts_of(tasks).await.unwrap_or_default();
+        let tasks: Vec<_> = spawn.dependencies.iter().map(|d| d.task).collect();
+        let known = match tasks.is_empty() {
+            true => Vec::new(),
+            false => self.context.journal.attempts_of(tasks).await.unwrap_or_default(),
+        };
         let warnings = sanity::check(settings, spawn, &known, &sanity::touched(spawn));
         for warning in &warnings {
             tracing::warn!(warning, "sanity check");

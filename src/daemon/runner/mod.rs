@@ -19,6 +19,7 @@
 
 mod begin;
 mod end;
+mod hollow;
 pub(super) mod saving;
 mod tail;
 
@@ -151,6 +152,9 @@ impl Runner {
             let failure = Failure::new(FailureClass::Cancelled, "cancelled before this daemon had it");
             return self.report(Err(failure), Progress::default(), None).await;
         };
+        if self.context.hollow.is_some() {
+            return self.hollow(&spawn, slot).await;
+        }
         let found = match self.look().await {
             Ok(found) => found,
             Err(halt) => return self.halted(halt, &spawn).await,

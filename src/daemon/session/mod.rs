@@ -425,8 +425,9 @@ impl Session {
             tracing::error!(sequence, detail, "the server cannot take a message");
         }
         let fenced = matches!(outcome, MessageOutcome::Fenced);
-        if let Err(error) = self.context.journal.answered(sequence, outcome, clock::now()).await {
-            // It stays, is sent again in the next session, and is answered again.
+        // Not waited for: the stream would stand still for a commit with every answer. What is lost of it stays, is sent again
+        // in the next session, and is answered again.
+        if let Err(error) = self.context.journal.answered_soon(sequence, outcome, clock::now()).await {
             tracing::warn!(%error, sequence, "the journal cannot be written");
         }
         if let Some(attempt) = attempt.filter(|_| fenced) {

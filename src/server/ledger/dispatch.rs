@@ -41,17 +41,30 @@ const MAX_ASSIGNMENTS: usize = 256;
 /// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check.
 const MAX_CONTRACT_TASKS: i64 = 100;
 
-/// What the dispatcher keeps between batches: the classes there are.
+/// Tasks whose categories are kept between batches. Beyond this they are found anew: it is a matter of time, not of truth.
+const MAX_CATEGORIZED: usize = 50_000;
+
+/// What the dispatcher keeps between batches: the classes there are, and what plans were found to touch. Reading a plan takes
+/// longer than all else that is done for a task here, and each is asked about with every other task of its contract that starts.
 #[derive(Debug, Default)]
-pub(super) struct Classes(HashMap<ClassId, (OwnerId, Requirements)>);
+pub(super) struct Classes {
+    known: HashMap<ClassId, (OwnerId, Requirements)>,
+    categories: HashMap<TaskId, Vec<Category>>,
+}
 
 impl Classes {
     pub(super) fn new(classes: Vec<(ClassId, OwnerId, Requirements)>) -> Self {
-        Self(classes.into_iter().map(|(id, owner, needs)| (id, (owner, needs))).collect())
+        let known = classes.into_iter().map(|(id, owner, needs)| (id, (owner, needs))).collect();
+        Self { known, categories: HashMap::new() }
     }
 
     pub(super) fn learn(&mut self, work: &Work) {
-        self.0.extend(work.classes.iter().map(|(id, class)| (*id, class.clone())));
+        self.known.extend(work.classes.iter().map(|(id, class)| (*id, class.clone())));
+        work.respecs.iter().for_each(|id| _ = self.categories.remove(id));
+        if self.categories.len() + work.categories.len() > MAX_CATEGORIZED {
+            self.categories.clear();
+        }
+        self.categories.extend(work.categories.iter().map(|(id, found)| (*id, found.clone())));
     }
 }
 
@@ -69,7 +82,7 @@ impl Work {
         if room == 0 {
             return Ok(false);
         }
-        let mut known: HashMap<ClassId, (OwnerId, Requirements)> = classes.0.clone();
+        let mut known: HashMap<ClassId, (OwnerId, Requirements)> = classes.known.clone();
         known.extend(self.classes.iter().map(|(id, class)| (*id, class.clone())));
         let served: Vec<ClassId> = (known.iter())
             .filter(|(_, (owner, needs))| {
@@ -115,8 +128,8 @@ impl Work {
         let hosts: Vec<Host<'_>> = (offers.iter())
             .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
             .collect();
-        let classes = known.into_iter().map(|(id, (_, needs))| (id, needs)).collect();
-        let input = Input { heads: &heads, contracts, owners, classes, hosts: &hosts };
+        let needs = known.into_iter().map(|(id, (_, needs))| (id, needs)).collect();
+        let input = Input { heads: &heads, contracts, owners, classes: needs, hosts: &hosts };
         let mut assignments = schedule::assign(&input, self.now);
         let more = more_lanes && (closed || !assignments.is_empty()) || assignments.len() > MAX_ASSIGNMENTS;
         assignments.truncate(MAX_ASSIGNMENTS);
@@ -126,9 +139,10 @@ impl Work {
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
         self.load_replaced(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         self.load_restored(tx, assignments.iter().map(|assignment| assignment.task)).await?;
-        self.load_sanity(tx, assignments.iter().map(|assignment| assignment.task)).await?;
+        self.load_sanity(tx, assignments.iter().map(|assignment| assignment.task), classes).await?;
         for assignment in assignments {
-            self.assign(assignment.task, assignment.daemon, keys);
+            let beside = self.contract_tasks(assignment.task, classes);
+            self.assign(assignment.task, assignment.daemon, keys, beside);
         }
         Ok(more)
     }
@@ -225,12 +239,17 @@ impl Work {
     }
 
     /// Unfinished tasks of the contracts of those tasks whose plans could violate an order.
-    async fn load_sanity(&mut self, tx: &mut impl Rows, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
-        let contracts: HashSet<ContractId> = tasks
-            .filter_map(|id| self.tasks.get(id))
-            .filter(|task| categories(task).first().is_some_and(|lowest| *lowest > Category::Schema))
-            .map(|task| task.contract)
-            .collect();
+    async fn load_sanity(
+        &mut self,
+        tx: &mut impl Rows,
+        tasks: impl Iterator<Item = TaskId>,
+        classes: &Classes,
+    ) -> Result<()> {
+        let mut contracts: HashSet<ContractId> = HashSet::new();
+        for id in tasks {
+            let could_violate = self.categories(id, classes).first().is_some_and(|lowest| *lowest > Category::Schema);
+            contracts.extend(self.tasks.get(id).filter(|_| could_violate).map(|task| task.contract));
+        }
         for contract in contracts {
             if self.contracts.get(contract).is_some_and(|contract| contract.counts.unfinished() > 1) {
                 for task in tx.tasks_unfinished(contract, None, MAX_CONTRACT_TASKS).await? {
@@ -241,7 +260,7 @@ impl Work {
         Ok(())
     }
 
-    fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys) {
+    fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys, beside: Vec<ContractTask>) {
         let Some(task) = self.tasks.get(id).cloned() else { return };
         let number = task.attempt + 1;
         let branch = branch(&task, number);
@@ -307,7 +326,7 @@ impl Work {
             parent: spec.parent,
             depth: task.depth,
             task_key: keys.derive(reference),
-            contract_tasks: self.contract_tasks(&task),
+            contract_tasks: beside,
             checkpoint_every: limits.checkpoint_every,
             final_checkpoint: limits.final_checkpoint,
             resume,
@@ -376,25 +395,40 @@ impl Work {
         results
     }
 
-    fn contract_tasks(&self, task: &Task) -> Vec<ContractTask> {
-        if categories(task).first().is_none_or(|lowest| *lowest == Category::Schema) {
+    /// Unfinished tasks of the contract of one whose plan could violate an order.
+    fn contract_tasks(&mut self, id: TaskId, classes: &Classes) -> Vec<ContractTask> {
+        if self.categories(id, classes).first().is_none_or(|lowest| *lowest == Category::Schema) {
             return Vec::new();
         }
+        let Some(contract) = self.tasks.get(id).map(|task| task.contract) else { return Vec::new() };
         let others = self
             .tasks
             .values()
-            .filter(|other| other.contract == task.contract && other.id != task.id && !other.status().is_final());
+            .filter(|other| other.contract == contract && other.id != id && !other.status().is_final());
         let others = others.take(usize::try_from(MAX_CONTRACT_TASKS).unwrap_or(usize::MAX));
         let mut tasks: Vec<_> = others
             .map(|other| ContractTask {
                 task: other.id,
                 name: other.spec.name.clone(),
                 status: other.status(),
-                categories: categories(other),
+                categories: Vec::new(),
             })
             .collect();
+        for other in &mut tasks {
+            other.categories.extend_from_slice(self.categories(other.task, classes));
+        }
         tasks.sort_by_key(|other| other.task);
         tasks
+    }
+
+    /// What a task's plan touches; none for one that is not loaded. Found once, unless what was asked is changed.
+    fn categories(&mut self, id: TaskId, classes: &Classes) -> &[Category] {
+        if !self.categories.contains_key(&id) {
+            let kept = classes.categories.get(&id).filter(|_| !self.respecs.contains(&id)).cloned();
+            let Some(found) = kept.or_else(|| self.tasks.get(id).map(categories)) else { return &[] };
+            self.categories.insert(id, found);
+        }
+        self.categories.get(&id).map_or(&[], Vec::as_slice)
     }
 }
 

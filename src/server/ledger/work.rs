@@ -11,6 +11,7 @@ use crate::{
     domain::{
         AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
         Timestamp,
+        analysis::Category,
         attempt::{Attempt, AttemptEvent, AttemptStep},
         checkpoint::Checkpoint,
         contract::{Contract, ContractStatus},
@@ -44,6 +45,8 @@ pub(super) struct Work {
     pub(super) attempt_numbers: HashMap<(TaskId, u32), AttemptId>,
     pub(super) respecs: HashSet<TaskId>,
     pub(super) classes: HashMap<ClassId, (OwnerId, Requirements)>,
+    /// What plans were found to touch.
+    pub(super) categories: HashMap<TaskId, Vec<Category>>,
     /// Loaded, or stored by this batch.
     pub(super) checkpoints: HashMap<CheckpointId, Checkpoint>,
     pub(super) checkpoints_new: Vec<CheckpointId>,

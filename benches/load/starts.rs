@@ -1,0 +1,75 @@
+//! How soon a task starts on an idle system, and its dependent after it: from the call to the moment at which the order is
+//! durable in the daemon's journal, which is when a daemon would begin to work on it.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+
+use crate::{
+    bed::{self, Bed},
+    figures::{Figures, Goal, percentile},
+    harness::{Database, eventually},
+    hollow,
+    options::Options,
+    proof,
+};
+
+/// Between two calls on the idle system: longer than all that one causes.
+const REST: std::ops::Range<u64> = 15..25;
+/// Calls before those that count.
+const WARM_UP: usize = 30;
+
+/// One round on one database.
+pub async fn measure(options: &Options, database: Database, figures: &mut Figures) {
+    let bed = Bed::with_daemons(database, true).await;
+    let client = bed.world.client();
+    let (contract, _) = bed::contract(&client, Vec::new(), false).await;
+    let calls = options.size(500, 100) + WARM_UP;
+    let mut asked = Vec::with_capacity(calls);
+    for n in 0..calls {
+        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(REST))).await;
+        let at = hollow::now();
+        asked.push((bed::create(&client, &contract, bed::task(format!("task-{n}"))).await, at));
+    }
+    bed::until_done(&client, &contract, calls).await;
+    let began = all_began(&bed, calls).await;
+    let spans: Vec<f64> = asked.iter().skip(WARM_UP).map(|(task, at)| millis(*at, began[task])).collect();
+    figures.add("create to durable start, p50", Some(database), "ms", percentile(&spans, 0.5), Goal::most(1.3));
+    figures.add("create to durable start, p99", Some(database), "ms", percentile(&spans, 0.99), Goal::most(4.0));
+    let length = options.size(200, 50);
+    chain(&bed, calls, length, figures).await;
+    proof::of_done(&bed, calls + length).await;
+}
+
+/// Each task depends on the one before.
+async fn chain(bed: &Bed, before: usize, length: usize, figures: &mut Figures) {
+    let link = |n: usize| {
+        let mut task = bed::task(format!("link-{n}"));
+        task.depends_on.extend(n.checked_sub(1).map(|n| format!("link-{n}")));
+        task
+    };
+    let client = bed.world.client();
+    let (contract, tasks) = bed::contract(&client, (0..length).map(link).collect(), false).await;
+    bed::until_done(&client, &contract, length).await;
+    let began = all_began(bed, before + length).await;
+    let hops: Vec<f64> = tasks.windows(2).map(|pair| millis(began[&pair[0]], began[&pair[1]])).collect();
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+    let mean = hops.iter().sum::<f64>() / hops.len() as f64;
+    figures.add("hop of a chain, mean", Some(bed.database), "ms", mean, Goal::most(1.2));
+    figures.add("hop of a chain, p99", Some(bed.database), "ms", percentile(&hops, 0.99), Goal::default());
+}
+
+/// When each began, once the daemons have told of so many.
+async fn all_began(bed: &Bed, wanted: usize) -> std::collections::HashMap<String, u64> {
+    eventually("the daemons have told of all that began", || async {
+        let began = bed.began();
+        if began.len() >= wanted { Ok(began) } else { Err(format!("{} of {wanted}", began.len())) }
+    })
+    .await
+}
+
+fn millis(from: u64, to: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "spans of seconds")]
+    let nanos = to.saturating_sub(from) as f64;
+    nanos / 1e6
+}

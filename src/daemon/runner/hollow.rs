@@ -1,0 +1,60 @@
+//! An attempt with everything but its work: no worktree, no agent, no process. What is promised, journalled and reported is
+//! that of any other attempt, and is written by the same code.
+//!
+//! ```text
+//!   accepted ─> slot ─> sanity ─> begun ──Started──> Complete
+//! ```
+//!
+//! Programs that measure the rest ask for it (see [`run_hollow`](crate::daemon::run_hollow)); nobody else can.
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Left, Runner};
+use crate::{
+    daemon::journal::{Change, State},
+    domain::{
+        attempt::TaskResult,
+        order::Spawn,
+        report::{Progress, Report},
+    },
+};
+
+/// The commit that nothing makes: the digits of an object id, of no object.
+const COMMIT: &str = "0000000000000000000000000000000000000001";
+
+impl Runner {
+    /// The whole story of an attempt without work.
+    pub(super) async fn hollow(&mut self, spawn: &Spawn, slot: Option<OwnedSemaphorePermit>) -> Result<(), Left> {
+        let _slot = match slot {
+            Some(slot) => Some(slot),
+            None => match self.slot().await {
+                Ok(slot) => slot,
+                Err(halt) => return self.halted(halt, spawn).await,
+            },
+        };
+        if self.row.state == State::Accepted {
+            if let Some(hollow) = &self.context.hollow {
+                hollow.begun(self.attempt);
+            }
+            let warnings = self.sanity(spawn).await.into_iter().map(|message| Report::Warning { message });
+            let started = Report::Started {
+                worktree: String::new(),
+                branch: spawn.branch.clone(),
+                base_commit: COMMIT.to_owned(),
+                agent_version: self.context.installed_version(&spawn.agent),
+            };
+            let reports = std::iter::once(started).chain(warnings).collect();
+            self.record(Change { state: Some(State::Running), reports, ..Change::default() }).await?;
+            self.row.state = State::Running;
+        }
+        let result = TaskResult {
+            commit: COMMIT.to_owned(),
+            branch: spawn.branch.clone(),
+            result_ref: spawn.result_ref.clone(),
+            published: true,
+            pack: None,
+            blob: String::new(),
+        };
+        self.report(Ok(result), Progress::default(), None).await
+    }
+}
