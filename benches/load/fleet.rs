@@ -150,8 +150,8 @@ impl Fleet {
     async fn member(self: Arc<Self>, n: usize) {
         let ids =
             Ids { daemon: DaemonId(Uuid::new_v4()), boot: BootId(Uuid::new_v4()), journal: JournalId(Uuid::new_v4()) };
-        loop {
-            let error = self.session(n, &ids).await;
+        for attach in 1.. {
+            let error = self.session(n, &ids, attach).await;
             if self.attached.load(Ordering::Relaxed) < self.count {
                 // Only before all are there is it strange.
                 eprintln!("member {n}: {error}");
@@ -161,8 +161,8 @@ impl Fleet {
         }
     }
 
-    /// One session, to its end.
-    async fn session(&self, n: usize, ids: &Ids) -> String {
+    /// One session, to its end; `attach` counts them.
+    async fn session(&self, n: usize, ids: &Ids, attach: i64) -> String {
         let arriving = self.door.acquire().await;
         let endpoint = Endpoint::from_shared(self.server.clone()).expect("an address").tcp_nodelay(true);
         let channel = match endpoint.connect().await {
@@ -175,6 +175,7 @@ impl Fleet {
             daemon: ids.daemon,
             boot: ids.boot,
             journal: ids.journal,
+            attach,
             card: Card {
                 name: format!("fleet-{n}"),
                 slots: SLOTS,
