@@ -108,6 +108,13 @@ pub(super) async fn attempt(
         if complaint.contains("No space left on device") || complaint.contains("Disk quota exceeded") {
             return Err(Error::refused(format!("cannot {what}: the disk is full; free some space on the daemon")));
         }
+        if is_half_made(&complaint) {
+            if Instant::now() >= deadline {
+                return Err(Error::refused(format!("cannot {what}: {complaint}; a worktree there is half made")));
+            }
+            sleep(Duration::from_millis(50)).await;
+            continue;
+        }
         let Some(lock) = lock_in_the_way(&complaint) else { return Ok(output) };
         if is_stale(&lock) && !is_used(&lock).await {
             tracing::warn!(lock = %lock.display(), "removing a lock file that a dead git left");
@@ -138,6 +145,11 @@ fn lock_in_the_way(complaint: &str) -> Option<PathBuf> {
         let path = line.split('\'').find(|part| part.ends_with(".lock") && part.starts_with('/'))?;
         Some(PathBuf::from(path))
     })
+}
+
+/// `fatal: failed to read worktrees/x/commondir: Success`: another git is adding a worktree, and has not written that file yet.
+fn is_half_made(complaint: &str) -> bool {
+    complaint.lines().any(|line| line.contains("failed to read ") && line.contains("worktrees/"))
 }
 
 /// A person may be writing a commit message under it.
@@ -227,6 +239,25 @@ pub(super) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// While another git adds a worktree, its files are empty for a moment: that is waited for.
+    #[tokio::test]
+    async fn a_worktree_that_is_half_made_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = testing::repository(dir.path()).await;
+        testing::run(&repository, &["worktree", "add", "-q", "--detach", "../other"]).await;
+        let file = repository.join(".git/worktrees/other/commondir");
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, "").unwrap();
+        let list = || git(&repository).args(["worktree", "list", "--porcelain"]);
+        let refused = list().run(LOCAL_TIMEOUT).await.unwrap();
+        assert!(is_half_made(&String::from_utf8_lossy(&refused.stderr)), "{refused:?}");
+        let (listed, ()) = tokio::join!(succeed("list worktrees", LOCAL_TIMEOUT, list), async {
+            sleep(Duration::from_millis(100)).await;
+            fs::write(&file, whole).unwrap();
+        });
+        assert!(String::from_utf8_lossy(&listed.unwrap().stdout).contains("other"));
+    }
 
     /// A lock file that nobody holds any more is removed, and the command works.
     #[tokio::test]
