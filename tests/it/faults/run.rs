@@ -496,7 +496,7 @@ impl Run {
             affected,
             hit: epochs.collect(),
             wounds: Vec::new(),
-            harmed: at.map_or(0, |at| self.machines[at].wire.harmed()),
+            harmed: at.map_or(0, |at| harm(kind, &self.machines[at])),
             recovery: None,
         };
         self.strike(kind, at, &mut fired).await?;
@@ -573,7 +573,7 @@ impl Run {
     pub(super) fn harm_since(&self, index: usize) -> usize {
         let fired = &self.fired[index];
         let machine = self.machines.iter().find(|machine| fired.hits(&machine.name));
-        machine.map_or(0, |machine| machine.wire.harmed() - fired.harmed)
+        machine.map_or(0, |machine| harm(fired.planned.kind, machine) - fired.harmed)
     }
 
     /// Sets all clocks right.
@@ -642,6 +642,15 @@ impl From<rusqlite::Error> for Miss {
 impl From<std::io::Error> for Miss {
     fn from(error: std::io::Error) -> Self {
         Self::Broken(error.to_string())
+    }
+}
+
+/// What a machine's wire has done of what a fault is there for. One that ends sessions by swallowing has not hit anything before
+/// it has swallowed something of a session's connection: bulk has one of its own, and gets over it by itself.
+fn harm(kind: Kind, machine: &Machine) -> usize {
+    match kind {
+        Kind::Deaf | Kind::Mute => machine.wire.sessions_swallowed(),
+        _ => machine.wire.harmed(),
     }
 }
 

@@ -50,6 +50,12 @@ pub enum Once {
 
 /// Bytes of what a client says that is more than a sign of life.
 const SAYS_SOMETHING: usize = 100;
+/// `/makima.v1.DaemonService/Attach` in HPACK's Huffman code (RFC 7541, appendix B), as a client's first request on a connection
+/// says it: that connection carries a session. A daemon's bulk goes over another one.
+const ATTACH: [u8; 22] = [
+    0x62, 0x91, 0xf5, 0x35, 0x23, 0x5f, 0xb8, 0x57, 0xbe, 0x32, 0xd2, 0x7a, 0xb7, 0x16, 0xce, 0xe6, 0x21, 0x58, 0x85,
+    0x29, 0x19, 0x27,
+];
 
 /// The proxy; it ends when dropped.
 #[derive(Debug)]
@@ -68,6 +74,7 @@ struct State {
     connections: AtomicUsize,
     open: AtomicUsize,
     harmed: AtomicUsize,
+    sessions_swallowed: AtomicUsize,
 }
 
 impl Proxy {
@@ -82,6 +89,7 @@ impl Proxy {
             connections: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             harmed: AtomicUsize::new(0),
+            sessions_swallowed: AtomicUsize::new(0),
         });
         let mut tasks = tokio::task::JoinSet::new();
         let (target, shared) = (target.to_owned(), Arc::clone(&state));
@@ -138,6 +146,11 @@ impl Proxy {
     pub fn harmed(&self) -> usize {
         self.state.harmed.load(Ordering::Relaxed)
     }
+
+    /// How often something was swallowed of a connection that carries a session, which then cannot outlive it.
+    pub fn sessions_swallowed(&self) -> usize {
+        self.state.sessions_swallowed.load(Ordering::Relaxed)
+    }
 }
 
 impl State {
@@ -191,29 +204,35 @@ async fn forward(client: TcpStream, target: String, state: &State) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
-    let answer_is_lost = AtomicBool::new(false);
+    let known = Known::default();
     tokio::select! {
-        () = pump(Way::Up, client_read, server_write, state, &answer_is_lost) => {}
-        () = pump(Way::Down, server_read, client_write, state, &answer_is_lost) => {}
+        () = pump(Way::Up, client_read, server_write, state, &known) => {}
+        () = pump(Way::Down, server_read, client_write, state, &known) => {}
     }
 }
 
-async fn pump(
-    way: Way,
-    mut from: tcp::OwnedReadHalf,
-    mut to: tcp::OwnedWriteHalf,
-    state: &State,
-    answer_is_lost: &AtomicBool,
-) {
+/// What both directions of a connection know of it.
+#[derive(Debug, Default)]
+struct Known {
+    is_session: AtomicBool,
+    answer_is_lost: AtomicBool,
+}
+
+async fn pump(way: Way, mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, state: &State, known: &Known) {
     let mut line = state.line.subscribe();
     let mut swallows = false;
     let mut buffer = vec![0; 64 << 10];
     loop {
         let Ok(length @ 1..) = from.read(&mut buffer).await else { return };
+        if way == Way::Up && buffer[..length].windows(ATTACH.len()).any(|bytes| bytes == ATTACH) {
+            known.is_session.store(true, Ordering::Relaxed);
+        }
         let now = *line.borrow_and_update();
         swallows |= matches!((now, way), (Line::Deaf, Way::Up) | (Line::Mute, Way::Down));
         if swallows {
             state.harm();
+            let session = usize::from(known.is_session.load(Ordering::Relaxed));
+            state.sessions_swallowed.fetch_add(session, Ordering::Relaxed);
             continue;
         }
         match now {
@@ -229,7 +248,7 @@ async fn pump(
             }
             Line::Open | Line::Refusing | Line::Deaf | Line::Mute => {}
         }
-        if way == Way::Down && answer_is_lost.load(Ordering::Relaxed) {
+        if way == Way::Down && known.answer_is_lost.load(Ordering::Relaxed) {
             return;
         }
         match state.take_once(way, length) {
@@ -243,7 +262,7 @@ async fn pump(
                 return;
             }
             Some(Once::LoseAnswer) => {
-                answer_is_lost.store(true, Ordering::Relaxed);
+                known.answer_is_lost.store(true, Ordering::Relaxed);
                 if to.write_all(&buffer[..length]).await.is_err() {
                     return;
                 }
