@@ -10,8 +10,8 @@
 //!
 //! What changes an attempt and what is said about it share a transaction. Whatever arrived while the last commit was in
 //! flight shares the next one. Commits are synced (WAL, `synchronous = FULL`) when they hold anything that was promised or
-//! will be said; a commit of nothing but deletions is not, and rides on the next one: a message that comes back after a
-//! power loss is answered ALREADY_APPLIED, but a number that came back with other content would be a report lost.
+//! will be said; deletions for which nobody waits ride on the next one: a message that comes back after a power loss is
+//! answered ALREADY_APPLIED, but a number that came back with other content would be a report lost.
 //!
 //! An attempt whose report names a pack is over when the report is answered *and* the server has the pack: until then the
 //! server is told of it at every attach, and takes its result for being on its way.
@@ -48,7 +48,7 @@ use worker::{Kind, Worker};
 /// Name of the file in the state directory.
 pub const FILE: &str = "journal.sqlite";
 /// The form of the tables that this version writes.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// Damaged journals kept aside before opening gives up: a disk that breaks every new file needs a person.
 const MAX_CORRUPT: u32 = 1_000;
 /// Commands kept after their attempts are gone, so that one sent again is known again.
@@ -379,7 +379,7 @@ impl Journal {
     /// [`Self::answered`], in the next transaction, without waiting for it: what fails is said in the log, and the server is
     /// told again.
     pub async fn answered_soon(&self, sequence: i64, outcome: MessageOutcome, now: Timestamp) -> Result<(), Error> {
-        self.worker.post(Kind::Lazy, move |db| sql::message_answered(db, sequence, &outcome, now)).await
+        self.worker.post(move |db| sql::message_answered(db, sequence, &outcome, now)).await
     }
 
     /// The server has the output of this attempt, or does not want it.

@@ -4,7 +4,12 @@
 //! What is asked sees what has been committed: whoever wants to read what it wrote waits for that first. So nobody waits for
 //! somebody else's sync only to look.
 
-use std::{thread, time::Instant};
+use std::{
+    sync::Arc,
+    task::{Poll, Wake, Waker},
+    thread,
+    time::{Duration, Instant},
+};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,12 +21,20 @@ use crate::runtime::metrics::{Seconds, Sizes};
 const QUEUE: usize = 1_024;
 /// Jobs of one transaction: as many as keep a commit short of what anybody would notice.
 const BATCH: usize = 256;
+/// How long what nobody waits for may wait for something that somebody does.
+const RIDE: Duration = Duration::from_millis(100);
+/// After a commit of as many jobs more are about to come, from runners that are still being woken: they get a chance to.
+const BUSY: usize = 8;
+/// How often others are let go first then.
+const YIELDS: usize = 4;
 
 /// What a job needs of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// Nothing.
     Read,
+    /// To be written, sooner or later; nobody waits for it, and what is lost with the power does not matter.
+    Riding,
     /// To be written; what is lost with the power does not matter.
     Lazy,
     /// To be on the disk before the answer.
@@ -31,8 +44,16 @@ pub(super) enum Kind {
 /// Answers the caller, once it is known whether the commit worked.
 type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
-/// Given the connection inside a transaction, or why there is none.
-type Work = Box<dyn FnOnce(Result<&mut Connection, Error>) -> Answer + Send>;
+/// Given the connection inside a transaction, or why there is none. Says whether it worked, and answers the caller.
+type Work = Box<dyn FnOnce(Result<Place<'_>, Error>) -> (bool, Answer) + Send>;
+
+/// Where a job runs.
+struct Place<'a> {
+    connection: &'a Connection,
+    /// The transaction is for this job alone, and is rolled back if it fails; else the job needs a savepoint of its own, for
+    /// which SQLite copies every page that it changes.
+    alone: bool,
+}
 
 struct Job {
     kind: Kind,
@@ -77,72 +98,92 @@ impl Worker {
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let run = move |connection: Result<&mut Connection, Error>| -> Answer {
-            let result = connection.and_then(|connection| in_savepoint(connection, kind, work));
-            Box::new(move |committed| {
+        let run = move |place: Result<Place<'_>, Error>| -> (bool, Answer) {
+            let result = place.and_then(|place| run_in(&place, kind, work));
+            let worked = result.is_ok();
+            let answer = move |committed: Result<(), Error>| {
                 // The caller may have gone away.
                 let _ = answer.send(committed.and(result));
-            })
+            };
+            (worked, Box::new(answer))
         };
         self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)?;
         answered.await.map_err(|_| Error::Closed)?
     }
 
-    /// Runs `work` in the next transaction, and waits only for its place in the queue. A failure is said in the log.
+    /// Runs `work` in a transaction that is made for something else, or after a while, and waits only for its place in the queue.
+    /// A failure is said in the log.
     pub(super) async fn post(
         &self,
-        kind: Kind,
         work: impl FnOnce(&Connection) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let run = move |connection: Result<&mut Connection, Error>| -> Answer {
-            let result = connection.and_then(|connection| in_savepoint(connection, kind, work));
-            Box::new(move |committed| {
+        let kind = Kind::Riding;
+        let run = move |place: Result<Place<'_>, Error>| -> (bool, Answer) {
+            let result = place.and_then(|place| run_in(&place, kind, work));
+            let worked = result.is_ok();
+            let answer = move |committed: Result<(), Error>| {
                 if let Err(error) = committed.and(result) {
                     tracing::warn!(%error, "the journal cannot be written");
                 }
-            })
+            };
+            (worked, Box::new(answer))
         };
         self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)
     }
 }
 
-fn in_savepoint<T>(
-    connection: &mut Connection,
+fn run_in<T>(
+    Place { connection, alone }: &Place<'_>,
     kind: Kind,
     work: impl FnOnce(&Connection) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    if kind == Kind::Read {
+    if kind == Kind::Read || *alone {
         return work(connection);
     }
-    let savepoint = connection.savepoint()?;
-    let done = work(&savepoint)?;
-    savepoint.commit()?;
-    Ok(done)
+    // As statements that stay prepared: as text they cost as much as what is between them.
+    let run = |connection: &Connection, text: &str| connection.prepare_cached(text)?.execute([]).map(|_| ());
+    run(connection, "SAVEPOINT job")?;
+    match work(connection) {
+        Ok(done) => {
+            run(connection, "RELEASE job")?;
+            Ok(done)
+        }
+        Err(error) => {
+            run(connection, "ROLLBACK TO job")?;
+            run(connection, "RELEASE job")?;
+            Err(error)
+        }
+    }
 }
 
 fn work(
-    mut connection: Connection,
+    connection: Connection,
     mut inbox: mpsc::Receiver<Job>,
     newest: &watch::Sender<i64>,
     (sizes, seconds): &(Sizes, Seconds),
 ) {
     let mut synced = true;
-    let mut batch = Vec::with_capacity(BATCH);
-    while let Some(job) = inbox.blocking_recv() {
-        batch.push(job);
-        while batch.len() < BATCH
-            && let Ok(job) = inbox.try_recv()
-        {
-            batch.push(job);
+    let mut batch: Vec<Job> = Vec::with_capacity(BATCH);
+    let mut committed_jobs = 0;
+    let mut open = true;
+    while open || !batch.is_empty() {
+        open = wait(&mut inbox, &mut batch);
+        take(&mut inbox, &mut batch);
+        if committed_jobs >= BUSY {
+            for _ in 0..YIELDS {
+                thread::yield_now();
+                take(&mut inbox, &mut batch);
+            }
         }
         for job in batch.extract_if(.., |job| job.kind == Kind::Read) {
-            (job.run)(Ok(&mut connection))(Ok(()));
+            (job.run)(Ok(Place { connection: &connection, alone: true })).1(Ok(()));
         }
         let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
+        committed_jobs = batch.len();
         let mut answers = Vec::with_capacity(batch.len());
         let begun = Instant::now();
         sizes.observe(batch.len());
-        let committed = commit(&mut connection, kind, &mut synced, batch.drain(..), &mut answers);
+        let committed = commit(&connection, kind, &mut synced, batch.drain(..), &mut answers);
         seconds.observe(begun.elapsed());
         if kind == Kind::Durable
             && committed.is_ok()
@@ -156,20 +197,87 @@ fn work(
     }
 }
 
+/// Waits until something is to be done: for somebody who waits, or because what rides has waited long enough. False at the
+/// end, when there will be nothing more.
+fn wait(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> bool {
+    let mut until = None;
+    loop {
+        if batch.iter().any(|job| job.kind != Kind::Riding) || batch.len() >= BATCH {
+            return true;
+        }
+        let received = match until {
+            None if batch.is_empty() => inbox.blocking_recv(),
+            _ => {
+                let until = *until.get_or_insert_with(|| Instant::now() + RIDE);
+                match recv_until(inbox, until) {
+                    Ok(job) => job,
+                    Err(_) => return true,
+                }
+            }
+        };
+        match received {
+            Some(job) => batch.push(job),
+            None => return false,
+        }
+        take(inbox, batch);
+    }
+}
+
+/// The next job, nothing if there will be none, or an error when it is time.
+fn recv_until(inbox: &mut mpsc::Receiver<Job>, until: Instant) -> Result<Option<Job>, ()> {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        if let Poll::Ready(job) = inbox.poll_recv(&mut std::task::Context::from_waker(&waker)) {
+            return Ok(job);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(());
+        }
+        thread::park_timeout(left);
+    }
+}
+
+/// Takes what is there.
+fn take(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) {
+    while batch.len() < BATCH
+        && let Ok(job) = inbox.try_recv()
+    {
+        batch.push(job);
+    }
+}
+
 /// One transaction around the whole batch. On failure nothing of it is in the file, and every caller is told.
 fn commit(
-    connection: &mut Connection,
+    connection: &Connection,
     kind: Kind,
     synced: &mut bool,
-    jobs: impl Iterator<Item = Job>,
+    jobs: impl ExactSizeIterator<Item = Job>,
     answers: &mut Vec<Answer>,
 ) -> Result<(), Error> {
     if let Err(error) = begin(connection, kind, synced) {
-        answers.extend(jobs.map(|job| (job.run)(Err(error.clone()))));
+        answers.extend(jobs.map(|job| (job.run)(Err(error.clone())).1));
         return Err(error);
     }
-    answers.extend(jobs.map(|job| (job.run)(Ok(connection))));
-    let ended = connection.execute_batch("COMMIT").map_err(Error::from);
+    let alone = jobs.len() == 1;
+    let mut worked = true;
+    for job in jobs {
+        let (done, answer) = (job.run)(Ok(Place { connection, alone }));
+        worked &= done;
+        answers.push(answer);
+    }
+    if alone && !worked {
+        // The caller hears why.
+        connection.execute_batch("ROLLBACK")?;
+        return Ok(());
+    }
+    let ended = connection.prepare_cached("COMMIT").and_then(|mut it| it.execute([])).map(|_| ()).map_err(Error::from);
     if ended.is_err() && !connection.is_autocommit() {
         // Nothing to do if this fails too: the connection is then outside of a transaction anyway.
         let _ = connection.execute_batch("ROLLBACK");
@@ -177,13 +285,13 @@ fn commit(
     ended
 }
 
-fn begin(connection: &mut Connection, kind: Kind, synced: &mut bool) -> Result<(), Error> {
+fn begin(connection: &Connection, kind: Kind, synced: &mut bool) -> Result<(), Error> {
     let sync = kind == Kind::Durable;
     if sync != *synced {
         connection.execute_batch(if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
         *synced = sync;
     }
-    connection.execute_batch("BEGIN IMMEDIATE")?;
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
     Ok(())
 }
 
