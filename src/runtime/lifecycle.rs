@@ -38,6 +38,25 @@ impl Shutdown {
     /// Runs a loop that must not end before the shutdown does.
     #[expect(clippy::disallowed_methods, reason = "this is the place the lint sends everybody to")]
     pub fn spawn_loop(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.tasks.track_future(self.guarded(name, work)));
+    }
+
+    /// The same, on a thread of its own: for a loop that keeps its thread for longer than others can wait.
+    #[expect(clippy::disallowed_methods, reason = "this is the place the lint sends everybody to")]
+    pub fn spawn_loop_apart(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let (work, runtime) = (self.guarded(name, work), tokio::runtime::Handle::current());
+        let thread = tokio::task::spawn_blocking(move || runtime.block_on(work));
+        tokio::spawn(self.tasks.track_future(async move {
+            // Whatever it ended with, its guard has seen to it.
+            let _ = thread.await;
+        }));
+    }
+
+    fn guarded(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let shutdown = self.clone();
         let guard = LoopGuard { shutdown: shutdown.clone(), name };
         let work = async move {
@@ -47,7 +66,7 @@ impl Shutdown {
                 () = shutdown.hard.cancelled() => {}
             }
         };
-        tokio::spawn(self.tasks.track_future(work.instrument(tracing::info_span!("loop", name))));
+        work.instrument(tracing::info_span!("loop", name))
     }
 
     /// Runs something that may end whenever it likes, and is waited for at the end.

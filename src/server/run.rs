@@ -111,7 +111,10 @@ async fn serve(
     let (ledger, writer) = Ledger::start(store.clone(), task_keys.clone()).await?;
     // The ledger ends after everybody who speaks to it, so it has an end of its own.
     let last = Shutdown::new();
-    last.spawn_loop("ledger", writer);
+    match store.writes_block() {
+        true => last.spawn_loop_apart("ledger", writer),
+        false => last.spawn_loop("ledger", writer),
+    }
     let measured = Arc::new(Measured::new(store.clone(), ledger.clone()));
     config.metrics.add(&measured);
 

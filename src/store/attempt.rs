@@ -91,8 +91,7 @@ impl Tx {
                 doc: attempt,
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Attempts by their random ids; those that do not exist are absent.

@@ -75,7 +75,7 @@ impl BlobKind {
     }
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct BlobRow {
     name: String,
     owner: Uuid,
@@ -85,6 +85,7 @@ struct BlobRow {
     length: i64,
     gap: bool,
     #[sqlx(rename = "final")]
+    #[serde(rename = "final")]
     is_final: bool,
     created: Timestamp,
 }

@@ -60,8 +60,7 @@ impl Tx {
                 doc: checkpoint,
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Checkpoints by their ids; those that do not exist are absent.

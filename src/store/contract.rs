@@ -23,15 +23,16 @@ struct ContractRow<'a> {
     doc: &'a Contract,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Doc<T>
 where
-    T: for<'de> serde::Deserialize<'de> + Send + 'static,
+    T: serde::de::DeserializeOwned + Send + 'static,
 {
     doc: Json<T>,
 }
 
-impl<T: for<'de> serde::Deserialize<'de> + Send + 'static> Doc<T> {
+impl<T: serde::de::DeserializeOwned + Send + 'static> Doc<T> {
     pub(super) fn into_inner(self) -> T {
         self.doc.0
     }
@@ -91,8 +92,7 @@ impl Tx {
                 doc: contract,
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Contracts by id; those that do not exist are absent.

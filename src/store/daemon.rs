@@ -71,8 +71,7 @@ impl Tx {
                 doc: daemon,
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Daemons by id; those that do not exist are absent.
@@ -132,8 +131,7 @@ impl Tx {
             .iter()
             .map(|(daemon, command)| CommandRow { daemon: *daemon, sequence: command.sequence, doc: Some(command) })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Forgets commands that were answered or are no longer wanted.
@@ -149,8 +147,7 @@ impl Tx {
             .iter()
             .map(|(daemon, sequence)| CommandRow { daemon: *daemon, sequence: *sequence, doc: None })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// The commands these daemons have not answered, in order.

@@ -43,7 +43,7 @@ pub struct LaneHead {
     pub priority: i32,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct LaneRow {
     contract: Uuid,
     class: Uuid,
@@ -104,8 +104,7 @@ impl Tx {
                 requirements: Some(requirements),
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// All classes.

@@ -23,7 +23,7 @@ pub struct Edge {
     pub satisfied: bool,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct EdgeRow {
     dependent: Uuid,
     dependency: Uuid,
@@ -57,8 +57,7 @@ impl Tx {
                 COLUMNS,
             )
         });
-        self.execute(&SQL, edges).await?;
-        Ok(())
+        self.put(&SQL, edges).await
     }
 
     /// Removes edges.
@@ -70,8 +69,7 @@ impl Tx {
                 COLUMNS,
             )
         });
-        self.execute(&SQL, edges).await?;
-        Ok(())
+        self.put(&SQL, edges).await
     }
 
     /// What these tasks wait for.

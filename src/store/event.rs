@@ -18,7 +18,7 @@ struct EventRow<'a> {
     doc: &'a Change,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct EventDoc {
     sequence: i64,
     doc: Json<Change>,
@@ -55,7 +55,7 @@ impl Tx {
             .iter()
             .map(|change| EventRow { at: change.at, contract: change.contract, task: change.task, doc: change })
             .collect();
-        let sequences: Vec<(i64,)> = self.fetch(&SQL, &rows).await?;
+        let sequences: Vec<(i64,)> = self.write(&SQL, &rows).await?;
         Ok(sequences.into_iter().map(|(sequence,)| sequence).max())
     }
 

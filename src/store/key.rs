@@ -25,7 +25,7 @@ struct KeyRow<'a> {
     revoked: Option<Timestamp>,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct KeyDoc {
     id: Uuid,
     hash: String,
@@ -149,8 +149,7 @@ impl Tx {
                 revoked: key.revoked,
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// The key with this SHA-256, revoked or not.
@@ -261,8 +260,7 @@ impl Tx {
                 doc: Some(request),
             })
             .collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Marks a batch, to be looked up if the answer to its COMMIT is lost.
@@ -274,8 +272,7 @@ impl Tx {
                 &[("id", Kind::Uuid), ("at", Kind::Time)],
             )
         });
-        self.execute(&SQL, &[Batch { id, at }]).await?;
-        Ok(())
+        self.put(&SQL, &[Batch { id, at }]).await
     }
 
     /// The batch was committed.

@@ -13,6 +13,7 @@
 
 mod attempt;
 mod blob;
+mod cell;
 mod checkpoint;
 mod contract;
 mod daemon;
@@ -20,10 +21,12 @@ mod dispatch;
 mod edge;
 mod event;
 mod key;
+mod local;
 mod measure;
 mod native;
 mod open;
 mod retention;
+mod row;
 mod sql;
 mod standing;
 mod task;
@@ -48,8 +51,16 @@ pub struct Store {
 
 #[derive(Clone, Debug)]
 enum Db {
-    Postgres(sqlx::PgPool),
-    Sqlite { write: sqlx::SqlitePool, read: sqlx::SqlitePool },
+    /// `begin` is how a transaction that writes begins.
+    Postgres {
+        write: sqlx::PgPool,
+        read: sqlx::PgPool,
+        begin: String,
+    },
+    Sqlite {
+        write: local::Writer,
+        read: sqlx::SqlitePool,
+    },
 }
 
 /// What can go wrong.

@@ -9,13 +9,19 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Db, Error, Result, Store};
+use uuid::Uuid;
+
+use super::{
+    Db, Error, Result, Store,
+    local::Writer,
+    tx::{CLAIM, LEDGER_LOCK, WRITERS, begin_claimed},
+};
 
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -24,8 +30,11 @@ static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 const SERVER_LOCK: i64 = 0x006d_616b_696d_6102;
 /// Readers at a time. Reads are short; more would only wait for the two cores a small server has.
 const READERS: u32 = 8;
+/// Prepared statements that a connection keeps: on SQLite those that write have a text for each power of two of rows, on
+/// Postgres one for each set of them that is written at once.
+const STATEMENTS: usize = 512;
 /// How long a connection or a lock is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The address of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +100,18 @@ async fn claim(connection: &mut PgConnection) -> Result<()> {
     Err(Error::InUse(text.to_owned()))
 }
 
+/// Writes down that this server has the database, under the lock of those who write.
+async fn write_claim(pool: &PgPool, id: Uuid) -> Result<()> {
+    let mut tx = pool.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LEDGER_LOCK).execute(&mut *tx).await?;
+    sqlx::query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+        .bind(CLAIM)
+        .bind(id.to_string())
+        .execute(&mut *tx)
+        .await?;
+    Ok(tx.commit().await?)
+}
+
 impl Store {
     /// Opens the database for a server: claims it, then brings its schema up to date.
     pub async fn open(url: &Url) -> Result<(Self, Claim)> {
@@ -105,18 +126,28 @@ impl Store {
             .application_name("makima")
             // What a stalled replica can do to the others is bounded.
             .options([("lock_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s")])
+            // Every statement finds its rows through an index, from the few that it is given. How few, the planner cannot know:
+            // it guessed a hundred, and read whole tables to join them.
+            .options([("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_seqscan", "off")])
+            // What it thinks of plans that it was told not to like would have them compiled.
+            .options([("jit", "off")])
+            .statement_cache_capacity(STATEMENTS)
             .disable_statement_logging();
         let mut connection = PgConnection::connect_with(&options).await?;
         claim(&mut connection).await?;
-        let pool = PgPoolOptions::new()
-            .max_connections(READERS + 2)
-            .min_connections(1)
-            .acquire_timeout(PATIENCE)
+        let pool = || PgPoolOptions::new().min_connections(1).acquire_timeout(PATIENCE);
+        let read = pool().max_connections(READERS).connect_with(options.clone()).await?;
+        let write = pool()
+            .max_connections(WRITERS)
+            // A restart of Postgres shows when a transaction begins; see there.
+            .test_before_acquire(false)
             .connect_with(options.clone())
             .await?;
-        POSTGRES.run(&pool).await.map_err(schema_error)?;
+        POSTGRES.run(&write).await.map_err(schema_error)?;
+        let id = Uuid::new_v4();
+        write_claim(&write, id).await?;
         Ok((
-            Self { db: Db::Postgres(pool) },
+            Self { db: Db::Postgres { write, read, begin: begin_claimed(id) } },
             Claim(Held::Postgres { connection: Box::new(connection), options: Box::new(options) }),
         ))
     }
@@ -142,22 +173,21 @@ impl Store {
             // A commit that was answered survives power loss.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(PATIENCE)
-            .pragma("cache_size", "-16384")
             .disable_statement_logging();
-        let write = SqlitePoolOptions::new()
+        let migrate = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(PATIENCE)
-            .idle_timeout(None)
-            .max_lifetime(None)
             .connect_with(options.clone())
             .await
             .map_err(|error| spoiled(path, &error).unwrap_or_else(|| error.into()))?;
-        SQLITE.run(&write).await.map_err(|error| match &error {
+        SQLITE.run(&migrate).await.map_err(|error| match &error {
             MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => {
                 spoiled(path, cause).unwrap_or_else(|| schema_error(error))
             }
             _ => schema_error(error),
         })?;
+        let write = Writer::open(path)?;
+        migrate.close().await;
         let read = SqlitePoolOptions::new()
             .max_connections(READERS)
             .min_connections(1)
@@ -170,7 +200,10 @@ impl Store {
     /// Closes all connections, after what is under way.
     pub async fn close(&self) {
         match &self.db {
-            Db::Postgres(pool) => pool.close().await,
+            Db::Postgres { write, read, .. } => {
+                read.close().await;
+                write.close().await;
+            }
             Db::Sqlite { write, read } => {
                 read.close().await;
                 write.close().await;
@@ -180,13 +213,18 @@ impl Store {
 
     /// The answer to a COMMIT can be lost: the database is another process.
     pub fn commits_in_doubt(&self) -> bool {
-        matches!(self.db, Db::Postgres(_))
+        matches!(self.db, Db::Postgres { .. })
+    }
+
+    /// What writes keeps its thread until it is done: give it one of its own.
+    pub fn writes_block(&self) -> bool {
+        matches!(self.db, Db::Sqlite { .. })
     }
 
     /// The word for the database, for people.
     pub fn kind(&self) -> &'static str {
         match &self.db {
-            Db::Postgres(_) => "postgres",
+            Db::Postgres { .. } => "postgres",
             Db::Sqlite { .. } => "sqlite",
         }
     }

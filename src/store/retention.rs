@@ -11,14 +11,15 @@ use super::{
 use crate::domain::{ContractId, Timestamp};
 
 impl Tx {
-    /// Forgets events before a time, at most `limit` of them. Answers how many, and keeps the last one's sequence.
+    /// Forgets events before a time, at most `limit` of them. Answers how many, and keeps the last one's sequence. Ledger time
+    /// never goes backwards, so the oldest are the first.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn events_forget(&mut self, before: Timestamp, limit: i64) -> Result<usize> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
                 "DELETE FROM events WHERE sequence IN (
-                     SELECT e.sequence FROM events e WHERE e.at < (SELECT rows.now FROM {rows})
-                     ORDER BY e.at, e.sequence LIMIT $2)
+                     SELECT e.sequence FROM (SELECT x.sequence, x.at FROM events x ORDER BY x.sequence LIMIT $2) AS e
+                     WHERE e.at < (SELECT rows.now FROM {rows}))
                  RETURNING sequence",
                 NOW,
             )

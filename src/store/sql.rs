@@ -1,23 +1,47 @@
 //! One SQL text for two databases.
 //!
-//! Every statement takes one JSON document, an array of rows, so a batch is one statement whatever its size, and there is
-//! one bind to get right. In the text, `{rows}` stands for those rows as a relation named `rows`; the columns are declared
-//! beside the text. What this becomes:
+//! Every statement takes rows, so a batch is one statement whatever its size. In the text, `{rows}` stands for those rows as a
+//! relation named `rows`; the columns are declared beside the text. What this becomes:
 //!
 //! ```text
-//!   Postgres   json_to_recordset($1::json) AS r(id uuid, at bigint, ..)   times made timestamptz
-//!   SQLite     json_each($1)                                              ids made blobs
+//!               what is written                              what is asked for
+//!   Postgres    unnest($1::uuid[], $2::bigint[], ..)         json_to_recordset($1::json) AS r(id uuid, at bigint, ..)
+//!   SQLite      VALUES (?, ?, ..), (..), ..                  json_each(?1)
 //! ```
 //!
-//! The design asks for arrays on Postgres; one document was chosen instead because it makes the two databases one text with
-//! one bind. It costs about a microsecond a field to take apart.
+//! What is written has documents in it, which are bound as they are: taken apart as JSON by the database they cost it more than
+//! everything else it did (SQLite, 64 tasks at a time: two thirds of its time). SQLite has one text for each number of rows that
+//! is a power of two, and rows of nothing fill up what is missing, so few texts are prepared. What is asked for is a few ids, for
+//! which one document is the simplest.
 
-use std::{fmt::Write as _, sync::LazyLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{LazyLock, Mutex, OnceLock},
+    time::Duration,
+};
 
-use serde::Serialize;
-use sqlx::{FromRow, Postgres, Sqlite, postgres::PgRow, sqlite::SqliteRow};
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::{
+    FromRow, Postgres, Sqlite,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+    sqlite::SqliteRow,
+};
+use uuid::Uuid;
 
-use super::{Error, Result, Tx, tx::Inner};
+use super::{
+    Error, Result, Tx,
+    row::{Value, values},
+    tx::Inner,
+};
+
+/// Columns of `{rows}`, by name.
+pub(super) type Columns = &'static [(&'static str, Kind)];
+
+/// Rows of one statement on SQLite at most, as a power of two: 256 rows of 14 columns are a tenth of the values that it takes.
+const MOST_ROWS_LOG: usize = 8;
+const MOST_ROWS: usize = 1 << MOST_ROWS_LOG;
 
 /// Native type of a column of `{rows}`.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +58,14 @@ pub(super) enum Kind {
 /// A statement in both dialects.
 #[derive(Debug)]
 pub(super) struct Sql {
+    columns: Columns,
     postgres: &'static str,
+    /// With an array for each column.
+    postgres_write: &'static str,
     sqlite: &'static str,
+    /// With a list of values, by the logarithm of its length; made when first used.
+    sqlite_write: [OnceLock<&'static str>; MOST_ROWS_LOG + 1],
+    sqlite_text: String,
 }
 
 /// A statement that is rendered when it is first used.
@@ -43,21 +73,44 @@ pub(super) type LazySql = LazyLock<Sql>;
 
 impl Sql {
     /// One text for both.
-    pub(super) fn new(text: &str, columns: &[(&str, Kind)]) -> Self {
+    pub(super) fn new(text: &str, columns: Columns) -> Self {
         Self::dialects(text, text, columns)
     }
 
     /// Where the dialects differ (LATERAL on one, correlated IN on the other).
-    pub(super) fn dialects(postgres: &str, sqlite: &str, columns: &[(&str, Kind)]) -> Self {
-        let postgres = postgres.replace("{rows}", &postgres_rows(columns));
-        let sqlite = sqlite.replace("{rows}", &sqlite_rows(columns));
-        // Leaked on purpose: there is a fixed number of statements, each rendered once, and the drivers cache prepared
-        // statements by their text.
-        Self { postgres: Box::leak(postgres.into_boxed_str()), sqlite: Box::leak(sqlite.into_boxed_str()) }
+    pub(super) fn dialects(postgres: &str, sqlite: &str, columns: Columns) -> Self {
+        Self {
+            columns,
+            postgres: leak(postgres.replace("{rows}", &postgres_rows(columns))),
+            postgres_write: leak(postgres.replace("{rows}", &postgres_arrays(columns))),
+            sqlite: leak(numbered(sqlite.replace("{rows}", &sqlite_rows(columns)))),
+            sqlite_write: Default::default(),
+            sqlite_text: sqlite.to_owned(),
+        }
+    }
+
+    /// The text for writing at least so many rows, and how many it has places for.
+    fn sqlite_write(&self, rows: usize) -> (&'static str, usize) {
+        let places = rows.next_power_of_two().min(MOST_ROWS);
+        let size = places.trailing_zeros() as usize;
+        let text = self.sqlite_write[size]
+            .get_or_init(|| leak(self.sqlite_text.replace("{rows}", &sqlite_values(self.columns, places))));
+        (text, places)
     }
 }
 
-fn postgres_rows(columns: &[(&str, Kind)]) -> String {
+/// SQLite numbers what is written `?1`; `$1` it would take for a name.
+fn numbered(text: String) -> String {
+    text.replace("$1", "?1").replace("$2", "?2")
+}
+
+/// Leaks a text, on purpose: there is a fixed number of statements, each rendered once, and the drivers cache prepared
+/// statements by their text.
+fn leak(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+fn postgres_rows(columns: Columns) -> String {
     let (mut select, mut types) = (String::new(), String::new());
     for (i, (name, kind)) in columns.iter().enumerate() {
         let comma = if i == 0 { "" } else { ", " };
@@ -67,7 +120,7 @@ fn postgres_rows(columns: &[(&str, Kind)]) -> String {
             Kind::Int => ("integer", format!("r.{name}")),
             Kind::Big => ("bigint", format!("r.{name}")),
             Kind::Bool => ("boolean", format!("r.{name}")),
-            Kind::Time => ("bigint", format!("timestamptz 'epoch' + r.{name} * interval '1 microsecond'")),
+            Kind::Time => ("bigint", from_micros(name)),
             Kind::Json => ("jsonb", format!("r.{name}")),
         };
         let _ = write!(select, "{comma}{expression} AS {name}");
@@ -76,7 +129,31 @@ fn postgres_rows(columns: &[(&str, Kind)]) -> String {
     format!("(SELECT {select} FROM json_to_recordset($1::json) AS r({types})) AS rows")
 }
 
-fn sqlite_rows(columns: &[(&str, Kind)]) -> String {
+fn postgres_arrays(columns: Columns) -> String {
+    let (mut select, mut arrays, mut names) = (String::new(), String::new(), String::new());
+    for (i, (name, kind)) in columns.iter().enumerate() {
+        let comma = if i == 0 { "" } else { ", " };
+        let (ty, expression) = match kind {
+            Kind::Uuid => ("uuid", format!("r.{name}")),
+            Kind::Text => ("text", format!("r.{name}")),
+            Kind::Int => ("integer", format!("r.{name}")),
+            Kind::Big => ("bigint", format!("r.{name}")),
+            Kind::Bool => ("boolean", format!("r.{name}")),
+            Kind::Time => ("bigint", from_micros(name)),
+            Kind::Json => ("text", format!("r.{name}::json")),
+        };
+        let _ = write!(select, "{comma}{expression} AS {name}");
+        let _ = write!(arrays, "{comma}${}::{ty}[]", i + 1);
+        let _ = write!(names, "{comma}{name}");
+    }
+    format!("(SELECT {select} FROM unnest({arrays}) AS r({names})) AS rows")
+}
+
+fn from_micros(name: &str) -> String {
+    format!("timestamptz 'epoch' + r.{name} * interval '1 microsecond'")
+}
+
+fn sqlite_rows(columns: Columns) -> String {
     let mut select = String::new();
     for (i, (name, kind)) in columns.iter().enumerate() {
         let comma = if i == 0 { "" } else { ", " };
@@ -89,6 +166,18 @@ fn sqlite_rows(columns: &[(&str, Kind)]) -> String {
         let _ = write!(select, "{comma}{expression} AS {name}");
     }
     format!("(SELECT {select} FROM json_each($1)) AS rows")
+}
+
+/// Rows whose first column is nothing are those that fill up: each row that is written has a key there, or a time.
+fn sqlite_values(columns: Columns, places: usize) -> String {
+    let mut select = String::new();
+    for (i, (name, _)) in columns.iter().enumerate() {
+        let comma = if i == 0 { "" } else { ", " };
+        let _ = write!(select, "{comma}column{} AS {name}", i + 1);
+    }
+    let row = format!("({})", vec!["?"; columns.len()].join(", "));
+    let values = vec![row; places].join(", ");
+    format!("(SELECT {select} FROM (VALUES {values}) WHERE column1 IS NOT NULL) AS rows")
 }
 
 /// How long Postgres may take for a statement. A machine that vanishes closes no connection: without a bound the one writer
@@ -106,18 +195,22 @@ pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Resul
     }
 }
 
-/// A row type that both drivers can read.
+/// A row type that all drivers can read.
 pub(super) trait Row:
-    for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin + 'static
+    for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + DeserializeOwned + Send + Unpin + 'static
 {
 }
 
-impl<T> Row for T where T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin + 'static {}
+impl<T> Row for T where
+    T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + DeserializeOwned + Send + Unpin + 'static
+{
+}
 
 /// Expands a body for both databases, with `tx` bound to the native transaction.
 macro_rules! on {
-    ($self:expr, $sql:expr, |$tx:ident, $text:ident| $body:expr) => {
-        match &mut $self.0 {
+    ($self:expr, $sql:expr, |$tx:ident, $text:ident| $body:expr) => {{
+        $self.settle().await?;
+        match &mut $self.inner {
             Inner::Postgres($tx) => {
                 let $text = $sql.postgres;
                 in_time(async { Ok($body) }).await
@@ -126,36 +219,191 @@ macro_rules! on {
                 let $text = $sql.sqlite;
                 Ok($body)
             }
+            Inner::Local(_) => Err(reads_only()),
         }
-    };
+    }};
 }
+
+/// What writes does not read this way, and what reads does not write: a mistake in this module.
+fn reads_only() -> Error {
+    Error::Statement { source: sqlx::Error::Protocol("a statement went to the wrong connection".to_owned()) }
+}
+
+/// Rows that are written in one round trip with what follows.
+#[derive(Debug)]
+pub(super) struct Later {
+    sql: &'static Sql,
+    values: Vec<Value>,
+}
+
+/// The texts of statements that were put together, by the texts of their parts. There are few: batches are of a few kinds.
+static TOGETHER: Mutex<BTreeMap<Vec<usize>, &'static str>> = Mutex::new(BTreeMap::new());
 
 impl Tx {
     /// Rows that come of rows.
     pub(super) async fn fetch<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize) -> Result<Vec<R>> {
         let rows = encode(rows)?;
+        if let Inner::Local(tx) = &self.inner {
+            return tx.fetch(sql.sqlite, Some(&rows), None);
+        }
         on!(self, sql, |tx, text| sqlx::query_as(text).bind(rows).fetch_all(&mut **tx).await?)
     }
 
     /// Rows that come of rows, at most so many (`$2`).
     pub(super) async fn fetch_some<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize, limit: i64) -> Result<Vec<R>> {
         let rows = encode(rows)?;
+        if let Inner::Local(tx) = &self.inner {
+            return tx.fetch(sql.sqlite, Some(&rows), Some(limit));
+        }
         on!(self, sql, |tx, text| sqlx::query_as(text).bind(rows).bind(limit).fetch_all(&mut **tx).await?)
     }
 
     /// Rows of a statement without arguments.
     pub(super) async fn fetch_plain<R: Row>(&mut self, sql: &Sql) -> Result<Vec<R>> {
+        if let Inner::Local(tx) = &self.inner {
+            return tx.fetch(sql.sqlite, None, None);
+        }
         on!(self, sql, |tx, text| sqlx::query_as(text).fetch_all(&mut **tx).await?)
+    }
+
+    /// From here on what is put by [`Self::put`] may be written together with what follows, on Postgres, where each statement
+    /// costs a round trip. Nothing that is put so may depend on, or be the same row as, what was put before it.
+    pub fn gather(&mut self) {
+        if matches!(self.inner, Inner::Postgres(_)) {
+            self.later.get_or_insert_default();
+        }
+    }
+
+    /// Writes what has been gathered.
+    pub(super) async fn settle(&mut self) -> Result<()> {
+        let Some(later) = self.later.as_mut().map(std::mem::take).filter(|later| !later.is_empty()) else {
+            return Ok(());
+        };
+        let (Inner::Postgres(tx), Some((last, before))) = (&mut self.inner, later.split_last()) else { return Ok(()) };
+        let query = together(before, last.sql, &last.values);
+        in_time(async { Ok(query.execute(&mut **tx).await?) }).await?;
+        Ok(())
+    }
+
+    /// Writes rows, now or, while it gathers, together with what follows.
+    pub(super) async fn put<T: Serialize>(&mut self, sql: &'static Sql, rows: &[T]) -> Result<()> {
+        match &mut self.later {
+            Some(_) if rows.is_empty() => {}
+            Some(later) => {
+                let values = values(rows, sql.columns).map_err(|source| Error::Encode { source })?;
+                later.push(Later { sql, values });
+            }
+            None => _ = self.execute(sql, rows).await?,
+        }
+        Ok(())
     }
 
     /// Changes made of rows. Answers how many there were; does nothing without rows.
     pub(super) async fn execute<T: Serialize>(&mut self, sql: &Sql, rows: &[T]) -> Result<u64> {
-        if rows.is_empty() {
-            return Ok(0);
+        let mut changed = 0;
+        self.settle().await?;
+        for rows in rows.chunks(self.most_rows()) {
+            let values = values(rows, sql.columns).map_err(|source| Error::Encode { source })?;
+            changed += match &mut self.inner {
+                Inner::Postgres(tx) => {
+                    let query = bind_arrays(sqlx::query(sql.postgres_write), sql.columns, &values);
+                    in_time(async { Ok(query.execute(&mut **tx).await?.rows_affected()) }).await?
+                }
+                Inner::Local(tx) => {
+                    let (text, places) = sql.sqlite_write(rows.len());
+                    tx.execute(text, &values, places * sql.columns.len())?
+                }
+                Inner::Sqlite(_) => return Err(reads_only()),
+            };
         }
-        let rows = encode(&rows)?;
-        on!(self, sql, |tx, text| sqlx::query(text).bind(rows).execute(&mut **tx).await?.rows_affected())
+        Ok(changed)
     }
+
+    /// The same, with the rows that a RETURNING gives back; together with what has been gathered.
+    pub(super) async fn write<T: Serialize, R: Row>(&mut self, sql: &'static Sql, rows: &[T]) -> Result<Vec<R>> {
+        let mut back = Vec::new();
+        let later = self.later.as_mut().map(std::mem::take).unwrap_or_default();
+        for rows in rows.chunks(self.most_rows()) {
+            let values = values(rows, sql.columns).map_err(|source| Error::Encode { source })?;
+            match &mut self.inner {
+                Inner::Postgres(tx) => {
+                    let query = together(&later, sql, &values);
+                    for row in in_time(async { Ok(query.fetch_all(&mut **tx).await?) }).await? {
+                        back.push(R::from_row(&row)?);
+                    }
+                }
+                Inner::Local(tx) => {
+                    let (text, places) = sql.sqlite_write(rows.len());
+                    back.extend(tx.write::<R>(text, &values, places * sql.columns.len())?);
+                }
+                Inner::Sqlite(_) => return Err(reads_only()),
+            }
+        }
+        Ok(back)
+    }
+
+    /// Rows that one statement writes at most.
+    fn most_rows(&self) -> usize {
+        match &self.inner {
+            Inner::Postgres(_) => usize::MAX,
+            Inner::Sqlite(_) | Inner::Local(_) => MOST_ROWS,
+        }
+    }
+}
+
+/// One statement that writes all of these, and ends as the last of them does.
+fn together<'q>(before: &'q [Later], last: &'static Sql, last_values: &'q [Value]) -> Query<'q, Postgres, PgArguments> {
+    let parts = || before.iter().map(|later| later.sql).chain([last]);
+    let text = match before {
+        [] => last.postgres_write,
+        _ => {
+            // A statement's text is leaked once, so its place tells which it is.
+            let key = parts().map(|sql| sql.postgres_write.as_ptr() as usize).collect();
+            let mut known = TOGETHER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *known.entry(key).or_insert_with(|| leak(joined(parts())))
+        }
+    };
+    let mut query = sqlx::query(text);
+    for later in before {
+        query = bind_arrays(query, later.sql.columns, &later.values);
+    }
+    bind_arrays(query, last.columns, last_values)
+}
+
+/// The parts but the last as common table expressions, their arguments numbered on.
+fn joined(parts: impl Iterator<Item = &'static Sql>) -> String {
+    let (mut texts, mut first) = (Vec::new(), 0);
+    for part in parts {
+        // From the highest down, so that none is renumbered twice.
+        let renumber = |text: String, n: usize| text.replace(&format!("${n}::"), &format!("${}::", n + first));
+        texts.push((1..=part.columns.len()).rev().fold(part.postgres_write.to_owned(), renumber));
+        first += part.columns.len();
+    }
+    let last = texts.pop().unwrap_or_default();
+    let with: Vec<_> = texts.iter().enumerate().map(|(n, text)| format!("w{n} AS ({text})")).collect();
+    format!("WITH {} {last}", with.join(", "))
+}
+
+/// Binds an array for each column.
+fn bind_arrays<'q>(
+    mut query: Query<'q, Postgres, PgArguments>,
+    columns: Columns,
+    values: &[Value],
+) -> Query<'q, Postgres, PgArguments> {
+    for (place, (_, kind)) in columns.iter().enumerate() {
+        let column = values.iter().skip(place).step_by(columns.len());
+        query = match kind {
+            Kind::Uuid => query.bind(column.map(Value::uuid).collect::<Vec<Option<Uuid>>>()),
+            Kind::Text | Kind::Json => query.bind(column.map(Value::text).collect::<Vec<Option<&str>>>()),
+            Kind::Int => {
+                let column = column.map(|value| value.int().and_then(|int| i32::try_from(int).ok()));
+                query.bind(column.collect::<Vec<Option<i32>>>())
+            }
+            Kind::Big | Kind::Time => query.bind(column.map(Value::int).collect::<Vec<Option<i64>>>()),
+            Kind::Bool => query.bind(column.map(Value::bool).collect::<Vec<Option<bool>>>()),
+        };
+    }
+    query
 }
 
 fn encode(rows: &impl Serialize) -> Result<String> {

@@ -7,7 +7,7 @@ use super::{
     Result, Tx,
     contract::{ID, ids},
     edge::Edge,
-    sql::{Kind, LazySql, Sql},
+    sql::{Columns, LazySql, Sql},
 };
 use crate::domain::{ContractId, DaemonId, TaskId, task::TaskStatus};
 
@@ -22,7 +22,7 @@ pub struct Brief {
     pub status: TaskStatus,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct BriefRow {
     id: Uuid,
     name: String,
@@ -36,7 +36,7 @@ impl From<BriefRow> for Brief {
     }
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 struct EdgeRow {
     dependent: Uuid,
     dependency: Uuid,
@@ -47,7 +47,7 @@ struct EdgeRow {
 const STATUS_POSTGRES: &str = "to_jsonb(t.status) AS status";
 const STATUS_SQLITE: &str = "json_quote(t.status) AS status";
 
-fn briefs(text: impl Fn(&str) -> String, columns: &[(&str, Kind)]) -> Sql {
+fn briefs(text: impl Fn(&str) -> String, columns: Columns) -> Sql {
     Sql::dialects(&text(STATUS_POSTGRES), &text(STATUS_SQLITE), columns)
 }
 
@@ -68,7 +68,7 @@ impl Tx {
     /// Tasks that wait for this one, by id, at most `limit`.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn briefs_of_dependents(&mut self, task: TaskId, limit: i64) -> Result<Vec<(Brief, bool)>> {
-        #[derive(sqlx::FromRow)]
+        #[derive(sqlx::FromRow, serde::Deserialize)]
         struct DependentRow {
             id: Uuid,
             name: String,

@@ -73,7 +73,7 @@ const COLUMNS: &[(&str, Kind)] = &[
     ("doc", Kind::Json),
 ];
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, serde::Deserialize)]
 pub(super) struct TaskDoc {
     spec: Json<TaskSpec>,
     doc: Json<Task>,
@@ -125,8 +125,7 @@ impl Tx {
             )
         });
         let rows: Vec<_> = tasks.iter().map(|task| TaskRow::new(task, true)).collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Writes changed tasks, all but what was asked.
@@ -141,8 +140,7 @@ impl Tx {
             )
         });
         let rows: Vec<_> = tasks.iter().map(|task| TaskRow::new(task, false)).collect();
-        self.execute(&SQL, &rows).await?;
-        Ok(())
+        self.put(&SQL, &rows).await
     }
 
     /// Writes what was asked, where it has changed.
@@ -256,12 +254,14 @@ impl Tx {
         #[derive(Serialize)]
         struct From {
             contract: ContractId,
-            after: Option<TaskId>,
+            after: TaskId,
         }
+        let after = after.unwrap_or(TaskId(uuid::Uuid::nil()));
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT t.spec, t.doc FROM {rows} JOIN tasks t ON t.contract = rows.contract
-                 WHERE NOT t.final AND (rows.after IS NULL OR t.id > rows.after) ORDER BY t.id LIMIT $2",
+                "SELECT t.spec, t.doc FROM tasks t
+                 WHERE t.contract = (SELECT rows.contract FROM {rows}) AND NOT t.final
+                   AND t.id > (SELECT rows.after FROM {rows}) ORDER BY t.id LIMIT $2",
                 &[("contract", Kind::Uuid), ("after", Kind::Uuid)],
             )
         });

@@ -2,20 +2,54 @@
 
 use super::{
     Db, Error, Result, Store,
-    sql::{PgTx, SqliteTx, in_time},
+    local::Local,
+    sql::{Later, PgTx, SqliteTx, in_time},
 };
+use uuid::Uuid;
 
 /// The advisory lock that makes all ledger transactions of all replicas serial ("makima" in ASCII).
 pub(super) const LEDGER_LOCK: i64 = 0x006d_616b_696d_6101;
 
+/// What a transaction that writes begins with, in one round trip: the lock in a statement of its own, then whether this server
+/// still has the database. Who has it is written down under the lock, so that one that has lost it, and does not know yet,
+/// divides by zero here.
+pub(super) fn begin_claimed(claim: Uuid) -> String {
+    format!(
+        "SELECT pg_advisory_xact_lock({LEDGER_LOCK}); \
+         SELECT 1 / count(*) FROM meta WHERE key = '{CLAIM}' AND value = '{claim}'"
+    )
+}
+
+/// Where it is written down which server has the database.
+pub(super) const CLAIM: &str = "server_claim";
+/// SQLSTATE of a division by zero.
+const DIVISION_BY_ZERO: &str = "22012";
+/// Connections that a restart of Postgres may have broken: each of the pool, and a fresh one.
+const BEGIN_TRIES: u32 = WRITERS + 1;
+/// Connections for writing. One writes at a time; the others are for those who wait for it.
+pub(super) const WRITERS: u32 = 4;
+
 /// A transaction on either database.
 #[derive(Debug)]
-pub struct Tx(pub(super) Inner);
+pub struct Tx {
+    pub(super) inner: Inner,
+    /// On Postgres: written in one round trip with what follows, while a transaction gathers.
+    pub(super) later: Option<Vec<Later>>,
+}
+
+impl From<Inner> for Tx {
+    fn from(inner: Inner) -> Self {
+        Self { inner, later: None }
+    }
+}
 
 #[derive(Debug)]
 pub(super) enum Inner {
     Postgres(PgTx),
+    /// One that reads.
     Sqlite(SqliteTx),
+    /// One that writes to SQLite.
+    Local(Local),
 }
 
 impl Store {
@@ -25,15 +59,31 @@ impl Store {
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn begin(&self) -> Result<Tx> {
         match &self.db {
-            Db::Postgres(pool) => {
-                let begun = async {
-                    let mut tx = pool.begin().await?;
-                    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LEDGER_LOCK).execute(&mut *tx).await?;
-                    Ok(Tx(Inner::Postgres(tx)))
-                };
-                in_time(begun).await
+            Db::Postgres { write, begin, .. } => {
+                let mut tries = 0;
+                loop {
+                    // A transaction from the start: whoever asks may go away while it waits for the lock.
+                    let begun = in_time(async {
+                        let mut tx = write.begin().await?;
+                        sqlx::raw_sql(sqlx::AssertSqlSafe(begin.clone())).execute(&mut *tx).await?;
+                        Ok(tx)
+                    });
+                    let begun = begun.await;
+                    tries += 1;
+                    match begun {
+                        Ok(tx) => return Ok(Inner::Postgres(tx).into()),
+                        // Connections are not tried out before they are used, which would cost a round trip: this is how it
+                        // shows that one was broken, and nothing has been done.
+                        Err(Error::Unavailable { source: sqlx::Error::Io(_) }) if tries < BEGIN_TRIES => {}
+                        Err(Error::Statement { source }) if is_division_by_zero(&source) => {
+                            let text = "another makima server has taken this database; this one must stop".to_owned();
+                            return Err(Error::InUse(text));
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
             }
-            Db::Sqlite { write, .. } => Ok(Tx(Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?))),
+            Db::Sqlite { write, .. } => Ok(Inner::Local(write.begin().await?).into()),
         }
     }
 
@@ -41,11 +91,11 @@ impl Store {
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn read(&self) -> Result<Tx> {
         match &self.db {
-            Db::Postgres(pool) => {
+            Db::Postgres { read, .. } => {
                 let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                in_time(async { Ok(Tx(Inner::Postgres(pool.begin_with(begin).await?))) }).await
+                in_time(async { Ok(Inner::Postgres(read.begin_with(begin).await?).into()) }).await
             }
-            Db::Sqlite { read, .. } => Ok(Tx(Inner::Sqlite(read.begin().await?))),
+            Db::Sqlite { read, .. } => Ok(Inner::Sqlite(read.begin().await?).into()),
         }
     }
 }
@@ -53,10 +103,12 @@ impl Store {
 impl Tx {
     /// Makes it all true, durably. An error that is [`Error::Unavailable`] leaves the outcome unknown.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn commit(self) -> Result<()> {
-        match self.0 {
+    pub async fn commit(mut self) -> Result<()> {
+        self.settle().await?;
+        match self.inner {
             Inner::Postgres(tx) => in_time(async { Ok(tx.commit().await?) }).await?,
             Inner::Sqlite(tx) => tx.commit().await?,
+            Inner::Local(tx) => tx.commit()?,
         }
         Ok(())
     }
@@ -64,12 +116,17 @@ impl Tx {
     /// Forgets it all. Dropping a transaction does the same, later.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn rollback(self) -> Result<()> {
-        match self.0 {
+        match self.inner {
             Inner::Postgres(tx) => in_time(async { Ok(tx.rollback().await?) }).await?,
             Inner::Sqlite(tx) => tx.rollback().await?,
+            Inner::Local(tx) => drop(tx),
         }
         Ok(())
     }
+}
+
+fn is_division_by_zero(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == DIVISION_BY_ZERO)
 }
 
 impl From<sqlx::Error> for Error {

@@ -36,8 +36,12 @@ const DIRECTIONS: [(&str, &[&str]); 11] = [
 ];
 
 /// Crates that only one part may name.
-const KEPT: [(&str, &[&str]); 4] =
-    [("sqlx", &["store"]), ("rusqlite", &["daemon"]), ("git2", &["daemon", "cli"]), ("object_store", &["server"])];
+const KEPT: [(&str, &[&str]); 4] = [
+    ("sqlx", &["store"]),
+    ("rusqlite", &["daemon", "store"]),
+    ("git2", &["daemon", "cli"]),
+    ("object_store", &["server"]),
+];
 
 /// Crates that `domain` may name: it decides, and does nothing else. The last two only in tests.
 const DOMAIN_CRATES: [&str; 8] = ["std", "core", "serde", "serde_json", "thiserror", "uuid", "proptest", "insta"];

@@ -60,7 +60,7 @@ async fn of_postgres(url: &str) -> Schema {
         let ty = match ty.as_str() {
             "uuid" => "blob",
             "timestamp with time zone" | "bigint" | "integer" | "boolean" => "integer",
-            "jsonb" | "text" => "text",
+            "json" | "text" => "text",
             other => panic!("{table}.{column} is {other}, for which there is no pair"),
         };
         schema.columns.insert((table, column), (ty.to_owned(), row.get(3)));
