@@ -16,7 +16,7 @@ use super::{
     attempt::{Attempt, AttemptState, Failure},
     checkpoint::Origin,
     contract::{Contract, Hold},
-    daemon::{Daemon, Requirements},
+    daemon::{Card, Requirements},
     id::{DaemonId, TaskId},
     task::{Task, TaskState, TaskStatus, WaitReason},
     time::Timestamp,
@@ -70,7 +70,15 @@ pub struct Dependency {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// The daemon.
-    pub daemon: Daemon,
+    pub id: DaemonId,
+    /// What it says of itself.
+    pub card: Card,
+    /// A session of it is open.
+    pub attached: bool,
+    /// Gets no new work, by a person's wish.
+    pub draining: bool,
+    /// When it was last heard; coarse while it is attached.
+    pub last_seen: Timestamp,
     /// It has executed the verdicts on what it had before, and may be given work.
     pub ready: bool,
     /// Its attempts that are not ENDED.
@@ -280,36 +288,35 @@ fn placement(task: &Task, around: &Around<'_>) -> Explained {
     use PendingReason as Why;
 
     let needs = requirements(task);
-    let attached: Vec<&Member> = around.fleet.iter().filter(|member| member.daemon.attached).collect();
+    let attached: Vec<&Member> = around.fleet.iter().filter(|member| member.attached).collect();
     if attached.is_empty() {
         let text = match around.fleet.len() {
             0 => "no daemon has ever attached".to_owned(),
-            1 => format!("the only daemon, {}, is not attached", around.fleet[0].daemon.card.name),
+            1 => format!("the only daemon, {}, is not attached", around.fleet[0].card.name),
             count => format!("none of the {count} daemons is attached"),
         };
         return Explained::pending(Why::NoDaemon, text);
     }
     let matching: Vec<&Member> =
-        attached.iter().copied().filter(|member| needs.lacks(&member.daemon.card).is_empty()).collect();
+        attached.iter().copied().filter(|member| needs.lacks(&member.card).is_empty()).collect();
     if matching.is_empty() {
         // The nearest first: what is least is changed most easily.
-        let mut lacks: Vec<_> = (attached.iter())
-            .map(|member| (needs.lacks(&member.daemon.card), member.daemon.card.name.as_str()))
-            .collect();
+        let mut lacks: Vec<_> =
+            (attached.iter()).map(|member| (needs.lacks(&member.card), member.card.name.as_str())).collect();
         lacks.sort_by_key(|(lacks, name)| (lacks.len(), *name));
         let lacks = names(lacks.iter().map(|(lacks, name)| format!("{name} lacks {}", lacks.join(", "))));
         return Explained::pending(Why::NoMatchingDaemon, lacks);
     }
     let accepting: Vec<&Member> = matching.iter().copied().filter(|member| refuses(member).is_none()).collect();
     if accepting.is_empty() {
-        let why = names(matching.iter().map(|member| {
-            format!("{} takes no new work: {}", member.daemon.card.name, refuses(member).unwrap_or_default())
-        }));
+        let why =
+            names(matching.iter().map(|member| {
+                format!("{} takes no new work: {}", member.card.name, refuses(member).unwrap_or_default())
+            }));
         return Explained::pending(Why::DaemonsNotAccepting, why);
     }
-    if accepting.iter().all(|member| member.live >= member.daemon.card.slots) {
-        let taken =
-            names(accepting.iter().map(|m| format!("{} ({} of {})", m.daemon.card.name, m.live, m.daemon.card.slots)));
+    if accepting.iter().all(|member| member.live >= member.card.slots) {
+        let taken = names(accepting.iter().map(|m| format!("{} ({} of {})", m.card.name, m.live, m.card.slots)));
         return Explained::pending(Why::NoFreeSlot, format!("all slots are taken on {taken}"));
     }
     Explained::pending(Why::Ready, "about to be given to a daemon")
@@ -320,7 +327,7 @@ pub fn fit(task: &Task, member: &Member, now: Timestamp) -> Fit {
     let mut lacks = hindrances(task, member, now);
     let fits = lacks.is_empty();
     // Avoidance only changes the order of candidates, so it is said without being in the way.
-    let avoided = task.tries.avoid.iter().filter(|avoid| avoid.daemon == member.daemon.id && avoid.until > now);
+    let avoided = task.tries.avoid.iter().filter(|avoid| avoid.daemon == member.id && avoid.until > now);
     lacks.extend(
         avoided.map(|avoid| format!("tried last for another {}, after a failure there", span(avoid.until.since(now)))),
     );
@@ -329,10 +336,10 @@ pub fn fit(task: &Task, member: &Member, now: Timestamp) -> Fit {
 
 /// Everything that keeps this daemon from taking the task now.
 pub fn hindrances(task: &Task, member: &Member, now: Timestamp) -> Vec<String> {
-    let card = &member.daemon.card;
+    let card = &member.card;
     let mut lacks = Vec::new();
-    if !member.daemon.attached {
-        lacks.push(format!("not attached, last heard {} ago", span(now.since(member.daemon.last_seen))));
+    if !member.attached {
+        lacks.push(format!("not attached, last heard {} ago", span(now.since(member.last_seen))));
     }
     lacks.extend(refuses(member));
     lacks.extend(requirements(task).lacks(card));
@@ -374,9 +381,9 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
         Some(PendingReason::DaemonsNotAccepting) => around
             .fleet
             .iter()
-            .filter(|member| member.daemon.draining && requirements(task).lacks(&member.daemon.card).is_empty())
+            .filter(|member| member.draining && requirements(task).lacks(&member.card).is_empty())
             .take(NAMES_IN_A_SENTENCE)
-            .map(|member| format!("let it take work again: makima daemon undrain {}", member.daemon.card.name))
+            .map(|member| format!("let it take work again: makima daemon undrain {}", member.card.name))
             .collect(),
         Some(PendingReason::Backoff | PendingReason::UsageLimit) => {
             vec![format!("try it at once: makima task retry {id}")]
@@ -407,11 +414,11 @@ pub fn requirements(task: &Task) -> Requirements {
 
 /// Why the daemon takes no new work at all.
 fn refuses(member: &Member) -> Option<String> {
-    if member.daemon.draining {
+    if member.draining {
         Some("draining".to_owned())
-    } else if !member.daemon.card.not_accepting.is_empty() {
-        Some(member.daemon.card.not_accepting.clone())
-    } else if member.daemon.attached && !member.ready {
+    } else if !member.card.not_accepting.is_empty() {
+        Some(member.card.not_accepting.clone())
+    } else if member.attached && !member.ready {
         Some("settling what it had before it attached".to_owned())
     } else {
         None
@@ -423,8 +430,8 @@ fn daemon_name(task: &Task, around: &Around<'_>) -> String {
 }
 
 fn name_of(daemon: DaemonId, around: &Around<'_>) -> String {
-    let member = around.fleet.iter().find(|member| member.daemon.id == daemon);
-    member.map_or_else(|| "a daemon".to_owned(), |member| member.daemon.card.name.clone())
+    let member = around.fleet.iter().find(|member| member.id == daemon);
+    member.map_or_else(|| "a daemon".to_owned(), |member| member.card.name.clone())
 }
 
 /// Since when an attempt is being ended.

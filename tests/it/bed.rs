@@ -159,7 +159,7 @@ impl Bed {
 
     async fn created(&self, op: Op) -> (Contract, Vec<Task>) {
         match self.person(op).await {
-            Ok(Reply::Created { contract, tasks }) => (*contract, tasks),
+            Ok(Reply::Created { contract, tasks, .. }) => (*contract, tasks),
             other => panic!("not created: {other:?}"),
         }
     }

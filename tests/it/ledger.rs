@@ -4,23 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use makima::{
     domain::{
-        DaemonId, TaskId, Timestamp,
-        attempt::{AttemptState, FailureClass},
+        DaemonId, TaskId,
+        attempt::{Failure, FailureClass},
         contract::{ContractLimits, ContractStatus},
         key::KeyKind,
         order::{Answer, Order},
         reconcile::Verdict,
-        report::{InventoryItem, InventoryState, MessageOutcome},
-        task::{TaskState, TaskStatus, Wait, WaitReason},
+        report::{InventoryItem, InventoryState, MessageOutcome, Report},
+        task::{Task, TaskStatus},
         transition::RetryFrom,
     },
+    runtime::clock,
     server::ledger::{Error, Op, Reply, Request, op::Repeat},
-    store::TaskFilter,
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    bed::{Bed, Daemon, Kind, crew, task},
+    bed::{Bed, Daemon, Kind, complete, crew, task},
     both,
     harness::eventually,
 };
@@ -110,7 +110,7 @@ async fn the_same_request_twice_is_one_contract(kind: Kind) {
     let ids: Vec<_> = [first, second, third]
         .into_iter()
         .map(|reply| match reply {
-            Ok(Reply::Created { contract, tasks }) => (contract.id, tasks[0].id),
+            Ok(Reply::Created { contract, tasks, .. }) => (contract.id, tasks[0].id),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -239,16 +239,12 @@ async fn an_unanswered_attempt_is_fenced_in_time(kind: Kind) {
     let (contract, tasks) = bed.contract(vec![task("a", &[])]).await;
     let (first, _) = deaf.spawned().await;
     let mut other = bed.daemon("other", 1).await;
-    // The time to answer is brought forward in the database, so that nobody has to wait for it.
-    let mut attempt = {
-        let mut tx = bed.store.read().await.unwrap();
-        tx.attempts_of_task(tasks[0].id).await.unwrap().remove(0)
-    };
-    attempt.state = AttemptState::Assigned { answer_by: Timestamp(1) };
-    let mut tx = bed.store.begin().await.unwrap();
-    tx.attempts_put(&[&attempt]).await.unwrap();
-    tx.commit().await.unwrap();
-    bed.ledger.server(Op::Sweep).await.unwrap();
+    eventually("the time to answer is over", || async {
+        bed.ledger.server(Op::Sweep).await.unwrap();
+        let attempt = bed.task(tasks[0].id).await.attempt;
+        if attempt == 2 { Ok(()) } else { Err(format!("it is at attempt {attempt}")) }
+    })
+    .await;
     let (second, _) = other.run_next(&bed).await;
     assert_eq!(second.attempt.number, 2);
     assert!(matches!(deaf.command().await.order, Order::Cancel { .. }));
@@ -488,22 +484,22 @@ async fn each_wait_is_known_before_the_last_one_ends() {
     let bed = Bed::new(Kind::Sqlite).await;
     let mut daemon = bed.daemon("d", 2).await;
     bed.contract(vec![task("a", &[]), task("b", &[])]).await;
-    for _ in 0..2 {
-        let (running, _) = daemon.run_next(&bed).await;
-        daemon.failed(&bed, running.attempt, FailureClass::AgentCrashed).await;
-    }
-    let mut tx = bed.store.begin().await.unwrap();
-    let mut waiting = tx.tasks_list(&filter(&bed), 10).await.unwrap();
-    for (task, until) in waiting.iter_mut().zip([Timestamp(1), Timestamp(i64::MAX / 2)]) {
-        let wait = Wait { until, why: WaitReason::Backoff };
-        task.state = TaskState::Pending { wait: Some(wait), held: None };
-    }
-    let rows: Vec<_> = waiting.iter().collect();
-    tx.tasks_update(&rows).await.unwrap();
-    tx.commit().await.unwrap();
-    let Ok(Reply::Swept { next, .. }) = bed.ledger.server(Op::Sweep).await else { panic!("not swept") };
-    assert_eq!(next, Some(Timestamp(i64::MAX / 2)));
-    assert_eq!(daemon.run_next(&bed).await.0.attempt.task, waiting[0].id);
+    let (first, _) = daemon.run_next(&bed).await;
+    let (second, _) = daemon.run_next(&bed).await;
+    daemon.failed(&bed, first.attempt, FailureClass::AgentCrashed).await;
+    let resets = clock::now().after(Duration::from_secs(7200));
+    let limit = Failure { reset: Some(resets), ..Failure::new(FailureClass::UsageLimit, "it broke") };
+    daemon.report(&bed, second.attempt, Report::Complete(complete(Err(limit)))).await;
+    let until = |task: Task| task.wait().map(|wait| wait.until);
+    let (sooner, later) = (until(bed.task(first.attempt.task).await), until(bed.task(second.attempt.task).await));
+    assert!(sooner.is_some() && sooner < later, "{sooner:?} {later:?}");
+    let next = eventually("the first wait is over", || async {
+        let Ok(Reply::Swept { next, .. }) = bed.ledger.server(Op::Sweep).await else { panic!("not swept") };
+        if next == sooner { Err("it is not") } else { Ok(next) }
+    })
+    .await;
+    assert_eq!(next, later);
+    assert_eq!(daemon.run_next(&bed).await.0.attempt.task, first.attempt.task);
 }
 
 /// The last admin key cannot be taken away: without one no keys can be made.
@@ -518,8 +514,4 @@ async fn the_last_admin_key_stays() {
     }
     assert!(bed.ledger.server(Op::RevokeKey { key: made[0] }).await.is_ok());
     assert!(matches!(bed.ledger.server(Op::RevokeKey { key: made[1] }).await, Err(Error::Precondition(_))));
-}
-
-fn filter(bed: &Bed) -> TaskFilter {
-    TaskFilter { owner: bed.owner, contract: None, statuses: None, after: None, hidden: false }
 }

@@ -347,7 +347,7 @@ async fn a_quiet_daemon_is_not_waited_for(kind: Kind) {
     let mut quiet = bed.daemon("quiet", 1).await;
     let one = ContractLimits { concurrency: 1, ..ContractLimits::default() };
     let new = bed.new_contract(one, vec![task("t", &[])]);
-    let Ok(Reply::Created { contract, tasks }) = bed.person(Op::CreateContract(new)).await else { panic!() };
+    let Ok(Reply::Created { contract, tasks, .. }) = bed.person(Op::CreateContract(new)).await else { panic!() };
     let (first, _) = quiet.run_next(&bed).await;
     lose(&bed, &quiet).await;
     let mut other = bed.daemon("other", 1).await;
@@ -484,7 +484,7 @@ async fn a_forced_release_frees_the_task_and_fences_what_is_left(kind: Kind) {
     let mut stuck = bed.daemon("stuck", 1).await;
     let one = ContractLimits { concurrency: 1, ..ContractLimits::default() };
     let new = bed.new_contract(one, vec![task("t", &[])]);
-    let Ok(Reply::Created { contract, tasks }) = bed.person(Op::CreateContract(new)).await else { panic!() };
+    let Ok(Reply::Created { contract, tasks, .. }) = bed.person(Op::CreateContract(new)).await else { panic!() };
     let id = tasks[0].id;
     let (first, _) = stuck.run_next(&bed).await;
     // Its end is asked for, and never comes.

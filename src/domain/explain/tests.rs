@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::*;
 use crate::domain::{
-    Epoch,
     attempt::FailureClass,
     contract::{Cancelled, ContractLimits, Counts},
     daemon::{Card, Profile},
@@ -77,28 +76,18 @@ fn contract() -> Contract {
 
 fn member(name: &str, last: u8) -> Member {
     Member {
-        daemon: Daemon {
-            id: id(last),
-            owner: id(3),
-            key: id(5),
-            card: Card {
-                name: name.into(),
-                slots: 4,
-                labels: vec!["gpu".into()],
-                profiles: vec![Profile { name: "shell".into(), version: String::new() }],
-                repositories: vec!["/srv/repo".into()],
-                ..Default::default()
-            },
-            epoch: Epoch(1),
-            attached: true,
-            draining: false,
-            last_command: 0,
-            journal: None,
-            persisted: 0,
-            attach: 0,
-            created: NOW,
-            last_seen: NOW.before(Duration::from_secs(90)),
+        id: id(last),
+        card: Card {
+            name: name.into(),
+            slots: 4,
+            labels: vec!["gpu".into()],
+            profiles: vec![Profile { name: "shell".into(), version: String::new() }],
+            repositories: vec!["/srv/repo".into()],
+            ..Default::default()
         },
+        attached: true,
+        draining: false,
+        last_seen: NOW.before(Duration::from_secs(90)),
         ready: true,
         live: 0,
     }
@@ -260,20 +249,20 @@ fn each_reason_shows_when_all_before_it_are_gone() {
     contract.live = 9;
     say(&task, &contract, &[], &blockers, &fleet);
     fleet.push(member("one", 20));
-    fleet[0].daemon.attached = false;
+    fleet[0].attached = false;
     say(&task, &contract, &[], &blockers, &fleet);
-    fleet[0].daemon.attached = true;
-    fleet[0].daemon.card.labels.clear();
+    fleet[0].attached = true;
+    fleet[0].card.labels.clear();
     fleet.push(member("two", 21));
-    fleet[1].daemon.card.profiles.clear();
-    fleet[1].daemon.card.repositories.clear();
+    fleet[1].card.profiles.clear();
+    fleet[1].card.repositories.clear();
     say(&task, &contract, &[], &blockers, &fleet);
-    fleet[0].daemon.card.labels.push("gpu".into());
-    fleet[0].daemon.draining = true;
+    fleet[0].card.labels.push("gpu".into());
+    fleet[0].draining = true;
     fleet[1] = member("two", 21);
-    fleet[1].daemon.card.not_accepting = "the disk is full".into();
+    fleet[1].card.not_accepting = "the disk is full".into();
     say(&task, &contract, &[], &blockers, &fleet);
-    fleet[1].daemon.card.not_accepting.clear();
+    fleet[1].card.not_accepting.clear();
     fleet[1].live = 4;
     say(&task, &contract, &[], &blockers, &fleet);
     fleet[1].live = 3;
@@ -290,9 +279,9 @@ fn a_fit_names_all_that_is_missing() {
     let avoided = fit(&task, &one, NOW);
     assert!(avoided.fits, "avoidance is soft");
     assert_eq!(avoided.lacks, ["tried last for another 10 min, after a failure there"]);
-    one.daemon.attached = false;
-    one.daemon.draining = true;
-    one.daemon.card.labels.clear();
+    one.attached = false;
+    one.draining = true;
+    one.card.labels.clear();
     one.live = 4;
     assert_eq!(
         fit(&task, &one, NOW).lacks,

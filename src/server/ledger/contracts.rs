@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
+    load::task_id,
     op::{Error, Reply},
     tasks::check_etag,
     work::Work,
@@ -14,7 +15,7 @@ use crate::{
         daemon::Requirements,
         dependency::{self, Known, Loaded},
         draft::{ContractUpdate, NewContract, NewTask, NewTasks},
-        task::{MAX_TASKS, New},
+        task::{MAX_TASKS, New, Task},
     },
     store::Edge,
 };
@@ -93,7 +94,8 @@ impl Work {
         let wanted: Vec<_> = (new.iter().zip(&ids))
             .map(|(task, id)| dependency::NewTask { id: *id, name: &task.spec.name, depends_on: &task.depends_on })
             .collect();
-        let loaded = self.loaded_for(contract.owner, contract.id);
+        let words = new.iter().flat_map(|task| task.depends_on.iter().chain([&task.spec.name]));
+        let loaded = self.loaded_by(contract.owner, contract.id, words);
         let mut violations = Vec::new();
         let edges = dependency::resolve_new(&wanted, &loaded).unwrap_or_else(|problems| {
             violations.extend(problems.iter().map(|problem| {
@@ -162,6 +164,7 @@ impl Work {
             .task();
             self.task_new(task, actor);
         }
+        let pairs = edges.iter().map(|edge| (edge.dependent, edge.dependency)).collect();
         for edge in edges {
             self.edge_new(Edge {
                 dependent: edge.dependent,
@@ -172,19 +175,24 @@ impl Work {
         }
         let tasks = ids.iter().filter_map(|id| self.tasks.get(*id).cloned()).collect();
         let contract = self.contracts.get(id).cloned().unwrap_or(contract);
-        Ok(Reply::Created { contract: Box::new(contract), tasks })
+        Ok(Reply::Created { contract: Box::new(contract), tasks, edges: Some(pairs) })
     }
 
+    /// All tasks that are loaded, as a contract sees them.
     pub(super) fn loaded_for(&self, owner: OwnerId, contract: ContractId) -> Loaded {
         let mut loaded = Loaded::new(owner, contract);
-        for task in self.tasks.values() {
-            loaded.insert(Known {
-                id: task.id,
-                contract: task.contract,
-                owner: task.owner,
-                name: task.spec.name.clone(),
-                status: task.status(),
-            });
+        self.tasks.values().for_each(|task| loaded.insert(known(task)));
+        loaded
+    }
+
+    /// The tasks that a contract has for these words: names, or ids.
+    fn loaded_by<'a>(&self, owner: OwnerId, contract: ContractId, words: impl Iterator<Item = &'a String>) -> Loaded {
+        let mut loaded = Loaded::new(owner, contract);
+        for word in words {
+            let named = self.names.get(&(contract, word.clone())).and_then(|id| self.tasks.get(*id));
+            let named = named.filter(|task| task.spec.name == *word);
+            let by_id = task_id(word).and_then(|id| self.tasks.get(id));
+            named.into_iter().chain(by_id).for_each(|task| loaded.insert(known(task)));
         }
         loaded
     }
@@ -231,5 +239,15 @@ impl Work {
             self.contracts.set(id, contract.clone());
         }
         Ok(Reply::Contract(Box::new(contract)))
+    }
+}
+
+fn known(task: &Task) -> Known {
+    Known {
+        id: task.id,
+        contract: task.contract,
+        owner: task.owner,
+        name: task.spec.name.clone(),
+        status: task.status(),
     }
 }

@@ -27,15 +27,6 @@ impl Dice {
         }
     }
 
-    /// A new random id.
-    pub(super) fn random_id(&mut self) -> Uuid {
-        match self {
-            Self::System => Uuid::new_v4(),
-            #[cfg(test)]
-            Self::Seeded { rng, .. } => uuid::Builder::from_random_bytes(rand::RngExt::random(rng)).into_uuid(),
-        }
-    }
-
     /// From 0 to 1.
     pub(super) fn fraction(&mut self) -> f64 {
         match self {

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{daemons::ANSWER_WITHIN, fleet::Fleet, rows::Rows, work::Work};
+use super::{beside, daemons::ANSWER_WITHIN, fleet::Fleet, rows::Rows, work::Work};
 use crate::{
     domain::{
         AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
@@ -38,8 +38,9 @@ const MAX_LANES: u32 = 512;
 const MIN_LANES: u32 = 16;
 /// Tasks that one batch assigns; the next takes the rest, so that no batch holds others up for long.
 const MAX_ASSIGNMENTS: usize = 256;
-/// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check.
-const MAX_CONTRACT_TASKS: i64 = 100;
+/// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check: those that it could warn of,
+/// and it says no more than ten warnings.
+const MAX_CONTRACT_TASKS: usize = 16;
 
 /// Tasks whose categories are kept between batches. Beyond this they are found anew: it is a matter of time, not of truth.
 const MAX_CATEGORIZED: usize = 50_000;
@@ -56,6 +57,11 @@ impl Classes {
     pub(super) fn new(classes: Vec<(ClassId, OwnerId, Requirements)>) -> Self {
         let known = classes.into_iter().map(|(id, owner, needs)| (id, (owner, needs))).collect();
         Self { known, categories: HashMap::new() }
+    }
+
+    /// Whether a class is in the database.
+    pub(super) fn knows(&self, class: ClassId) -> bool {
+        self.known.contains_key(&class)
     }
 
     pub(super) fn learn(&mut self, work: &Work) {
@@ -82,9 +88,8 @@ impl Work {
         if room == 0 {
             return Ok(false);
         }
-        let mut known: HashMap<ClassId, (OwnerId, Requirements)> = classes.known.clone();
-        known.extend(self.classes.iter().map(|(id, class)| (*id, class.clone())));
-        let served: Vec<ClassId> = (known.iter())
+        let new = self.classes.iter().filter(|(id, _)| !classes.known.contains_key(*id));
+        let served: Vec<ClassId> = (classes.known.iter().chain(new))
             .filter(|(_, (owner, needs))| {
                 offers
                     .iter()
@@ -128,7 +133,8 @@ impl Work {
         let hosts: Vec<Host<'_>> = (offers.iter())
             .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
             .collect();
-        let needs = known.into_iter().map(|(id, (_, needs))| (id, needs)).collect();
+        let needs = |id: &ClassId| Some((*id, self.classes.get(id).or_else(|| classes.known.get(id))?.1.clone()));
+        let needs = served.iter().filter_map(needs).collect();
         let input = Input { heads: &heads, contracts, owners, classes: needs, hosts: &hosts };
         let mut assignments = schedule::assign(&input, self.now);
         let more = more_lanes && (closed || !assignments.is_empty()) || assignments.len() > MAX_ASSIGNMENTS;
@@ -139,9 +145,9 @@ impl Work {
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
         self.load_replaced(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         self.load_restored(tx, assignments.iter().map(|assignment| assignment.task)).await?;
-        self.load_sanity(tx, assignments.iter().map(|assignment| assignment.task), classes).await?;
+        let beside = self.load_beside(tx, assignments.iter().map(|assignment| assignment.task), classes).await?;
         for assignment in assignments {
-            let beside = self.contract_tasks(assignment.task, classes);
+            let beside = self.contract_tasks(assignment.task, &beside, classes);
             self.assign(assignment.task, assignment.daemon, keys, beside);
         }
         Ok(more)
@@ -238,26 +244,42 @@ impl Work {
         self.load_checkpoints(tx, wanted.into_iter()).await
     }
 
-    /// Unfinished tasks of the contracts of those tasks whose plans could violate an order.
-    async fn load_sanity(
+    /// Unfinished tasks of the contracts of those tasks whose plans could violate an order, with the lowest category of each.
+    async fn load_beside(
         &mut self,
         tx: &mut impl Rows,
         tasks: impl Iterator<Item = TaskId>,
         classes: &Classes,
-    ) -> Result<()> {
+    ) -> Result<HashMap<ContractId, BTreeMap<TaskId, Category>>> {
         let mut contracts: HashSet<ContractId> = HashSet::new();
         for id in tasks {
             let could_violate = self.categories(id, classes).first().is_some_and(|lowest| *lowest > Category::Schema);
             contracts.extend(self.tasks.get(id).filter(|_| could_violate).map(|task| task.contract));
         }
+        contracts.retain(|id| self.contracts.get(*id).is_some_and(|contract| contract.counts.unfinished() > 1));
+        let mut beside: HashMap<ContractId, BTreeMap<TaskId, Category>> = HashMap::new();
         for contract in contracts {
-            if self.contracts.get(contract).is_some_and(|contract| contract.counts.unfinished() > 1) {
-                for task in tx.tasks_unfinished(contract, None, MAX_CONTRACT_TASKS).await? {
-                    self.task_loaded(task);
-                }
+            if !self.kept.beside.knows(contract) {
+                let most = i64::try_from(beside::READ).unwrap_or(i64::MAX);
+                self.kept.beside.read(contract, &tx.tasks_unfinished(contract, None, most).await?);
+            }
+            let others = self.kept.beside.lowest(contract);
+            beside.insert(contract, others.filter_map(|(id, lowest)| Some((id, lowest?))).collect());
+        }
+        // What this batch has made or changed is as it is here.
+        let here: Vec<(ContractId, TaskId, bool)> = (self.tasks.values())
+            .filter(|task| beside.contains_key(&task.contract))
+            .map(|task| (task.contract, task.id, task.status().is_final()))
+            .collect();
+        for (contract, id, is_final) in here {
+            let lowest = self.categories(id, classes).first().copied().filter(|_| !is_final);
+            let Some(others) = beside.get_mut(&contract) else { continue };
+            match lowest {
+                Some(lowest) => _ = others.insert(id, lowest),
+                None => _ = others.remove(&id),
             }
         }
-        Ok(())
+        Ok(beside)
     }
 
     fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys, beside: Vec<ContractTask>) {
@@ -280,7 +302,9 @@ impl Work {
         let attempt = Attempt {
             task: id,
             number,
-            id: AttemptId(self.dice.random_id()),
+            // Ordered, so that attempts of one time lie together in the indexes here and in the daemons' journals; 74 bits of it
+            // are random.
+            id: AttemptId(self.new_id()),
             contract: task.contract,
             owner: task.owner,
             daemon,
@@ -395,30 +419,24 @@ impl Work {
         results
     }
 
-    /// Unfinished tasks of the contract of one whose plan could violate an order.
-    fn contract_tasks(&mut self, id: TaskId, classes: &Classes) -> Vec<ContractTask> {
-        if self.categories(id, classes).first().is_none_or(|lowest| *lowest == Category::Schema) {
-            return Vec::new();
-        }
+    /// Unfinished tasks of its contract that touch what should be there before what this one touches.
+    fn contract_tasks(
+        &mut self,
+        id: TaskId,
+        beside: &HashMap<ContractId, BTreeMap<TaskId, Category>>,
+        classes: &Classes,
+    ) -> Vec<ContractTask> {
         let Some(contract) = self.tasks.get(id).map(|task| task.contract) else { return Vec::new() };
-        let others = self
-            .tasks
-            .values()
-            .filter(|other| other.contract == contract && other.id != id && !other.status().is_final());
-        let others = others.take(usize::try_from(MAX_CONTRACT_TASKS).unwrap_or(usize::MAX));
-        let mut tasks: Vec<_> = others
-            .map(|other| ContractTask {
-                task: other.id,
-                name: other.spec.name.clone(),
-                status: other.status(),
-                categories: Vec::new(),
-            })
-            .collect();
-        for other in &mut tasks {
-            other.categories.extend_from_slice(self.categories(other.task, classes));
-        }
-        tasks.sort_by_key(|other| other.task);
-        tasks
+        let Some(mine) = self.categories(id, classes).first().copied() else { return Vec::new() };
+        let earlier = beside.get(&contract).into_iter().flatten().filter(|(_, lowest)| **lowest < mine);
+        let earlier = earlier.map(|(id, _)| *id).filter(|other| *other != id).take(MAX_CONTRACT_TASKS);
+        let earlier: Vec<TaskId> = earlier.collect();
+        let told = |id: TaskId| {
+            let other = self.tasks.get(id).or_else(|| self.kept.beside.task(contract, id))?;
+            let (name, status) = (other.spec.name.clone(), other.status());
+            Some(ContractTask { task: id, name, status, categories: categories(other) })
+        };
+        earlier.into_iter().filter_map(told).collect()
     }
 
     /// What a task's plan touches; none for one that is not loaded. Found once, unless what was asked is changed.
@@ -463,7 +481,7 @@ fn head(task: &Task, near: Option<&Vec<DaemonId>>) -> Head {
     }
 }
 
-fn categories(task: &Task) -> Vec<Category> {
+pub(super) fn categories(task: &Task) -> Vec<Category> {
     analysis::categorize_plan(&task.spec.name, &task.spec.plan)
 }
 

@@ -318,7 +318,12 @@ impl Work {
             keys.daemons.extend(remembered.daemon);
         }
         let daemons_live: Vec<_> = keys.daemons_live.iter().copied().collect();
-        let attempts: Vec<_> = keys.attempts.iter().copied().collect();
+        let (here, attempts): (Vec<_>, Vec<_>) = keys.attempts.iter().partition(|id| self.has_attempt(**id));
+        for attempt in here.into_iter().filter_map(|id: AttemptId| self.attempts.get(id)) {
+            keys.tasks.insert(attempt.task);
+            keys.contracts.insert(attempt.contract);
+            keys.daemons.insert(attempt.daemon);
+        }
         let numbered: Vec<_> = keys.attempt_numbers.iter().copied().collect();
         let mut loaded = tx.attempts_live(&daemons_live).await?;
         loaded.extend(tx.attempts_fetch(&attempts).await?);
@@ -349,7 +354,7 @@ impl Work {
         tx: &mut impl Rows,
         ids: impl Iterator<Item = DaemonId>,
     ) -> Result<()> {
-        let missing: Vec<_> = ids.filter(|id| !self.daemons.contains(*id)).collect();
+        let missing: Vec<_> = ids.filter(|id| !self.has_daemon(*id)).collect();
         for daemon in tx.daemons_fetch(&missing).await? {
             self.daemons.loaded(daemon.id, daemon);
         }
@@ -389,7 +394,7 @@ impl Work {
 
     /// Reads tasks that are not here yet.
     pub(super) async fn load_task_rows(&mut self, tx: &mut impl Rows, ids: impl Iterator<Item = TaskId>) -> Result<()> {
-        let missing: Vec<_> = ids.filter(|id| !self.tasks.contains(*id)).collect();
+        let missing: Vec<_> = ids.filter(|id| !self.has_task(*id)).collect();
         for task in tx.tasks_fetch(&missing).await? {
             self.task_loaded(task);
         }
@@ -427,7 +432,7 @@ impl Work {
         tx: &mut impl Rows,
         ids: impl Iterator<Item = ContractId>,
     ) -> Result<()> {
-        let missing: Vec<_> = ids.filter(|id| !self.contracts.contains(*id)).collect();
+        let missing: Vec<_> = ids.filter(|id| !self.has_contract(*id)).collect();
         for contract in tx.contracts_fetch(&missing).await? {
             self.contracts.loaded(contract.id, contract);
         }

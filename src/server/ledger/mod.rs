@@ -14,11 +14,13 @@
 //! the domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the
 //! culprit fails. A COMMIT whose answer was lost is looked up before anything is said.
 
+mod beside;
 mod contracts;
 mod daemons;
 mod dice;
 mod dispatch;
 mod fleet;
+mod kept;
 mod keys;
 mod load;
 mod measure;
@@ -44,7 +46,7 @@ pub use self::{
     fleet::{Fleet, Member},
     op::{Error, Op, Push, Reply, Request},
 };
-use self::{dispatch::Classes, work::Work};
+use self::{dispatch::Classes, kept::Kept, work::Work};
 use super::{
     metrics::{self, BatchOutcome},
     task_keys::TaskKeys,
@@ -138,6 +140,7 @@ impl Ledger {
             due: Arc::clone(&due),
             metrics: Arc::clone(&metrics),
             classes,
+            kept: Kept::default(),
             now: alive.unwrap_or_default(),
             look: true,
             stale: false,
@@ -202,6 +205,8 @@ struct Writer {
     due: Arc<DueSoon>,
     metrics: metrics::Shared,
     classes: Classes,
+    /// Empty while a batch is under way, and after one that failed.
+    kept: Kept,
     /// Ledger time never goes backwards, whatever the clock does.
     now: Timestamp,
     /// There may be something to dispatch.
@@ -223,7 +228,8 @@ enum Failed {
 impl From<store::Error> for Failed {
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unavailable { .. } => Self::Unavailable(error),
+            // Taken over: what is asked is the other server's to do, and this one is about to stop.
+            store::Error::Unavailable { .. } | store::Error::InUse(_) => Self::Unavailable(error),
             other => Self::Refused(other),
         }
     }
@@ -335,7 +341,7 @@ impl Writer {
         dispatch: bool,
     ) -> Result<(Vec<Result<Reply, Error>>, bool), Failed> {
         self.now = clock::now().max(self.now);
-        let mut work = Work::new(self.now);
+        let mut work = Work::new(self.now, std::mem::take(&mut self.kept));
         work.look = self.look;
         let mut tx = self.store.begin().await?;
         if self.stale {
@@ -351,6 +357,7 @@ impl Writer {
         }
         let writes = !work.is_clean();
         if writes {
+            work.classes.retain(|id, _| !self.classes.knows(*id));
             let last = work.flush(&mut tx).await?;
             self.commit_tx(tx, last, work.now).await?;
             work.measure(&self.metrics, clock::now());
@@ -358,6 +365,7 @@ impl Writer {
             tx.rollback().await?;
         }
         self.classes.learn(&work);
+        self.kept = work.keep();
         self.look = more;
         self.speak(&work, requests, &replies);
         Ok((replies, writes))
@@ -470,13 +478,13 @@ impl Writer {
                 _ => {}
             }
         }
-        for daemon in work.daemons.dirty() {
+        for (_, daemon) in work.daemons.dirty_pairs() {
             if let Some(member) = fleet.get_mut(daemon.id).filter(|member| member.epoch == daemon.epoch) {
                 member.draining = daemon.draining;
                 member.card = daemon.card.clone();
             }
         }
-        for attempt in work.attempts.dirty() {
+        for (_, attempt) in work.attempts.dirty_pairs() {
             if let Some(member) = fleet.get_mut(attempt.daemon) {
                 if attempt.is_live() {
                     member.live.insert(attempt.id, is_ending(attempt));

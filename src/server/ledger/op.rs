@@ -131,8 +131,9 @@ pub enum Push {
 /// What became of an operation.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// A contract with the tasks made, in the order asked.
-    Created { contract: Box<Contract>, tasks: Vec<Task> },
+    /// A contract with the tasks made, in the order asked, and what each of them waits for: dependent and dependency. Without
+    /// these if it was asked before, and the tasks are as they are now.
+    Created { contract: Box<Contract>, tasks: Vec<Task>, edges: Option<Vec<(TaskId, TaskId)>> },
     /// The contract after the change.
     Contract(Box<Contract>),
     /// The task after the change.

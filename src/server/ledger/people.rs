@@ -64,7 +64,9 @@ impl Work {
         };
         let tasks: Vec<Task> = remembered.tasks.iter().filter_map(|id| self.tasks.get(*id).cloned()).collect();
         match op {
-            Op::CreateContract(_) | Op::CreateTasks(_) => Ok(Reply::Created { contract: contract()?, tasks }),
+            Op::CreateContract(_) | Op::CreateTasks(_) => {
+                Ok(Reply::Created { contract: contract()?, tasks, edges: None })
+            }
             Op::Drain { daemon, .. } => match self.daemons.get(*daemon) {
                 Some(daemon) => Ok(Reply::Daemon(Box::new(daemon.clone()))),
                 None => Err(Error::NotFound { kind: "daemon", id: daemon.to_string() }),

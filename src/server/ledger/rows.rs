@@ -21,10 +21,16 @@ macro_rules! rows {
     ($(fn $name:ident(&mut self $(, $argument:ident: $kind:ty)* $(,)?) -> $answer:ty;)+) => {
         /// The rows of a batch.
         pub(super) trait Rows {
+            /// What is written from here on may be written together.
+            fn gather(&mut self);
             $(async fn $name(&mut self $(, $argument: $kind)*) -> Result<$answer>;)+
         }
 
         impl Rows for Tx {
+            fn gather(&mut self) {
+                Tx::gather(self);
+            }
+
             $(async fn $name(&mut self $(, $argument: $kind)*) -> Result<$answer> {
                 Tx::$name(self $(, $argument)*).await
             })+

@@ -22,7 +22,7 @@ use crate::{
     domain::{
         AttemptId, CheckpointId, DaemonId, OwnerId, TaskId,
         attempt::{AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass},
-        daemon::{Daemon, Requirements},
+        daemon::Requirements,
         draft::Fork,
         explain::{self, Member},
         order::Order,
@@ -171,7 +171,11 @@ impl Work {
             live += i64::from(attempt.is_live()) - i64::from(was.is_some_and(|was| was.is_live()));
         }
         let member = Member {
-            daemon: Daemon { attached: here.is_some(), ..row.clone() },
+            id: row.id,
+            card: row.card.clone(),
+            attached: here.is_some(),
+            draining: row.draining,
+            last_seen: row.last_seen,
             ready: here.is_some_and(|here| here.ready),
             live: u32::try_from(live.max(0)).unwrap_or(u32::MAX),
         };

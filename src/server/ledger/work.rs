@@ -2,11 +2,14 @@
 //! it is committed. Operations fold into it with the pure functions of the domain; `load` fills it and `flush` writes it in a
 //! number of statements that does not grow with the batch.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
-use super::{dice::Dice, op::Error, op::Push, rows::Rows, table::Table};
+use super::{dice::Dice, kept::Kept, op::Error, op::Push, rows::Rows, table::Table};
 use crate::{
     domain::{
         AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
@@ -29,6 +32,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) now: Timestamp,
+    /// What earlier batches have left.
+    pub(super) kept: Kept,
     pub(super) dice: Dice,
     pub(super) contracts: Table<ContractId, Contract>,
     pub(super) tasks: Table<TaskId, Task>,
@@ -78,8 +83,15 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(now: Timestamp) -> Self {
-        Self { now, ..Self::default() }
+    pub(super) fn new(now: Timestamp, kept: Kept) -> Self {
+        Self { now, kept, ..Self::default() }
+    }
+
+    /// What is left for the next batch, once this one is committed.
+    pub(super) fn keep(&mut self) -> Kept {
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.learn(self);
+        kept
     }
 
     /// A new time-ordered id.
@@ -132,11 +144,55 @@ impl Work {
     }
 
     pub(super) fn task_loaded(&mut self, task: Task) {
+        self.task_here(Arc::new(task));
+    }
+
+    fn task_here(&mut self, task: Arc<Task>) {
         self.names.entry((task.contract, task.spec.name.clone())).or_insert(task.id);
         self.tasks.loaded(task.id, task);
     }
 
+    /// Whether the task is here by now.
+    pub(super) fn has_task(&mut self, id: TaskId) -> bool {
+        if self.tasks.contains(id) {
+            return true;
+        }
+        let kept = self.kept.task(id).cloned();
+        kept.map(|task| self.task_here(task)).is_some()
+    }
+
+    /// Whether the contract is here by now.
+    pub(super) fn has_contract(&mut self, id: ContractId) -> bool {
+        if self.contracts.contains(id) {
+            return true;
+        }
+        let kept = self.kept.contract(id).cloned();
+        kept.map(|contract| self.contracts.loaded(id, contract)).is_some()
+    }
+
+    /// Whether the daemon is here by now.
+    pub(super) fn has_daemon(&mut self, id: DaemonId) -> bool {
+        if self.daemons.contains(id) {
+            return true;
+        }
+        let kept = self.kept.daemon(id).cloned();
+        kept.map(|daemon| self.daemons.loaded(id, daemon)).is_some()
+    }
+
+    /// Whether the attempt is here by now.
+    pub(super) fn has_attempt(&mut self, id: AttemptId) -> bool {
+        if self.attempts.contains(id) {
+            return true;
+        }
+        let kept = self.kept.attempt(id).cloned();
+        kept.map(|attempt| self.attempt_here(attempt)).is_some()
+    }
+
     pub(super) fn attempt_loaded(&mut self, attempt: Attempt) {
+        self.attempt_here(Arc::new(attempt));
+    }
+
+    fn attempt_here(&mut self, attempt: Arc<Attempt>) {
         self.attempt_numbers.insert((attempt.task, attempt.number), attempt.id);
         self.attempts.loaded(attempt.id, attempt);
     }
@@ -401,6 +457,8 @@ impl Work {
         for (id, name) in &self.owners_new {
             tx.owner_insert(*id, name, self.now).await?;
         }
+        // Everything between here and the log is of tables, or rows, of its own.
+        tx.gather();
         let keys: Vec<Key> = self.keys_dirty.iter().filter_map(|id| self.keys.get(id).cloned()).collect();
         tx.keys_put(&keys).await?;
         tx.contracts_put(&self.contracts.dirty()).await?;
@@ -409,8 +467,6 @@ impl Work {
         tx.tasks_insert(&self.tasks.new_rows()).await?;
         let changed: Vec<&Task> = self.tasks.changed_rows().map(|(_, now)| now).collect();
         tx.tasks_update(&changed).await?;
-        let respecs: Vec<&Task> = changed.iter().filter(|task| self.respecs.contains(&task.id)).copied().collect();
-        tx.tasks_respec(&respecs).await?;
         let edges: Vec<Edge> = (self.edges.dirty().into_iter().copied())
             .filter(|edge| !self.edges_gone.contains_key(&(edge.dependent, edge.dependency)))
             .collect();
@@ -431,13 +487,16 @@ impl Work {
         let commands_gone: Vec<_> = self.commands_gone.iter().copied().collect();
         tx.commands_delete(&commands_gone).await?;
         tx.requests_insert(&self.remember).await?;
+        let last = tx.events_insert(&self.changes).await?;
+        let respecs: Vec<&Task> = changed.iter().filter(|task| self.respecs.contains(&task.id)).copied().collect();
+        tx.tasks_respec(&respecs).await?;
         tx.lanes_refresh(&self.lanes()).await?;
         let opened: Vec<_> = (self.contracts.changed_rows())
             .filter(|(was, now)| was.is_open() != now.is_open())
             .map(|(_, now)| (now.id, now.is_open()))
             .collect();
         tx.lanes_open(&opened).await?;
-        tx.events_insert(&self.changes).await
+        Ok(last)
     }
 
     /// Lanes whose head may have changed.
@@ -466,11 +525,11 @@ impl Work {
     /// Nothing is to be written.
     pub(super) fn is_clean(&self) -> bool {
         self.changes.is_empty()
-            && self.contracts.dirty().is_empty()
-            && self.tasks.dirty().is_empty()
-            && self.attempts.dirty().is_empty()
-            && self.daemons.dirty().is_empty()
-            && self.edges.dirty().is_empty()
+            && self.contracts.is_clean()
+            && self.tasks.is_clean()
+            && self.attempts.is_clean()
+            && self.daemons.is_clean()
+            && self.edges.is_clean()
             && self.edges_gone.is_empty()
             && self.checkpoints_new.is_empty()
             && self.commands.is_empty()

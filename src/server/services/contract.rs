@@ -137,11 +137,16 @@ impl Api {
         reply: Reply,
         suggest: bool,
     ) -> ApiResult<pb::CreateContractResponse> {
-        let Reply::Created { contract, tasks } = reply else { return Err(unexpected(&reply)) };
-        let mut tx = self.read().await?;
-        let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
-        let contract = explain::contract_view(&mut tx, &contract).await?;
-        drop(tx);
+        let Reply::Created { contract, tasks, edges } = reply else { return Err(unexpected(&reply)) };
+        let known = edges.and_then(|edges| Surroundings::of_new(self, &contract, &tasks, &edges));
+        let (around, contract) = match known {
+            Some(around) => (around, wire::contract::contract(&contract, false)),
+            None => {
+                let mut tx = self.read().await?;
+                let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
+                (around, explain::contract_view(&mut tx, &contract).await?)
+            }
+        };
         let suggestions = match suggest {
             true => self.suggestions(&tasks, |task| around.depends_on(task).to_vec()).await?,
             false => Vec::new(),

@@ -6,13 +6,15 @@ use std::collections::{HashMap, HashSet};
 use super::{Api, store_error};
 use crate::{
     domain::{
-        ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
         attempt::Attempt,
         contract::Contract,
+        daemon::Requirements,
         explain::{self, Around, Dependency, Explained, Member},
         task::{Task, TaskState, TaskStatus},
     },
     runtime::clock,
+    server::ledger,
     store::{Brief, Edge, TaskFilter, Tx},
     wire::{self, pb, status::ApiResult},
 };
@@ -60,9 +62,43 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Loads what stands around these tasks of an owner.
-    pub async fn load(api: &Api, tx: &mut Tx, owner: OwnerId, tasks: &[Task], detail: Detail) -> ApiResult<Self> {
-        let mut around = Self {
+    /// What stands around tasks that have just been made, where the ledger's answer and the attached daemons say all of it,
+    /// which is nearly always: a task is then made without reading anything. `None`: [`Self::load`] it.
+    pub fn of_new(api: &Api, contract: &Contract, tasks: &[Task], edges: &[(TaskId, TaskId)]) -> Option<Self> {
+        let bears_names = contract.held.is_some() || contract.cancelled.is_some() || has_bad_ends(contract);
+        if bears_names || tasks.iter().any(|task| task.attempt > 0 || task.status() != TaskStatus::Pending) {
+            return None;
+        }
+        let mut around = Self { contracts: HashMap::from([(contract.id, contract.clone())]), ..Self::nothing() };
+        for (dependent, dependency) in edges {
+            around.depends_on.entry(*dependent).or_default().push(*dependency);
+        }
+        around.depends_on.values_mut().for_each(|dependencies| dependencies.sort_unstable());
+        if contract.live < contract.limits.concurrency && tasks.iter().any(|task| task.unmet == 0) {
+            let fleet = api.ledger.fleet();
+            let own = || fleet.iter().filter(|(_, member)| member.owner == contract.owner);
+            let needs =
+                tasks.iter().filter(|task| task.unmet == 0).map(|task| (task.class, explain::requirements(task)));
+            let needs: HashMap<ClassId, Requirements> = needs.collect();
+            // One that has room for all of them is as good as a fleet of thousands.
+            let has_room = |member: &ledger::Member| {
+                member.takes_work()
+                    && member.free() > 0
+                    && needs.values().all(|needs| needs.lacks(&member.card).is_empty())
+            };
+            let roomy = own().find(|(_, member)| has_room(member));
+            let members = roomy.into_iter().chain(own().filter(|_| roomy.is_none()));
+            around.fleet = members.map(|(id, member)| attached_member(id, member, around.now)).collect();
+            // Of those that are not attached the database knows.
+            if around.fleet.is_empty() {
+                return None;
+            }
+        }
+        Some(around)
+    }
+
+    fn nothing() -> Self {
+        Self {
             now: clock::now(),
             contracts: HashMap::new(),
             depends_on: HashMap::new(),
@@ -73,7 +109,12 @@ impl Surroundings {
             attempts: HashMap::new(),
             holders: HashMap::new(),
             actors: HashMap::new(),
-        };
+        }
+    }
+
+    /// Loads what stands around these tasks of an owner.
+    pub async fn load(api: &Api, tx: &mut Tx, owner: OwnerId, tasks: &[Task], detail: Detail) -> ApiResult<Self> {
+        let mut around = Self::nothing();
         if tasks.is_empty() {
             return Ok(around);
         }
@@ -232,19 +273,17 @@ impl Surroundings {
         let attached = api.ledger.fleet();
         self.fleet = daemons
             .into_iter()
-            .map(|mut daemon| match attached.get(daemon.id) {
-                Some(here) => {
-                    daemon.attached = true;
-                    daemon.draining = here.draining;
-                    daemon.card = here.card.clone();
-                    let live = u32::try_from(here.live.len()).unwrap_or(u32::MAX);
-                    Member { daemon, ready: here.ready, live }
-                }
-                None => {
-                    daemon.attached = false;
-                    let live = counts.get(&daemon.id).copied().unwrap_or(0);
-                    Member { daemon, ready: false, live }
-                }
+            .map(|daemon| match attached.get(daemon.id) {
+                Some(here) => attached_member(daemon.id, here, daemon.last_seen),
+                None => Member {
+                    live: counts.get(&daemon.id).copied().unwrap_or(0),
+                    id: daemon.id,
+                    card: daemon.card,
+                    attached: false,
+                    draining: daemon.draining,
+                    last_seen: daemon.last_seen,
+                    ready: false,
+                },
             })
             .collect();
         Ok(())
@@ -268,8 +307,8 @@ impl Surroundings {
         let fit = |member: &Member| {
             let fit = explain::fit(task, member, self.now);
             pb::DaemonFit {
-                daemon_id: member.daemon.id.to_string(),
-                name: member.daemon.card.name.clone(),
+                daemon_id: member.id.to_string(),
+                name: member.card.name.clone(),
                 fits: fit.fits,
                 lacks: fit.lacks,
             }
@@ -335,6 +374,18 @@ pub async fn stuck(tx: &mut Tx, contracts: &[Contract]) -> ApiResult<HashSet<Con
 pub async fn contract_view(tx: &mut Tx, contract: &Contract) -> ApiResult<pb::Contract> {
     let stuck = stuck(tx, std::slice::from_ref(contract)).await?;
     Ok(wire::contract::contract(contract, stuck.contains(&contract.id)))
+}
+
+fn attached_member(id: DaemonId, member: &ledger::Member, last_seen: Timestamp) -> Member {
+    Member {
+        id,
+        card: member.card.clone(),
+        attached: true,
+        draining: member.draining,
+        last_seen,
+        ready: member.ready,
+        live: u32::try_from(member.live.len()).unwrap_or(u32::MAX),
+    }
 }
 
 fn has_bad_ends(contract: &Contract) -> bool {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     super::{
         Error, Fleet, Op, Push, Reply, Request, Writer, daemons::ANSWER_WITHIN, dice::Dice, dispatch::Classes,
-        op::Attach, work::Work,
+        kept::Kept, op::Attach, work::Work,
     },
     memory::Memory,
     server::at_once,
@@ -41,6 +41,7 @@ struct Story {
     memory: Memory,
     fleet: RwLock<Fleet>,
     classes: Classes,
+    kept: Kept,
     keys: TaskKeys,
     dice: Dice,
     now: Timestamp,
@@ -57,6 +58,7 @@ impl Story {
             memory: Memory::default(),
             fleet: RwLock::default(),
             classes: Classes::new(Vec::new()),
+            kept: Kept::default(),
             keys: TaskKeys::new([7; 32]),
             dice: Dice::Seeded { rng: SmallRng::seed_from_u64(1), ordered: 1 },
             now: Timestamp::from_secs(1_000),
@@ -86,7 +88,7 @@ impl Story {
     /// One batch of one operation, as the writer does it.
     fn ask(&mut self, op: Op) -> Result<Reply, Error> {
         let request = Request { actor: "key:test".to_owned(), repeat: None, op };
-        let mut work = Work::new(self.now);
+        let mut work = Work::new(self.now, std::mem::take(&mut self.kept));
         work.look = true;
         work.dice = std::mem::take(&mut self.dice);
         at_once(work.load(&mut self.memory, &[&request])).unwrap();
@@ -96,6 +98,7 @@ impl Story {
         self.dice = std::mem::take(&mut work.dice);
         at_once(work.flush(&mut self.memory)).unwrap();
         self.classes.learn(&work);
+        self.kept = work.keep();
         let replies = [reply];
         Writer::take_effect(&mut self.fleet.write().unwrap(), &work, &[&request], &replies);
         let [reply] = replies;

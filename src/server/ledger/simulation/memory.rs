@@ -87,6 +87,8 @@ impl Memory {
 }
 
 impl Rows for Memory {
+    fn gather(&mut self) {}
+
     async fn attempts_due(&mut self, now: Timestamp, limit: i64) -> Result<Vec<AttemptId>> {
         let mut due: Vec<_> = self.attempts.values().filter_map(|a| Some((a.due()?, a.id))).collect();
         due.retain(|(at, _)| *at <= now);

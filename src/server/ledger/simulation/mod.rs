@@ -48,7 +48,7 @@ use world::{MINUTE, World};
 
 /// Histories of a plain test run, and the first: few enough for a build that is not optimised, and all faults are in them.
 const RUNS: u64 = 500;
-const FIRST: u64 = 501;
+const FIRST: u64 = 1_001;
 /// Among so many histories from anywhere all faults are expected.
 const ENOUGH: u64 = 2_000;
 /// What a history has, after everything is healed, to come to its end.

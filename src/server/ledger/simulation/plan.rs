@@ -285,7 +285,7 @@ impl World {
     /// The answer to a wish.
     pub(super) fn wish_answered(&mut self, at: usize, reply: Result<Reply, Error>) {
         match reply {
-            Ok(Reply::Created { contract, tasks }) => {
+            Ok(Reply::Created { contract, tasks, .. }) => {
                 if !self.contracts.contains(&contract.id) {
                     self.contracts.push(contract.id);
                     self.tasks.extend(tasks.iter().map(|task| task.id));

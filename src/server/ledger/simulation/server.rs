@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     super::{
-        DueSoon, Error, Fleet, Op, Push, Reply, Request, Writer, dice::Dice, dispatch::Classes, op::Repeat,
+        DueSoon, Error, Fleet, Op, Push, Reply, Request, Writer, dice::Dice, dispatch::Classes, kept::Kept, op::Repeat,
         rows::Rows as _, work::Work,
     },
     memory::Memory,
@@ -63,6 +63,7 @@ pub(super) struct Life {
     pub(super) fleet: RwLock<Fleet>,
     pub(super) sessions: BTreeMap<LinkId, ServerSession>,
     classes: Classes,
+    kept: Kept,
     now: Timestamp,
     look: bool,
     due: DueSoon,
@@ -145,6 +146,7 @@ impl World {
             fleet: RwLock::default(),
             sessions: BTreeMap::new(),
             classes: Classes::new(classes),
+            kept: Kept::default(),
             now: alive,
             look: true,
             due,
@@ -218,7 +220,7 @@ impl World {
         }
         let memory = &mut self.server.memory;
         life.now = wall.max(life.now);
-        let mut work = Work::new(life.now);
+        let mut work = Work::new(life.now, std::mem::take(&mut life.kept));
         work.look = life.look;
         work.dice = std::mem::take(&mut self.server.dice);
         let references: Vec<&Request> = requests.iter().collect();
@@ -262,6 +264,7 @@ impl World {
         }
         let Some(life) = &mut self.server.life else { return };
         life.classes.learn(&work);
+        life.kept = work.keep();
         life.look = more;
         if let Some(due) = work.earliest_due() {
             life.due.earlier(due);

@@ -1,0 +1,135 @@
+//! Rows as they were last committed, of what is under way: what one batch has written the next need not read again.
+//!
+//! The database stays the only truth. The ledger is the one writer of these rows, so what it committed last is what is there;
+//! a batch takes what is kept with it and gives it back when it is committed, so after one that failed, whatever the reason,
+//! nothing is kept and everything is read again. Retention, which deletes behind the ledger's back, touches nothing but
+//! contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
+//! server may take the database over; then no batch of this one is committed any more (`Store::commit_claimed`).
+
+use std::{collections::HashMap, hash::Hash, sync::Arc};
+
+use super::{beside::Beside, work::Work};
+use crate::domain::{
+    AttemptId, ContractId, DaemonId, TaskId, attempt::Attempt, contract::Contract, daemon::Daemon, task::Task,
+};
+
+/// Bytes of one generation of a kind, roughly: several times what a few thousand attempts under way need.
+const GENERATION_BYTES: usize = 8 << 20;
+/// What a row takes beside its long texts, roughly.
+const ROW_BYTES: usize = 1 << 10;
+
+/// What is kept.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    contracts: Generations<ContractId, Contract>,
+    tasks: Generations<TaskId, Task>,
+    attempts: Generations<AttemptId, Attempt>,
+    daemons: Generations<DaemonId, Daemon>,
+    /// Unfinished tasks of contracts that start tasks.
+    pub(super) beside: Beside,
+}
+
+impl Kept {
+    pub(super) fn contract(&self, id: ContractId) -> Option<&Arc<Contract>> {
+        self.contracts.get(id)
+    }
+
+    pub(super) fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(id).filter(|task| self.contract(task.contract).is_some())
+    }
+
+    pub(super) fn attempt(&self, id: AttemptId) -> Option<&Arc<Attempt>> {
+        self.attempts.get(id).filter(|attempt| self.contract(attempt.contract).is_some())
+    }
+
+    pub(super) fn daemon(&self, id: DaemonId) -> Option<&Arc<Daemon>> {
+        self.daemons.get(id)
+    }
+
+    /// Takes over what a batch has read and written, once it is committed.
+    pub(super) fn learn(&mut self, work: &Work) {
+        for (id, contract) in work.contracts.shared() {
+            match contract.ended {
+                None => self.contracts.put(id, contract, ROW_BYTES + contract.description.len()),
+                Some(_) => self.contracts.remove(id),
+            }
+        }
+        for (id, task) in work.tasks.shared() {
+            self.tasks.put(id, task, ROW_BYTES + task.spec.plan.len() + task.spec.description.len());
+        }
+        for (id, attempt) in work.attempts.shared() {
+            match attempt.is_live() {
+                true => self.attempts.put(id, attempt, ROW_BYTES + attempt.last_message.len()),
+                false => self.attempts.remove(id),
+            }
+        }
+        for (id, daemon) in work.daemons.shared() {
+            self.daemons.put(id, daemon, ROW_BYTES);
+        }
+        self.beside.learn(work);
+    }
+}
+
+/// Values by key, the newest of them: what is put when the young generation is full makes it the old one, and the old one
+/// goes.
+#[derive(Debug)]
+struct Generations<K, V> {
+    young: HashMap<K, Arc<V>>,
+    old: HashMap<K, Arc<V>>,
+    /// Of the young ones.
+    bytes: usize,
+}
+
+impl<K, V> Default for Generations<K, V> {
+    fn default() -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), bytes: 0 }
+    }
+}
+
+impl<K: Eq + Hash + Copy, V> Generations<K, V> {
+    fn get(&self, key: K) -> Option<&Arc<V>> {
+        self.young.get(&key).or_else(|| self.old.get(&key))
+    }
+
+    fn put(&mut self, key: K, value: &Arc<V>, bytes: usize) {
+        if self.young.insert(key, Arc::clone(value)).is_some() {
+            return;
+        }
+        self.bytes += bytes;
+        if self.bytes > GENERATION_BYTES {
+            self.old = std::mem::take(&mut self.young);
+            self.bytes = 0;
+        }
+    }
+
+    fn remove(&mut self, key: K) {
+        self.young.remove(&key);
+        self.old.remove(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is newest is found, what is old goes, and what was put again is never found as it was before.
+    #[test]
+    fn generations_keep_the_newest() {
+        let mut kept: Generations<u32, u32> = Generations::default();
+        let half = GENERATION_BYTES / 2;
+        for (key, value) in [(1, 10), (2, 20), (1, 11)] {
+            kept.put(key, &Arc::new(value), half);
+        }
+        kept.put(3, &Arc::new(30), half);
+        assert_eq!((kept.get(1).map(|v| **v), kept.get(3).map(|v| **v)), (Some(11), Some(30)));
+        kept.put(1, &Arc::new(12), half);
+        assert_eq!(kept.get(1).map(|v| **v), Some(12));
+        for key in 4..8 {
+            kept.put(key, &Arc::new(key), half);
+        }
+        assert_eq!(kept.get(2), None);
+        kept.put(9, &Arc::new(9), half);
+        kept.remove(9);
+        assert_eq!(kept.get(9), None);
+    }
+}
