@@ -30,7 +30,8 @@ pub const SLOTS: u32 = 256;
 const CONCURRENCY: u32 = 100_000;
 /// Nobody clones it.
 const REPOSITORY: &str = "https://repository.invalid/load.git";
-/// What an agent would be told: about as long as people write them, and of no category that the analysis knows.
+/// What an agent would be told: about as long as people write them. The analysis finds something to do with pages in it, in each
+/// the same, so every order is checked against the tasks beside it and none is warned of.
 const PLAN: &str = "Read the notes that were taken at the last meeting and sum them up in one page for those who could not be \
                     there. Keep the names of the people who promised something beside what they promised, and the day by which \
                     they want to have done it. Leave out what was only said in passing. Write plainly, in full sentences, and \

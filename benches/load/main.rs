@@ -28,6 +28,7 @@ mod peers;
 mod pending;
 mod proc;
 mod proof;
+mod real;
 mod starts;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -38,7 +39,7 @@ use figures::{Figures, word};
 use options::Options;
 
 /// What can be asked for by name.
-const PARTS: [&str; 7] = ["limits", "lifecycles", "starts", "graphs", "pending", "fleet", "idle"];
+const PARTS: [&str; 8] = ["limits", "lifecycles", "starts", "graphs", "real", "pending", "fleet", "idle"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -107,6 +108,9 @@ async fn measure(options: &Options, figures: &mut Figures) {
         }
         if options.wants("graphs") {
             graphs::measure(options, database, figures).await;
+        }
+        if options.wants("real") {
+            real::measure(options, database, figures).await;
         }
         if options.wants("pending") {
             pending::measure(options, database, figures).await;

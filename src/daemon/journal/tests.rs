@@ -443,3 +443,73 @@ async fn attempts_found_by_their_directories_do_not_replace_what_is_known() {
     journal.prune(vec![attempt(1), attempt(2)]).await.unwrap();
     assert_eq!(journal.attempts().await.unwrap().len(), 1);
 }
+
+/// What nobody waits for is written all the same when nothing else comes.
+#[tokio::test]
+async fn what_rides_is_written_after_a_while() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    journal.record(attempt(1), say(vec![warning("odd")]), NOW).await.unwrap();
+    journal.answered_soon(1, MessageOutcome::Applied, NOW).await.unwrap();
+    let begun = std::time::Instant::now();
+    while journal.measure().await.unwrap().outbox > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it still waits for a ride");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A job that fails leaves nothing behind, whether it had a transaction to itself or shared one, and takes nobody along.
+#[tokio::test]
+async fn a_job_that_fails_leaves_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    let fails = || {
+        journal.worker.call(Kind::Durable, |db| {
+            db.execute("UPDATE meta SET last_command = 77", [])?;
+            Err::<(), _>(Error::Closed)
+        })
+    };
+    assert!(matches!(fails().await, Err(Error::Closed)));
+    assert_eq!(journal.standing().await.unwrap().last_command, 0);
+    let (one, failed, two) = tokio::join!(
+        journal.accept(vec![spawn_command(1)], NOW),
+        fails(),
+        journal.record(attempt(1), say(vec![warning("odd")]), NOW)
+    );
+    assert!(one.is_ok() && failed.is_err() && two.is_ok());
+    let standing = journal.standing().await.unwrap();
+    assert_eq!((standing.last_command, standing.last_unanswered), (1, 1));
+}
+
+/// Orders that an older version kept in the rows of attempts are there afterwards.
+#[tokio::test]
+async fn orders_of_an_older_journal_are_kept() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join(FILE);
+    let older = rusqlite::Connection::open(&path).unwrap();
+    for migration in [
+        include_str!("../../../migrations/daemon/0001_journal.sql"),
+        include_str!("../../../migrations/daemon/0002_uploads.sql"),
+        include_str!("../../../migrations/daemon/0003_attaches.sql"),
+    ] {
+        older.execute_batch(migration).unwrap();
+    }
+    older.pragma_update(None, "user_version", 3).unwrap();
+    let id = Uuid::from_u128(9).to_string();
+    older.execute("INSERT INTO meta (id, journal_id, created) VALUES (1, ?1, 0)", [&id]).unwrap();
+    let order = serde_json::to_string(&spawn("old")).unwrap();
+    let insert = "INSERT INTO attempts (attempt_id, task_id, number, state, spawn, created, updated)
+                  VALUES (?1, ?2, 1, 'running', ?3, 0, 0)";
+    older.execute(insert, [attempt(1).id.to_string(), attempt(1).task.to_string(), order]).unwrap();
+    older
+        .execute(
+            insert.replace("?3", "nullif(?3, '')").as_str(),
+            [attempt(2).id.to_string(), attempt(2).task.to_string(), String::new()],
+        )
+        .unwrap();
+    drop(older);
+    let journal = open(state.path());
+    assert_eq!(journal.attempt(attempt(1)).await.unwrap().unwrap().spawn, Some(spawn("old")));
+    assert_eq!(journal.attempt(attempt(2)).await.unwrap().unwrap().spawn, None);
+}

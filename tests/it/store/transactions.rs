@@ -136,3 +136,15 @@ async fn what_was_committed_is_there_after_opening_again(kind: Kind) {
     let mut tx = store.read().await.unwrap();
     assert_eq!(tx.contract_fetch(owner, written.id).await.unwrap().as_ref(), Some(&*written));
 }
+
+/// A server whose claim has gone with its connection, and which has not noticed, writes nothing once another has the database.
+#[tokio::test]
+async fn who_has_lost_the_database_writes_no_more() {
+    let place = Place::new(Kind::Postgres).await;
+    let (first, claim) = Store::open(&place.url).await.expect("open the store");
+    first.begin().await.expect("it has the database").rollback().await.expect("end it");
+    drop(claim);
+    let (second, _claim) = eventually("the claim is free", || Store::open(&place.url)).await;
+    assert!(matches!(first.begin().await, Err(Error::InUse(_))));
+    second.begin().await.expect("it has the database").rollback().await.expect("end it");
+}

@@ -1,0 +1,106 @@
+//! Tasks with everything that a task has but work: real daemons, real worktrees of a repository of a thousand files, a shell
+//! agent that does nothing under its shim; beside a loop that does, as many at once, what a person's script would.
+//!
+//! ```text
+//!   hold ── make 200 tasks ── release ─────────────> the contract is DONE        (the last checkpoint off)
+//!   xargs -P 8: git worktree add, sh -eu -c true, git commit                     in turn with it, in the same round
+//! ```
+
+use std::{fs, path::Path, time::Instant};
+
+use makima::wire::pb::{ContractLimits, CreateContractRequest, ReleaseContractRequest, TaskSpec};
+
+use crate::{
+    bed::{self, Bed},
+    figures::{Figures, Goal},
+    harness::{Client, Database, process, world::DaemonOptions},
+    options::Options,
+    proof,
+};
+
+/// Files of the repository.
+const FILES: usize = 1_000;
+/// Daemons, each with as many slots as one has that is not told otherwise.
+const DAEMONS: usize = 2;
+const SLOTS: u32 = 4;
+/// At once in the loop: as many as the daemons have slots.
+const AT_ONCE: usize = DAEMONS * SLOTS as usize;
+/// One turn of the loop.
+const BY_HAND: &str = "git -C \"$REPO\" worktree add -q -b \"hand/$1\" \"$TREES/$1\" main && cd \"$TREES/$1\" && sh -eu -c true && \
+                       git commit -q --allow-empty -m \"task $1\"";
+
+/// One round on one database.
+pub async fn measure(options: &Options, database: Database, figures: &mut Figures) {
+    let tasks = options.size(200, 16);
+    let mut bed = Bed::start(database).await;
+    for n in 0..DAEMONS {
+        let options = DaemonOptions { slots: SLOTS, ..DaemonOptions::default() };
+        bed.world.start_daemon_with(&format!("real-{n}"), options).await;
+    }
+    let repo = bed.world.repo("real");
+    for n in 0..FILES {
+        let folder = Path::new(&repo.url()).join(format!("src/part-{}", n / 50));
+        fs::create_dir_all(&folder).expect("make a folder");
+        fs::write(folder.join(format!("file-{n}.rs")), format!("// {n}\n").repeat(100)).expect("write a file");
+    }
+    repo.git(&["add", "-A"]);
+    repo.git(&["commit", "-q", "-m", "files"]);
+    repo.git(&["branch", "-M", "main"]);
+
+    let by_hand = by_hand(&bed, &repo.url(), tasks).await;
+    let name = "200 tasks that do nothing, by hand";
+    figures.add(name, Some(database), "s", by_hand, Goal::default());
+    let client = bed.world.client();
+    let contract = held(&client, &repo.url(), tasks).await;
+    let begun = Instant::now();
+    let release = ReleaseContractRequest { contract_id: contract.clone(), ..ReleaseContractRequest::default() };
+    client.contracts().release_contract(release).await.expect("release the contract");
+    bed::until_done(&client, &contract, tasks).await;
+    let took = begun.elapsed().as_secs_f64();
+    figures.add("200 tasks that do nothing", Some(database), "s", took, Goal::most(by_hand * 1.3).against(name));
+    let done = proof::count(&bed, "SELECT count(*) FROM tasks WHERE status = 'done'").await;
+    assert_eq!(done, i64::try_from(tasks).expect("few"), "tasks that are done");
+}
+
+/// Makes the tasks in a contract that is held.
+async fn held(client: &Client, repository: &str, tasks: usize) -> String {
+    let task = |n: usize| TaskSpec {
+        name: format!("task-{n}"),
+        plan: "true".to_owned(),
+        agent: "shell".to_owned(),
+        ..TaskSpec::default()
+    };
+    let limits =
+        ContractLimits { concurrency: Some(1_000), final_checkpoint: Some(false), ..ContractLimits::default() };
+    let request = CreateContractRequest {
+        name: "real".to_owned(),
+        repository: repository.to_owned(),
+        limits: Some(limits),
+        tasks: (0..tasks).map(task).collect(),
+        hold: true,
+        ..CreateContractRequest::default()
+    };
+    let made = client.contracts().create_contract(request).await.expect("create a contract").into_inner();
+    made.contract.expect("a contract in the answer").contract_id
+}
+
+/// Seconds that the loop takes.
+async fn by_hand(bed: &Bed, repo: &str, tasks: usize) -> f64 {
+    let trees = bed.world.dir.join("by-hand");
+    fs::create_dir_all(&trees).expect("make a folder");
+    let mut command = process::command("sh", &bed.world.dir.join("home"));
+    command
+        .args(["-c", &format!("seq 1 {tasks} | xargs -P {AT_ONCE} -I@ sh -c \"$ONE\" - @")])
+        .env("ONE", BY_HAND)
+        .env("REPO", repo)
+        .env("TREES", &trees);
+    for (name, value) in [("NAME", "hand"), ("EMAIL", "hand@localhost")] {
+        command.env(format!("GIT_AUTHOR_{name}"), value).env(format!("GIT_COMMITTER_{name}"), value);
+    }
+    let begun = Instant::now();
+    let status = tokio::task::spawn_blocking(move || command.status()).await.expect("waiting does not panic");
+    assert!(status.expect("start the loop").success(), "the loop has failed");
+    let took = begun.elapsed().as_secs_f64();
+    assert_eq!(fs::read_dir(&trees).expect("list").count(), tasks, "worktrees by hand");
+    took
+}
