@@ -78,7 +78,13 @@ impl Run {
                 machine.gone = true;
                 fs::remove_dir_all(&machine.state)?;
             }
-            Kind::Asleep => ensure(machine.signal(Signal::STOP) > 1, || "nobody sleeps".to_owned())?,
+            Kind::Asleep => {
+                // Only the daemon: its agents have ended since this machine was chosen.
+                if machine.signal(Signal::STOP) <= 1 {
+                    machine.signal(Signal::CONT);
+                    return Err(Miss::NotNow);
+                }
+            }
             Kind::Cut => {
                 if machine.wire.cut() == 0 {
                     return Err(Miss::NotNow);
