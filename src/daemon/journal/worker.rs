@@ -23,10 +23,6 @@ const QUEUE: usize = 1_024;
 const BATCH: usize = 256;
 /// How long what nobody waits for may wait for something that somebody does.
 const RIDE: Duration = Duration::from_millis(100);
-/// After a commit of as many jobs more are about to come, from runners that are still being woken: they get a chance to.
-const BUSY: usize = 8;
-/// How often others are let go first then.
-const YIELDS: usize = 4;
 
 /// What a job needs of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,22 +160,14 @@ fn work(
 ) {
     let mut synced = true;
     let mut batch: Vec<Job> = Vec::with_capacity(BATCH);
-    let mut committed_jobs = 0;
     let mut open = true;
     while open || !batch.is_empty() {
         open = wait(&mut inbox, &mut batch);
         take(&mut inbox, &mut batch);
-        if committed_jobs >= BUSY {
-            for _ in 0..YIELDS {
-                thread::yield_now();
-                take(&mut inbox, &mut batch);
-            }
-        }
         for job in batch.extract_if(.., |job| job.kind == Kind::Read) {
             (job.run)(Ok(Place { connection: &connection, alone: true })).1(Ok(()));
         }
         let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
-        committed_jobs = batch.len();
         let mut answers = Vec::with_capacity(batch.len());
         let begun = Instant::now();
         sizes.observe(batch.len());

@@ -62,10 +62,6 @@ use crate::{
 const QUEUE: usize = 4096;
 /// Operations of one batch: enough to share a commit's cost, few enough not to hold up the first for the last.
 const BATCH: usize = 256;
-/// After a batch of as many operations more are about to come, from sessions and calls that are still being woken.
-const BUSY: usize = 32;
-/// How often those are let go first then: fewer and larger batches cost less, and nobody waits who would not wait anyway.
-const YIELDS: usize = 4;
 /// How long the outcome of a COMMIT is looked for.
 const IN_DOUBT: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -253,7 +249,6 @@ impl From<Failed> for Error {
 
 impl Writer {
     async fn run(mut self) {
-        let mut busy = false;
         loop {
             let mut batch = Vec::new();
             if !self.look {
@@ -263,13 +258,6 @@ impl Writer {
                 }
             }
             self.take(&mut batch);
-            for _ in 0..if busy { YIELDS } else { 0 } {
-                // Of the runtime, and of the processor where the ledger has a thread of its own.
-                tokio::task::yield_now().await;
-                std::thread::yield_now();
-                self.take(&mut batch);
-            }
-            busy = batch.len() >= BUSY;
             self.batch(batch).await;
         }
     }
