@@ -25,9 +25,9 @@ const DAEMONS: usize = 2;
 const SLOTS: u32 = 4;
 /// At once in the loop: as many as the daemons have slots.
 const AT_ONCE: usize = DAEMONS * SLOTS as usize;
-/// One turn of the loop.
-const BY_HAND: &str = "git -C \"$REPO\" worktree add -q -b \"hand/$1\" \"$TREES/$1\" main && cd \"$TREES/$1\" && sh -eu -c true && \
-                       git commit -q --allow-empty -m \"task $1\"";
+/// One turn of the loop. Git fails where it meets a worktree that another git is adding, so that is done under a lock.
+const BY_HAND: &str = "flock \"$TREES.lock\" git -C \"$REPO\" worktree add -q -b \"hand/$1\" \"$TREES/$1\" main && \
+                       cd \"$TREES/$1\" && sh -eu -c true && git commit -q --allow-empty -m \"task $1\"";
 
 /// One round on one database.
 pub async fn measure(options: &Options, database: Database, figures: &mut Figures) {
