@@ -114,15 +114,7 @@ fn postgres_rows(columns: Columns) -> String {
     let (mut select, mut types) = (String::new(), String::new());
     for (i, (name, kind)) in columns.iter().enumerate() {
         let comma = if i == 0 { "" } else { ", " };
-        let (ty, expression) = match kind {
-            Kind::Uuid => ("uuid", format!("r.{name}")),
-            Kind::Text => ("text", format!("r.{name}")),
-            Kind::Int => ("integer", format!("r.{name}")),
-            Kind::Big => ("bigint", format!("r.{name}")),
-            Kind::Bool => ("boolean", format!("r.{name}")),
-            Kind::Time => ("bigint", from_micros(name)),
-            Kind::Json => ("jsonb", format!("r.{name}")),
-        };
+        let (ty, expression) = postgres_column(name, *kind);
         let _ = write!(select, "{comma}{expression} AS {name}");
         let _ = write!(types, "{comma}{name} {ty}");
     }
@@ -134,13 +126,9 @@ fn postgres_arrays(columns: Columns) -> String {
     for (i, (name, kind)) in columns.iter().enumerate() {
         let comma = if i == 0 { "" } else { ", " };
         let (ty, expression) = match kind {
-            Kind::Uuid => ("uuid", format!("r.{name}")),
-            Kind::Text => ("text", format!("r.{name}")),
-            Kind::Int => ("integer", format!("r.{name}")),
-            Kind::Big => ("bigint", format!("r.{name}")),
-            Kind::Bool => ("boolean", format!("r.{name}")),
-            Kind::Time => ("bigint", from_micros(name)),
+            // A document is bound as its text.
             Kind::Json => ("text", format!("r.{name}::json")),
+            kind => postgres_column(name, *kind),
         };
         let _ = write!(select, "{comma}{expression} AS {name}");
         let _ = write!(arrays, "{comma}${}::{ty}[]", i + 1);
@@ -149,8 +137,17 @@ fn postgres_arrays(columns: Columns) -> String {
     format!("(SELECT {select} FROM unnest({arrays}) AS r({names})) AS rows")
 }
 
-fn from_micros(name: &str) -> String {
-    format!("timestamptz 'epoch' + r.{name} * interval '1 microsecond'")
+/// The type that a column comes in, and what makes its value.
+fn postgres_column(name: &str, kind: Kind) -> (&'static str, String) {
+    match kind {
+        Kind::Uuid => ("uuid", format!("r.{name}")),
+        Kind::Text => ("text", format!("r.{name}")),
+        Kind::Int => ("integer", format!("r.{name}")),
+        Kind::Big => ("bigint", format!("r.{name}")),
+        Kind::Bool => ("boolean", format!("r.{name}")),
+        Kind::Time => ("bigint", format!("timestamptz 'epoch' + r.{name} * interval '1 microsecond'")),
+        Kind::Json => ("jsonb", format!("r.{name}")),
+    }
 }
 
 fn sqlite_rows(columns: Columns) -> String {
@@ -322,6 +319,9 @@ impl Tx {
     /// The same, with the rows that a RETURNING gives back; together with what has been gathered.
     pub(super) async fn write<T: Serialize, R: Row>(&mut self, sql: &'static Sql, rows: &[T]) -> Result<Vec<R>> {
         let mut back = Vec::new();
+        if rows.is_empty() {
+            return Ok(back);
+        }
         let later = self.later.as_mut().map(std::mem::take).unwrap_or_default();
         for rows in rows.chunks(self.most_rows()) {
             let values = values(rows, sql.columns).map_err(|source| Error::Encode { source })?;

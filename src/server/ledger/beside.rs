@@ -19,11 +19,15 @@ const MOST: usize = 2 * READ;
 const FEW: usize = READ / 2;
 /// Contracts that are kept. Beyond this all are read anew.
 const CONTRACTS: usize = 256;
+/// Bytes of plans that are kept, which may have half a megabyte each. Beyond this all are read anew.
+const PLAN_BYTES: usize = 64 << 20;
 
 /// Unfinished tasks, by contract.
 #[derive(Debug, Default)]
 pub(super) struct Beside {
     contracts: HashMap<ContractId, Others>,
+    /// Of the plans that came since the last time that all were forgotten.
+    bytes: usize,
 }
 
 /// Some or all unfinished tasks of a contract.
@@ -51,8 +55,9 @@ impl Beside {
     /// What was read of a contract: its oldest unfinished tasks, [`READ`] at most.
     pub(super) fn read(&mut self, contract: ContractId, tasks: &[Task]) {
         if self.contracts.len() >= CONTRACTS {
-            self.contracts.clear();
+            self.forget();
         }
+        self.bytes += tasks.iter().map(|task| task.spec.plan.len()).sum::<usize>();
         let more = tasks.len() >= READ;
         let tasks = tasks.iter().map(|task| (task.id, Other { task: Arc::new(task.clone()), lowest: None })).collect();
         self.contracts.insert(contract, Others { tasks, more });
@@ -72,10 +77,18 @@ impl Beside {
         Some(&self.contracts.get(&contract)?.tasks.get(&id)?.task)
     }
 
+    fn forget(&mut self) {
+        self.contracts.clear();
+        self.bytes = 0;
+    }
+
     /// Follows what a batch has changed.
     pub(super) fn learn(&mut self, work: &Work) {
         if self.contracts.is_empty() {
             return;
+        }
+        if self.bytes > PLAN_BYTES {
+            self.forget();
         }
         for (id, task) in work.tasks.shared_dirty() {
             let Some(others) = self.contracts.get_mut(&task.contract) else { continue };
@@ -90,6 +103,7 @@ impl Beside {
                 }
                 known.task = Arc::clone(task);
             } else if others.tasks.len() < MOST {
+                self.bytes += task.spec.plan.len();
                 others.tasks.insert(id, Other { task: Arc::clone(task), lowest: None });
             } else {
                 others.more = true;

@@ -4,7 +4,7 @@
 //! a batch takes what is kept with it and gives it back when it is committed, so after one that failed, whatever the reason,
 //! nothing is kept and everything is read again. Retention, which deletes behind the ledger's back, touches nothing but
 //! contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
-//! server may take the database over; then no batch of this one is committed any more (`Store::commit_claimed`).
+//! server may take the database over; then no transaction of this one begins any more (`Store::begin`).
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
