@@ -83,7 +83,7 @@ impl Sql {
             columns,
             postgres: leak(postgres.replace("{rows}", &postgres_rows(columns))),
             postgres_write: leak(postgres.replace("{rows}", &postgres_arrays(columns))),
-            sqlite: leak(numbered(sqlite.replace("{rows}", &sqlite_rows(columns)))),
+            sqlite: leak(numbered(&sqlite.replace("{rows}", &sqlite_rows(columns)))),
             sqlite_write: Default::default(),
             sqlite_text: sqlite.to_owned(),
         }
@@ -100,7 +100,7 @@ impl Sql {
 }
 
 /// SQLite numbers what is written `?1`; `$1` it would take for a name.
-fn numbered(text: String) -> String {
+fn numbered(text: &str) -> String {
     text.replace("$1", "?1").replace("$2", "?2")
 }
 

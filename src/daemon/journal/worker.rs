@@ -73,7 +73,7 @@ impl Worker {
         let measured = (sizes.clone(), seconds.clone());
         thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || work(connection, inbox, &publish, &measured))
+            .spawn(move || work(&connection, inbox, &publish, &measured))
             .map_err(|e| Error::Open { path: super::FILE.into(), message: e.to_string() })?;
         Ok(Self { jobs, newest, sizes, seconds })
     }
@@ -153,7 +153,7 @@ fn run_in<T>(
 }
 
 fn work(
-    connection: Connection,
+    connection: &Connection,
     mut inbox: mpsc::Receiver<Job>,
     newest: &watch::Sender<i64>,
     (sizes, seconds): &(Sizes, Seconds),
@@ -165,17 +165,17 @@ fn work(
         open = wait(&mut inbox, &mut batch);
         take(&mut inbox, &mut batch);
         for job in batch.extract_if(.., |job| job.kind == Kind::Read) {
-            (job.run)(Ok(Place { connection: &connection, alone: true })).1(Ok(()));
+            (job.run)(Ok(Place { connection, alone: true })).1(Ok(()));
         }
         let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
         let mut answers = Vec::with_capacity(batch.len());
         let begun = Instant::now();
         sizes.observe(batch.len());
-        let committed = commit(&connection, kind, &mut synced, batch.drain(..), &mut answers);
+        let committed = commit(connection, kind, &mut synced, batch.drain(..), &mut answers);
         seconds.observe(begun.elapsed());
         if kind == Kind::Durable
             && committed.is_ok()
-            && let Ok(last) = last_message(&connection)
+            && let Ok(last) = last_message(connection)
         {
             newest.send_if_modified(|n| std::mem::replace(n, last) != last);
         }
