@@ -1,6 +1,6 @@
 //! The ledger on both databases: what it decides, and that nothing is stranded or started early, whatever happens at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use makima::{
     domain::{
@@ -8,7 +8,7 @@ use makima::{
         attempt::{Failure, FailureClass},
         contract::{ContractLimits, ContractStatus},
         key::KeyKind,
-        order::{Answer, Order},
+        order::{Answer, Order, Spawn},
         reconcile::Verdict,
         report::{InventoryItem, InventoryState, MessageOutcome, Report},
         task::{Task, TaskStatus},
@@ -35,6 +35,7 @@ both!(
     silence_reruns_and_return_revives,
     an_unanswered_command_is_sent_again_as_it_was,
     an_unanswered_attempt_is_fenced_in_time,
+    an_order_tells_what_should_be_there_first,
     a_blocked_contract_moves_when_its_parent_is_retried,
     holds_stop_and_releases_start,
     concurrency_is_kept,
@@ -254,6 +255,38 @@ async fn an_unanswered_attempt_is_fenced_in_time(kind: Kind) {
     other.done(&bed, second.attempt).await;
     assert_eq!(bed.contract_now(contract.id).await.live, 0);
     bed.task_is(tasks[0].id, TaskStatus::Done).await;
+}
+
+/// An order takes along the unfinished tasks that its daemon could warn of, as they stand: those that touch what should be
+/// there before what this one touches. What has ended is left out, what was added since is not forgotten.
+async fn an_order_tells_what_should_be_there_first(kind: Kind) {
+    let planned = |name: &str, plan: &str| {
+        let mut task = task(name, &[]);
+        plan.clone_into(&mut task.spec.plan);
+        task
+    };
+    let schema = |name: &str| planned(name, "Add a migration in migrations/001_create_users.sql.");
+    let page = |name: &str| planned(name, "Implement src/components/UserProfile.tsx.");
+    let told = |spawn: &Spawn| spawn.contract_tasks.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
+    let bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 8).await;
+    let (contract, _) = bed.contract(vec![schema("tables"), page("profile"), planned("script", "true")]).await;
+    let mut attempts = HashMap::new();
+    for _ in 0..3 {
+        let (command, spawn) = daemon.run_next(&bed).await;
+        let expected: &[&str] = if spawn.name == "profile" { &["tables"] } else { &[] };
+        assert_eq!(told(&spawn), expected, "with {}", spawn.name);
+        attempts.insert(spawn.name, command.attempt);
+    }
+    bed.add(contract.id, vec![page("settings")]).await;
+    let (_, settings) = daemon.run_next(&bed).await;
+    assert_eq!(told(&settings), ["tables"]);
+    assert_eq!(settings.contract_tasks[0].status, TaskStatus::Running);
+    daemon.done(&bed, attempts["tables"]).await;
+    bed.add(contract.id, vec![schema("indexes")]).await;
+    daemon.run_next(&bed).await;
+    bed.add(contract.id, vec![page("help")]).await;
+    assert_eq!(told(&daemon.run_next(&bed).await.1), ["indexes"]);
 }
 
 async fn a_blocked_contract_moves_when_its_parent_is_retried(kind: Kind) {
