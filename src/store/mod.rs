@@ -3,6 +3,7 @@
 //! One [`Store`] over two databases with one SQL text for both (see `sql`). A thing is a row with a column for whatever is
 //! filtered on, and the JSON form of its domain type for the rest, so that a new field of the domain is not a migration.
 //! Methods take batches and are named noun first: searching `tasks_` finds all that can be done with tasks.
+//! The drivers are sqlx's, but for what writes to SQLite, which has a connection on its own thread (see `local`).
 //!
 //! ```text
 //!   ledger ── begin() ──> Tx ── load, put ── commit()      one writer at a time
