@@ -68,8 +68,10 @@ async fn a_shim_killed_while_the_daemon_is_away_is_a_recovery() {
     let bench = Bench::new().await;
     let daemon = bench.start();
     bench.ready(1).await;
-    let attempt = bench.spawn(bench.order("echo begun; setsid sleep 1000 & sleep 1000")).await;
+    let plan = format!("echo begun; echo begun > {}; setsid sleep 1000 & sleep 1000", bench.path("begun"));
+    let attempt = bench.spawn(bench.order(&plan)).await;
     bench.started(attempt).await;
+    bench.file("begun").await;
     daemon.kill().await;
     kill_shims(&bench.state());
     let daemon = bench.start();
