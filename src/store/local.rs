@@ -11,10 +11,11 @@ use rusqlite::{Connection, ErrorCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::{Error, Result, cell, open::PATIENCE, row::Value};
-
-/// Prepared statements that are kept: those that write have a text for each power of two of rows.
-const STATEMENTS: usize = 512;
+use super::{
+    Error, Result, cell,
+    open::{PATIENCE, STATEMENTS},
+    row::Value,
+};
 
 /// The connection, for one at a time; nothing once it is closed.
 #[derive(Clone, Debug)]

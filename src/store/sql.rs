@@ -203,9 +203,10 @@ impl<T> Row for T where
 {
 }
 
-/// Expands a body for both databases, with `tx` bound to the native transaction.
+/// Expands a body for both of sqlx's drivers, with `tx` bound to the native transaction; what writes to SQLite reads by itself,
+/// with this document and limit.
 macro_rules! on {
-    ($self:expr, $sql:expr, |$tx:ident, $text:ident| $body:expr) => {{
+    ($self:expr, $sql:expr, ($doc:expr, $limit:expr), |$tx:ident, $text:ident| $body:expr) => {{
         $self.settle().await?;
         match &mut $self.inner {
             Inner::Postgres($tx) => {
@@ -216,12 +217,12 @@ macro_rules! on {
                 let $text = $sql.sqlite;
                 Ok($body)
             }
-            Inner::Local(_) => Err(reads_only()),
+            Inner::Local(tx) => tx.fetch($sql.sqlite, $doc, $limit),
         }
     }};
 }
 
-/// What writes does not read this way, and what reads does not write: a mistake in this module.
+/// What reads does not write: a mistake of whoever asks.
 fn reads_only() -> Error {
     Error::Statement { source: sqlx::Error::Protocol("a statement went to the wrong connection".to_owned()) }
 }
@@ -240,27 +241,22 @@ impl Tx {
     /// Rows that come of rows.
     pub(super) async fn fetch<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize) -> Result<Vec<R>> {
         let rows = encode(rows)?;
-        if let Inner::Local(tx) = &self.inner {
-            return tx.fetch(sql.sqlite, Some(&rows), None);
-        }
-        on!(self, sql, |tx, text| sqlx::query_as(text).bind(rows).fetch_all(&mut **tx).await?)
+        on!(self, sql, (Some(&rows), None), |tx, text| sqlx::query_as(text).bind(rows).fetch_all(&mut **tx).await?)
     }
 
     /// Rows that come of rows, at most so many (`$2`).
     pub(super) async fn fetch_some<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize, limit: i64) -> Result<Vec<R>> {
         let rows = encode(rows)?;
-        if let Inner::Local(tx) = &self.inner {
-            return tx.fetch(sql.sqlite, Some(&rows), Some(limit));
-        }
-        on!(self, sql, |tx, text| sqlx::query_as(text).bind(rows).bind(limit).fetch_all(&mut **tx).await?)
+        on!(self, sql, (Some(&rows), Some(limit)), |tx, text| sqlx::query_as(text)
+            .bind(rows)
+            .bind(limit)
+            .fetch_all(&mut **tx)
+            .await?)
     }
 
     /// Rows of a statement without arguments.
     pub(super) async fn fetch_plain<R: Row>(&mut self, sql: &Sql) -> Result<Vec<R>> {
-        if let Inner::Local(tx) = &self.inner {
-            return tx.fetch(sql.sqlite, None, None);
-        }
-        on!(self, sql, |tx, text| sqlx::query_as(text).fetch_all(&mut **tx).await?)
+        on!(self, sql, (None, None), |tx, text| sqlx::query_as(text).fetch_all(&mut **tx).await?)
     }
 
     /// From here on what is put by [`Self::put`] may be written together with what follows, on Postgres, where each statement

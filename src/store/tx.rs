@@ -1,11 +1,12 @@
 //! Transactions: short reads from one snapshot, and the one writer's.
 
+use uuid::Uuid;
+
 use super::{
     Db, Error, Result, Store,
     local::Local,
     sql::{Later, PgTx, SqliteTx, in_time},
 };
-use uuid::Uuid;
 
 /// The advisory lock that makes all ledger transactions of all replicas serial ("makima" in ASCII).
 pub(super) const LEDGER_LOCK: i64 = 0x006d_616b_696d_6101;

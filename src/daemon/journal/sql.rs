@@ -218,9 +218,9 @@ fn same_content(db: &Connection, command: &Command, content: Option<&str>) -> Re
 
 // === attempts ===
 
-const COLUMNS: &str =
-    "attempt_id, task_id, number, state,
-     (SELECT spawn FROM orders WHERE orders.attempt_id = attempts.attempt_id), directory, worktree, stop, complete, uploaded, created, updated";
+const COLUMNS: &str = "attempt_id, task_id, number, state,
+     (SELECT spawn FROM orders WHERE orders.attempt_id = attempts.attempt_id),
+     directory, worktree, stop, complete, uploaded, created, updated";
 
 /// Puts an attempt in, unless it is there; answers whether it was put in.
 pub(super) fn attempt_insert(db: &Connection, row: &Row) -> Result<bool, Error> {

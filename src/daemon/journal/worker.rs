@@ -163,7 +163,6 @@ fn work(
     let mut open = true;
     while open || !batch.is_empty() {
         open = wait(&mut inbox, &mut batch);
-        take(&mut inbox, &mut batch);
         for job in batch.extract_if(.., |job| job.kind == Kind::Read) {
             (job.run)(Ok(Place { connection, alone: true })).1(Ok(()));
         }

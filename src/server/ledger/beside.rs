@@ -42,8 +42,8 @@ struct Others {
 #[derive(Debug)]
 struct Other {
     task: Arc<Task>,
-    /// The lowest category that its plan touches, once somebody has asked.
-    lowest: Option<Option<Category>>,
+    /// What its plan touches, lowest first, once somebody has asked.
+    touched: Option<Vec<Category>>,
 }
 
 impl Beside {
@@ -59,7 +59,7 @@ impl Beside {
         }
         self.bytes += tasks.iter().map(|task| task.spec.plan.len()).sum::<usize>();
         let more = tasks.len() >= READ;
-        let tasks = tasks.iter().map(|task| (task.id, Other { task: Arc::new(task.clone()), lowest: None })).collect();
+        let tasks = tasks.iter().map(|task| (task.id, Other { task: Arc::new(task.clone()), touched: None })).collect();
         self.contracts.insert(contract, Others { tasks, more });
     }
 
@@ -67,14 +67,15 @@ impl Beside {
     pub(super) fn lowest(&mut self, contract: ContractId) -> impl Iterator<Item = (TaskId, Option<Category>)> {
         let others = self.contracts.get_mut(&contract).into_iter().flat_map(|others| &mut others.tasks);
         others.map(|(id, other)| {
-            let touched = || super::dispatch::categories(&other.task).first().copied();
-            (*id, *other.lowest.get_or_insert_with(touched))
+            let touched = other.touched.get_or_insert_with(|| super::dispatch::categories(&other.task));
+            (*id, touched.first().copied())
         })
     }
 
-    /// One of the tasks.
-    pub(super) fn task(&self, contract: ContractId, id: TaskId) -> Option<&Task> {
-        Some(&self.contracts.get(&contract)?.tasks.get(&id)?.task)
+    /// One of the tasks, with what its plan touches, as far as [`Self::lowest`] has asked.
+    pub(super) fn task(&self, contract: ContractId, id: TaskId) -> Option<(&Task, &[Category])> {
+        let other = self.contracts.get(&contract)?.tasks.get(&id)?;
+        Some((&other.task, other.touched.as_deref().unwrap_or_default()))
     }
 
     fn forget(&mut self) {
@@ -99,12 +100,12 @@ impl Beside {
                 }
             } else if let Some(known) = others.tasks.get_mut(&id) {
                 if !Arc::ptr_eq(&known.task.spec, &task.spec) {
-                    known.lowest = None;
+                    known.touched = None;
                 }
                 known.task = Arc::clone(task);
             } else if others.tasks.len() < MOST {
                 self.bytes += task.spec.plan.len();
-                others.tasks.insert(id, Other { task: Arc::clone(task), lowest: None });
+                others.tasks.insert(id, Other { task: Arc::clone(task), touched: None });
             } else {
                 others.more = true;
             }

@@ -432,9 +432,13 @@ impl Work {
         let earlier = earlier.map(|(id, _)| *id).filter(|other| *other != id).take(MAX_CONTRACT_TASKS);
         let earlier: Vec<TaskId> = earlier.collect();
         let told = |id: TaskId| {
-            let other = self.tasks.get(id).or_else(|| self.kept.beside.task(contract, id))?;
-            let (name, status) = (other.spec.name.clone(), other.status());
-            Some(ContractTask { task: id, name, status, categories: categories(other) })
+            // Plans were read when the lowest categories were asked for.
+            let touched = self.tasks.contains(id).then(|| self.categories(id, classes).to_vec());
+            let (other, categories) = match touched {
+                Some(touched) => (self.tasks.get(id)?, touched),
+                None => self.kept.beside.task(contract, id).map(|(other, touched)| (other, touched.to_vec()))?,
+            };
+            Some(ContractTask { task: id, name: other.spec.name.clone(), status: other.status(), categories })
         };
         earlier.into_iter().filter_map(told).collect()
     }

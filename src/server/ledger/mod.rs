@@ -257,17 +257,13 @@ impl Writer {
                     None => return,
                 }
             }
-            self.take(&mut batch);
+            while batch.len() < BATCH {
+                match self.inbox.try_recv() {
+                    Ok(envelope) => batch.push(envelope),
+                    Err(_) => break,
+                }
+            }
             self.batch(batch).await;
-        }
-    }
-
-    /// Takes what waits, as much as one batch holds.
-    fn take(&mut self, batch: &mut Vec<Envelope>) {
-        while batch.len() < BATCH
-            && let Ok(envelope) = self.inbox.try_recv()
-        {
-            batch.push(envelope);
         }
     }
 
