@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod process;
 mod recovery;
 pub mod repository;
+mod retention;
 mod runner;
 pub mod salvage;
 pub mod sanity;
@@ -220,6 +221,7 @@ async fn run_as(config: Config, shutdown: Shutdown, hollow: Option<Hollow>) -> R
     shutdown.spawn_loop("intake", intake::run(Arc::clone(&context), handle.clone(), commands));
     shutdown.spawn_loop("watch", watching);
     shutdown.spawn_loop("disk guard", guard::run(Arc::clone(&context)));
+    shutdown.spawn_loop("retention", retention::run(Arc::clone(&context)));
     shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
     shutdown.spawn(clone_repositories(Arc::clone(&context)).instrument(tracing::info_span!("clone")));
 

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   journal row, live   ──> a runner, which looks at the shim: alive, ended, or gone (see `runner`)
-//!   journal row, at end ──> its output, if the server does not have all of it; forgotten when old and removed
+//!   journal row, at end ──> its output, if the server does not have all of it (forgotten by `retention`)
 //!   directory only      ──> listed to the server; its verdict decides
 //!   directory, unreadable ─> left alone, and said so: salvage for a person
 //! ```
 //!
 //! Nothing here waits for an agent, for git or for the server, so attaching is not delayed.
 
-use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, path::Path, sync::Arc};
 
 use super::{
     Context,
@@ -20,13 +20,7 @@ use super::{
         saving::{self, Saving},
     },
 };
-use crate::{
-    domain::{AttemptId, AttemptRef, Timestamp},
-    runtime::clock,
-};
-
-/// How long an attempt that is over is remembered, once its worktree has been removed.
-const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
+use crate::domain::AttemptId;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -47,7 +41,6 @@ pub(super) async fn look(context: &Arc<Context>) -> Result<Found, journal::Error
     upload_again(context, &ended).await;
     let pending = context.journal.uploads_pending().await?.into_iter().map(|upload| upload.attempt.id).collect();
     bring_again(context, &ended, &pending).await;
-    forget_old(context, ended, &pending).await;
     if !live.is_empty() || !only_on_disk.is_empty() {
         tracing::info!(
             in_journal = live.len(),
@@ -161,41 +154,6 @@ async fn bring_again(context: &Arc<Context>, ended: &[Row], pending: &HashSet<At
     }
 }
 
-/// Forgets what is over, uploaded, old, and of which a person has removed the worktree; never what still has a file to bring to
-/// the server, however old.
-async fn forget_old(context: &Arc<Context>, ended: Vec<Row>, pending: &HashSet<AttemptId>) {
-    let before = clock::now().before(REMEMBERED);
-    // A checkpoint is in its attempt's book before it is in the journal.
-    let is_owed = |row: &Row| {
-        pending.contains(&row.attempt.id) || AttemptDir::open(&row.directory).is_ok_and(|dir| saving::is_owed(&dir))
-    };
-    let old: Vec<Row> = ended.into_iter().filter(|row| is_old(row, before) && !is_owed(row)).collect();
-    if old.is_empty() {
-        return;
-    }
-    let attempts: Vec<AttemptRef> = old.iter().map(|row| row.attempt).collect();
-    let removed = blocking(move || {
-        for row in old {
-            if let Ok(dir) = AttemptDir::open(&row.directory)
-                && let Err(error) = dir.remove()
-            {
-                tracing::warn!(error = chain(&error), "the directory of an old attempt cannot be removed");
-            }
-        }
-    });
-    removed.await;
-    if let Err(error) = context.journal.prune(attempts).await {
-        tracing::warn!(error = chain(&error), "the journal cannot be written");
-    }
-}
-
-fn is_old(row: &Row, before: Timestamp) -> bool {
-    row.state == State::Over
-        && row.uploaded
-        && row.updated < before
-        && (row.worktree.is_empty() || !Path::new(&row.worktree).exists())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -203,99 +161,24 @@ mod tests {
     use super::*;
     use crate::{
         daemon::{
-            attempt_dir::tests as dirs,
-            config::DiskFloor,
-            journal::{Change, Upload},
+            attempt_dir::tests as dirs, config::DiskFloor, journal::Change, retention::tests::over,
             supervisor::tests::context,
         },
-        domain::{CommandId, Epoch, attempt::Pack, order},
+        runtime::clock,
     };
 
-    /// An attempt that was over long ago, with everything uploaded and its worktree gone.
-    async fn over(context: &Context, sequence: i64) -> (AttemptRef, AttemptDir) {
-        let (attempt, dir) = ended(context, sequence).await;
-        context.journal.uploaded(attempt).await.unwrap();
-        (attempt, dir)
-    }
-
-    /// The same, whose output is not with the server yet.
-    async fn ended(context: &Context, sequence: i64) -> (AttemptRef, AttemptDir) {
-        let manifest = dirs::manifest(dirs::spawn_order("true"));
-        let attempt = manifest.attempt;
-        let dir = AttemptDir::create(context.state.path(), &manifest).unwrap();
-        let command = order::Command {
-            sequence,
-            id: CommandId(uuid::Uuid::new_v4()),
-            epoch: Epoch(1),
-            attempt,
-            order: order::Order::Spawn(Box::new(manifest.spawn)),
-        };
-        let long_ago = clock::now().before(2 * REMEMBERED);
-        context.journal.accept(vec![command], long_ago).await.unwrap();
-        let change = Change { state: Some(State::Over), directory: Some(dir.path().to_owned()), ..Change::default() };
-        context.journal.record(attempt, change, long_ago).await.unwrap();
-        (attempt, dir)
-    }
-
-    /// What has nothing more to bring to the server is forgotten, what has is kept: a pack that the journal knows of, and a
-    /// checkpoint that only its book does.
+    /// A result's pack that the server has, or does not want, makes room; that of an attempt which is not over does not.
     #[tokio::test]
-    async fn what_is_on_its_way_to_the_server_is_not_forgotten() {
+    async fn a_pack_that_has_done_its_work_is_removed() {
         let state = tempfile::tempdir().unwrap();
         let context = context(state.path(), DiskFloor::default()).await;
-        let (gone, done) = over(&context, 2).await;
-        let (owing, kept) = over(&context, 3).await;
-        let (_, noted) = over(&context, 4).await;
-        let whole = Pack { bytes: 4, sha256: "ab".repeat(32) };
-        let path = kept.result_pack();
-        fs::write(&path, "pack").unwrap();
-        let created = clock::now();
-        let upload =
-            Upload { attempt: owing, checkpoint: None, path: path.clone(), whole: whole.clone(), about: None, created };
-        context.journal.upload_add(upload).await.unwrap();
-        let book = format!(
-            "{{\"stored\": null, \"waiting\": [{{\"mark\": {{\"id\": \"{}\", \"commit\": \"c\", \"depth\": 1}}, \
-             \"file\": \"x\", \"whole\": {}, \"about\": {}}}]}}",
-            uuid::Uuid::now_v7(),
-            serde_json::to_string(&whole).unwrap(),
-            serde_json::to_string(&crate::domain::checkpoint::About::default()).unwrap(),
-        );
-        fs::write(noted.path().join("checkpoints.json"), book).unwrap();
+        let ((_, done), (waiting, kept)) = (over(&context, 2).await, over(&context, 3).await);
+        let change = Change { state: Some(State::Reported), ..Change::default() };
+        context.journal.record(waiting, change, clock::now()).await.unwrap();
+        fs::write(done.result_pack(), "pack").unwrap();
+        fs::write(kept.result_pack(), "pack").unwrap();
         look(&context).await.unwrap();
-        assert!(!done.path().exists());
-        assert_eq!(fs::read_to_string(path).unwrap(), "pack");
-        assert!(noted.path().exists());
-        let known = context.journal.attempts().await.unwrap();
-        assert!(known.iter().any(|row| row.attempt == owing), "{known:?}");
-        assert!(!known.iter().any(|row| row.attempt == gone), "{known:?}");
-    }
-
-    /// Only what is old, over, and with the server, and whose worktree a person has removed, is forgotten.
-    #[tokio::test]
-    async fn only_what_nobody_misses_is_forgotten() {
-        let state = tempfile::tempdir().unwrap();
-        let context = context(state.path(), DiskFloor::default()).await;
-        let (unsent, with_output) = ended(&context, 2).await;
-        let (young, just_over) = over(&context, 3).await;
-        let (there, with_worktree) = over(&context, 4).await;
-        let (unheard, reported) = over(&context, 5).await;
-        let long_ago = clock::now().before(2 * REMEMBERED);
-        let record = async |attempt, change, at| context.journal.record(attempt, change, at).await.unwrap();
-        fs::write(with_output.output(), "output").unwrap();
-        record(young, Change::default(), clock::now()).await;
-        fs::write(just_over.result_pack(), "its work is done").unwrap();
-        let worktree = Some(state.path().display().to_string());
-        record(there, Change { worktree, ..Change::default() }, long_ago).await;
-        record(unheard, Change { state: Some(State::Reported), ..Change::default() }, long_ago).await;
-        look(&context).await.unwrap();
-        for (kept, name) in [(with_output, "output"), (with_worktree, "worktree"), (reported, "report")] {
-            assert!(kept.path().exists(), "{name}");
-        }
-        assert!(just_over.path().exists() && !just_over.result_pack().exists());
-        let known = context.journal.attempts().await.unwrap();
-        for attempt in [unsent, young, there, unheard] {
-            assert!(known.iter().any(|row| row.attempt == attempt), "{known:?}");
-        }
+        assert!(!done.result_pack().exists() && kept.result_pack().exists());
     }
 
     /// An attempt of which the journal says nothing is where its directory says, and one that it knows is listed once.

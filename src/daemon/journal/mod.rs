@@ -164,6 +164,15 @@ pub struct Row {
     pub updated: Timestamp,
 }
 
+/// Some of many attempts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Portion {
+    /// Those that can be read.
+    pub rows: Vec<Row>,
+    /// The place of the last one, after which the next portion begins; nothing if there was none.
+    pub last: Option<i64>,
+}
+
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
@@ -458,9 +467,26 @@ impl Journal {
         self.worker.call(Kind::Read, move |db| sql::attempts_of(db, &tasks)).await
     }
 
-    /// Forgets these attempts, which are over, and commands so old that nobody sends them again.
+    /// Attempts that are over and have nothing on its way to the server, in the order in which they came, after this place:
+    /// those that are not among so many that came last, and, if a time is given, those that have not changed since.
+    pub async fn not_needed(
+        &self,
+        after: i64,
+        newest: i64,
+        before: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Portion, Error> {
+        self.worker.call(Kind::Read, move |db| sql::not_needed(db, after, newest, before, limit)).await
+    }
+
+    /// Forgets these attempts, as far as they are over.
     pub async fn prune(&self, attempts: Vec<AttemptRef>) -> Result<(), Error> {
         self.worker.call(Kind::Lazy, move |db| sql::prune(db, &attempts)).await
+    }
+
+    /// Forgets commands whose attempts are forgotten, and that are so old that nobody sends them again.
+    pub async fn prune_commands(&self) -> Result<(), Error> {
+        self.worker.call(Kind::Lazy, sql::prune_commands).await
     }
 }
 

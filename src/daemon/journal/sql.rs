@@ -12,8 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use super::{
-    Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Measured, Row, SCHEMA_VERSION, Standing, State, Stop, Why,
-    new_id, uploads,
+    Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Measured, Portion, Row, SCHEMA_VERSION, Standing, State, Stop,
+    Why, new_id, uploads,
 };
 use crate::domain::{
     AttemptRef, JournalId, TaskId, Timestamp,
@@ -30,6 +30,8 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
 ];
 /// Pages of the write-ahead log before they go to the file: 16 MiB, which are read in a few milliseconds when it is opened.
 const LOG_PAGES: i64 = 4_096;
+/// Bytes of the log that stay when it begins again: more than those pages, with their headers and the last transaction.
+const LOG_LIMIT: i64 = 24 * 1024 * 1024;
 /// Statements that stay prepared: all there are.
 const STATEMENTS: usize = 64;
 /// How long SQLite waits for a lock. Nobody else should have the file: this is for a person who looks into it.
@@ -67,9 +69,10 @@ pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Connection, JournalId
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", "ON").map_err(failed)?;
-    connection.pragma_update(None, "journal_size_limit", 4 * 1024 * 1024).map_err(failed)?;
-    // The same few pages are written again and again: the log takes them once more rather than the file.
+    // The same few pages are written again and again: the log takes them once more rather than the file. It stays as large as it
+    // was, since to grow it costs more than to write it.
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failed)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_LIMIT).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
     if check != "ok" {
@@ -354,6 +357,41 @@ pub(super) fn prune(db: &Connection, attempts: &[AttemptRef]) -> Result<(), Erro
         )?
         .execute([attempt.id.to_string()])?;
     }
+    Ok(())
+}
+
+/// Rows are numbered in the order in which they came, so those beyond the newest are found without counting. Where no time is
+/// given, what came last is not looked at.
+pub(super) fn not_needed(
+    db: &Connection,
+    after: i64,
+    newest: i64,
+    before: Option<Timestamp>,
+    limit: usize,
+) -> Result<Portion, Error> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {COLUMNS}, rowid FROM attempts
+         WHERE rowid > ?1 AND rowid <= iif(?3 IS NULL, (SELECT max(rowid) - ?2 FROM attempts), 9223372036854775807)
+            AND (?3 IS NULL OR updated < ?3 OR rowid <= (SELECT max(rowid) - ?2 FROM attempts))
+            AND state = 'over' AND uploaded
+            AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.attempt_id = attempts.attempt_id)
+            AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.attempt_id = attempts.attempt_id)
+         ORDER BY rowid LIMIT ?4"
+    ))?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut found = statement.query(params![after, newest, before.map(|at| at.0), limit])?;
+    let mut portion = Portion::default();
+    while let Some(row) = found.next()? {
+        portion.last = Some(row.get(12)?);
+        match attempt_row(row) {
+            Ok(row) => portion.rows.push(row),
+            Err(error) => tracing::error!(%error, "an attempt in the journal cannot be read; left alone"),
+        }
+    }
+    Ok(portion)
+}
+
+pub(super) fn prune_commands(db: &Connection) -> Result<(), Error> {
     db.prepare_cached(
         "DELETE FROM commands WHERE sequence <= (SELECT last_command FROM meta) - ?1
             AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.attempt_id = commands.attempt_id)",
