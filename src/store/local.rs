@@ -2,14 +2,18 @@
 //!
 //! The driver that reads hands each statement to a thread of its own and waits for it to answer: two changes of threads, some
 //! 0.1 ms where the machine is idle, for a statement that takes 0.01 ms. A batch of the ledger has some fifteen of them. So what
-//! writes runs its statements itself. A statement blocks its thread for as long as it takes, a commit for a sync of the disk:
-//! the ledger, whose commits are large, has a thread of its own.
+//! writes runs its statements itself. The ledger, whose transactions are large, has a thread of its own for that; whoever else
+//! writes says to the runtime that its thread is blocked where that can take long: at the begin, which waits for a lock that
+//! somebody else may have on the file, and at the commit, which waits for the disk.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, ErrorCode};
 use serde::de::DeserializeOwned;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::{Mutex, OwnedMutexGuard},
+};
 
 use super::{
     Error, Result, cell,
@@ -47,7 +51,7 @@ impl Writer {
             return Err(unavailable(sqlx::Error::PoolClosed));
         }
         let mut local = Local { connection, is_open: false };
-        local.run("BEGIN IMMEDIATE")?;
+        blocked(|| local.run("BEGIN IMMEDIATE"))?;
         local.is_open = true;
         Ok(local)
     }
@@ -99,7 +103,7 @@ impl Local {
 
     /// Makes it all true, durably.
     pub(super) fn commit(mut self) -> Result<()> {
-        self.run("COMMIT")?;
+        blocked(|| self.run("COMMIT"))?;
         self.is_open = false;
         Ok(())
     }
@@ -120,6 +124,14 @@ impl Drop for Local {
         if self.is_open && self.connection().is_ok_and(|connection| !connection.is_autocommit()) {
             let _ = self.run("ROLLBACK");
         }
+    }
+}
+
+/// Others of the runtime's tasks go on meanwhile, where it has other threads for them.
+fn blocked<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

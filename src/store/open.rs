@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::{
     Db, Error, Result, Store,
     local::Writer,
+    sql::in_time,
     tx::{CLAIM, LEDGER_LOCK, WRITERS, begin_claimed},
 };
 
@@ -69,24 +70,55 @@ pub struct Claim(Held);
 
 #[derive(Debug)]
 enum Held {
-    Postgres { connection: Box<PgConnection>, options: Box<PgConnectOptions> },
+    Postgres {
+        connection: Box<PgConnection>,
+        options: Box<PgConnectOptions>,
+        /// What this server has written down.
+        id: Uuid,
+    },
     Sqlite(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File),
 }
 
 impl Claim {
     /// Looks at the claim, and takes it anew if the connection that held it is gone. [`Error::InUse`]: another server has the
-    /// database by now. [`Error::Unavailable`]: it cannot be reached; nobody else can write to it either.
+    /// database by now, or had it meanwhile, or it is a copy from before this server had it: what this one knows is not what
+    /// stands there, and it can write no more. [`Error::Unavailable`]: it cannot be reached; nobody else can write to it either.
     pub async fn check(&mut self) -> Result<()> {
-        let Held::Postgres { connection, options } = &mut self.0 else { return Ok(()) };
-        if connection.ping().await.is_ok() {
-            return Ok(());
+        let Held::Postgres { connection, options, id } = &mut self.0 else { return Ok(()) };
+        match in_time(is_written(connection, *id)).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err(taken()),
+            // The connection is gone, or there is nothing to be read: the same again tells which.
+            Err(_) => {}
         }
-        let mut fresh = PgConnection::connect_with(options).await?;
-        claim(&mut fresh).await?;
+        let fresh = async {
+            let mut fresh = PgConnection::connect_with(options).await?;
+            claim(&mut fresh).await?;
+            let written = is_written(&mut fresh, *id).await?;
+            Ok((fresh, written))
+        };
+        let (fresh, written) = in_time(fresh).await?;
+        if !written {
+            return Err(taken());
+        }
         **connection = fresh;
         tracing::info!("the claim on the database was lost with its connection and is taken anew");
         Ok(())
     }
+}
+
+/// What stands in the database says that this server has it.
+async fn is_written(connection: &mut PgConnection, id: Uuid) -> Result<bool> {
+    let query = sqlx::query_as("SELECT value FROM meta WHERE key = $1").bind(CLAIM);
+    let written: Option<(String,)> = query.fetch_optional(connection).await?;
+    Ok(written.is_some_and(|(value,)| value == id.to_string()))
+}
+
+/// Another server writes, or has written, to the database that this one had.
+pub(super) fn taken() -> Error {
+    let text = "another makima server has taken this database, or a copy of it was put back; this server must stop, and may be \
+                started again if no other is to have it";
+    Error::InUse(text.to_owned())
 }
 
 async fn claim(connection: &mut PgConnection) -> Result<()> {
@@ -147,7 +179,7 @@ impl Store {
         write_claim(&write, id).await?;
         Ok((
             Self { db: Db::Postgres { write, read, begin: begin_claimed(id) } },
-            Claim(Held::Postgres { connection: Box::new(connection), options: Box::new(options) }),
+            Claim(Held::Postgres { connection: Box::new(connection), options: Box::new(options), id }),
         ))
     }
 

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::{
     Db, Error, Result, Store,
     local::Local,
+    open::taken,
     sql::{Later, PgTx, SqliteTx, in_time},
 };
 
@@ -25,6 +26,9 @@ pub(super) fn begin_claimed(claim: Uuid) -> String {
 pub(super) const CLAIM: &str = "server_claim";
 /// SQLSTATE of a division by zero.
 const DIVISION_BY_ZERO: &str = "22012";
+/// SQLSTATEs with which Postgres ends a connection: it is stopped by a person, it crashed, or the connection did nothing for too
+/// long, in a transaction or outside of one.
+const ENDED: [&str; 4] = ["57P01", "57P02", "25P03", "57P05"];
 /// Connections that a restart of Postgres may have broken: each of the pool, and a fresh one.
 const BEGIN_TRIES: u32 = WRITERS + 1;
 /// Connections for writing. One writes at a time; the others are for those who wait for it.
@@ -75,10 +79,9 @@ impl Store {
                         Ok(tx) => return Ok(Inner::Postgres(tx).into()),
                         // Connections are not tried out before they are used, which would cost a round trip: this is how it
                         // shows that one was broken, and nothing has been done.
-                        Err(Error::Unavailable { source: sqlx::Error::Io(_) }) if tries < BEGIN_TRIES => {}
-                        Err(Error::Statement { source }) if is_division_by_zero(&source) => {
-                            let text = "another makima server has taken this database; this one must stop".to_owned();
-                            return Err(Error::InUse(text));
+                        Err(Error::Unavailable { source }) if is_broken(&source) && tries < BEGIN_TRIES => {}
+                        Err(Error::Statement { source }) if has_code(&source, &[DIVISION_BY_ZERO]) => {
+                            return Err(taken());
                         }
                         Err(error) => return Err(error),
                     }
@@ -126,8 +129,17 @@ impl Tx {
     }
 }
 
-fn is_division_by_zero(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == DIVISION_BY_ZERO)
+/// The connection has ended, and another may do. One that does not answer in time says nothing of that: the next would not
+/// either.
+fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::TimedOut,
+        error => has_code(error, &ENDED),
+    }
+}
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| codes.contains(&&*code))
 }
 
 impl From<sqlx::Error> for Error {

@@ -485,6 +485,50 @@ async fn a_job_that_fails_leaves_nothing() {
     assert_eq!((standing.last_command, standing.last_unanswered), (1, 1));
 }
 
+/// A full disk takes the whole transaction: all who shared it are told why, nothing of any of them is there, and what comes when
+/// there is room again is written.
+#[tokio::test]
+async fn a_transaction_that_is_lost_is_lost_for_all() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    let call = |work: fn(&rusqlite::Connection) -> Result<(), Error>| journal.worker.call(Kind::Durable, work);
+    let full = || {
+        call(|db| {
+            let pages: i64 = db.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            db.query_row(&format!("PRAGMA max_page_count = {}", pages + 4), [], |_| Ok(()))?;
+            db.execute("INSERT INTO orders (attempt_id, spawn) VALUES ('x', hex(zeroblob(100000)))", [])?;
+            Ok(())
+        })
+    };
+    let is_full =
+        |error: &Error| matches!(error, Error::Sql(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull));
+    // By itself.
+    assert!(is_full(&full().await.unwrap_err()));
+    // With others: the thread is kept busy until all wait for it.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let busy = journal.worker.call(Kind::Read, move |_| {
+        let _ = wait.recv();
+        Ok(())
+    });
+    let free = async { go.send(()).unwrap() };
+    let mut later = spawn_command(2);
+    later.sequence = 2;
+    let (_, first, lost, last, ()) = tokio::join!(
+        busy,
+        journal.accept(vec![spawn_command(1)], NOW),
+        full(),
+        journal.accept(vec![later.clone()], NOW),
+        free
+    );
+    for error in [first.unwrap_err(), lost.unwrap_err(), last.unwrap_err()] {
+        assert!(is_full(&error), "{error}");
+    }
+    assert_eq!(journal.attempts().await.unwrap(), []);
+    call(|db| Ok(db.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))?)).await.unwrap();
+    assert_eq!(journal.accept(vec![later], NOW).await.unwrap(), [Accepted::New]);
+    assert_eq!(journal.standing().await.unwrap().last_command, 2);
+}
+
 /// Orders that an older version kept in the rows of attempts are there afterwards.
 #[tokio::test]
 async fn orders_of_an_older_journal_are_kept() {

@@ -40,8 +40,8 @@ pub(super) enum Kind {
 /// Answers the caller, once it is known whether the commit worked.
 type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
-/// Given the connection inside a transaction, or why there is none. Says whether it worked, and answers the caller.
-type Work = Box<dyn FnOnce(Result<Place<'_>, Error>) -> (bool, Answer) + Send>;
+/// Given the connection inside a transaction, or why there is none. Says how it went, and answers the caller.
+type Work = Box<dyn FnOnce(Result<Place<'_>, Error>) -> (Result<(), Error>, Answer) + Send>;
 
 /// Where a job runs.
 struct Place<'a> {
@@ -94,9 +94,9 @@ impl Worker {
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let run = move |place: Result<Place<'_>, Error>| -> (bool, Answer) {
+        let run = move |place: Result<Place<'_>, Error>| -> (Result<(), Error>, Answer) {
             let result = place.and_then(|place| run_in(&place, kind, work));
-            let worked = result.is_ok();
+            let worked = result.as_ref().map(|_| ()).map_err(Clone::clone);
             let answer = move |committed: Result<(), Error>| {
                 // The caller may have gone away.
                 let _ = answer.send(committed.and(result));
@@ -114,9 +114,9 @@ impl Worker {
         work: impl FnOnce(&Connection) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let kind = Kind::Riding;
-        let run = move |place: Result<Place<'_>, Error>| -> (bool, Answer) {
+        let run = move |place: Result<Place<'_>, Error>| -> (Result<(), Error>, Answer) {
             let result = place.and_then(|place| run_in(&place, kind, work));
-            let worked = result.is_ok();
+            let worked = result.as_ref().map(|_| ()).map_err(Clone::clone);
             let answer = move |committed: Result<(), Error>| {
                 if let Err(error) = committed.and(result) {
                     tracing::warn!(%error, "the journal cannot be written");
@@ -139,16 +139,23 @@ fn run_in<T>(
     // As statements that stay prepared: as text they cost as much as what is between them.
     let run = |connection: &Connection, text: &str| connection.prepare_cached(text)?.execute([]).map(|_| ());
     run(connection, "SAVEPOINT job")?;
-    match work(connection) {
-        Ok(done) => {
-            run(connection, "RELEASE job")?;
-            Ok(done)
+    let done = work(connection).and_then(|done| Ok(run(connection, "RELEASE job").map(|()| done)?));
+    // What failed may have taken the transaction with it: then there is nothing to undo.
+    if done.is_err() && !connection.is_autocommit() {
+        let undone = run(connection, "ROLLBACK TO job").and_then(|()| run(connection, "RELEASE job"));
+        if undone.is_err() {
+            end(connection);
         }
-        Err(error) => {
-            run(connection, "ROLLBACK TO job")?;
-            run(connection, "RELEASE job")?;
-            Err(error)
-        }
+    }
+    done
+}
+
+/// Ends the transaction, if there is one, with nothing of it in the file.
+fn end(connection: &Connection) {
+    if !connection.is_autocommit()
+        && let Err(error) = connection.execute_batch("ROLLBACK")
+    {
+        tracing::error!(%error, "the journal's transaction cannot be ended; trying again with the next");
     }
 }
 
@@ -253,26 +260,34 @@ fn commit(
         return Err(error);
     }
     let alone = jobs.len() == 1;
-    let mut worked = true;
+    let mut lost = None;
     for job in jobs {
-        let (done, answer) = (job.run)(Ok(Place { connection, alone }));
-        worked &= done;
+        let place = lost.clone().map_or(Ok(Place { connection, alone }), Err);
+        let (done, answer) = (job.run)(place);
         answers.push(answer);
+        if lost.is_none()
+            && let Err(error) = done
+        {
+            if alone {
+                end(connection);
+            }
+            // A full disk takes the whole transaction: those before are told as well, and those after do not begin another.
+            lost = connection.is_autocommit().then_some(error);
+        }
     }
-    if alone && !worked {
-        // The caller hears why.
-        connection.execute_batch("ROLLBACK")?;
-        return Ok(());
+    if let Some(error) = lost {
+        return Err(error);
     }
     let ended = connection.prepare_cached("COMMIT").and_then(|mut it| it.execute([])).map(|_| ()).map_err(Error::from);
-    if ended.is_err() && !connection.is_autocommit() {
-        // Nothing to do if this fails too: the connection is then outside of a transaction anyway.
-        let _ = connection.execute_batch("ROLLBACK");
+    if ended.is_err() {
+        end(connection);
     }
     ended
 }
 
 fn begin(connection: &Connection, kind: Kind, synced: &mut bool) -> Result<(), Error> {
+    // One that could not be ended before.
+    end(connection);
     let sync = kind == Kind::Durable;
     if sync != *synced {
         connection.execute_batch(if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use makima::store::{Error, Store};
-use tokio::task::JoinSet;
+use makima::store::{Error, Store, Url};
+use sqlx::Connection as _;
+use tokio::{sync::Mutex, task::JoinSet};
 
 use super::{
     Fresh,
@@ -147,4 +148,57 @@ async fn who_has_lost_the_database_writes_no_more() {
     let (second, _claim) = eventually("the claim is free", || Store::open(&place.url)).await;
     assert!(matches!(first.begin().await, Err(Error::InUse(_))));
     second.begin().await.expect("it has the database").rollback().await.expect("end it");
+}
+
+/// A server that lost the database to another while it slept must stop, though the other has gone by the time it looks: what it
+/// remembers is not what stands there.
+#[tokio::test]
+async fn who_had_lost_the_database_meanwhile_must_stop() {
+    let place = Place::new(Kind::Postgres).await;
+    let (first, claim) = Store::open(&place.url).await.expect("open the store");
+    end_connections(&place).await;
+    let (second, other) = eventually("the claim is free", || Store::open(&place.url)).await;
+    second.close().await;
+    drop((second, other));
+    let claim = Mutex::new(claim);
+    eventually("it says that it must stop, once the other's claim has gone", || async {
+        match claim.lock().await.check().await {
+            Err(Error::InUse(message)) if message.contains("has taken this database") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(matches!(first.begin().await, Err(Error::InUse(_))));
+}
+
+/// The claim is taken anew where nobody else had it, and transactions go on, though all connections were ended.
+#[tokio::test]
+async fn connections_that_postgres_ends_are_made_again() {
+    let place = Place::new(Kind::Postgres).await;
+    let (store, mut claim) = Store::open(&place.url).await.expect("open the store");
+    store.begin().await.expect("a connection").rollback().await.expect("end it");
+    end_connections(&place).await;
+    store.begin().await.expect("another connection").rollback().await.expect("end it");
+    claim.check().await.expect("it still has the database");
+}
+
+/// A copy from before this server began was put back under it, with its connections as they were.
+#[tokio::test]
+async fn who_stands_on_a_copy_must_stop() {
+    let place = Place::new(Kind::Postgres).await;
+    let (_store, mut claim) = Store::open(&place.url).await.expect("open the store");
+    beside(&place, "UPDATE meta SET value = 'older' WHERE key = 'server_claim'").await;
+    assert!(matches!(claim.check().await, Err(Error::InUse(_))));
+}
+
+async fn end_connections(place: &Place) {
+    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    beside(place, others).await;
+}
+
+async fn beside(place: &Place, sql: &'static str) {
+    let Url::Postgres(url) = &place.url else { unreachable!("on Postgres") };
+    let mut connection = sqlx::PgConnection::connect(url).await.expect("connect");
+    sqlx::query(sql).execute(&mut connection).await.expect("run it");
 }
