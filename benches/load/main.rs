@@ -29,6 +29,7 @@ mod pending;
 mod proc;
 mod proof;
 mod real;
+mod soak;
 mod starts;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -39,7 +40,7 @@ use figures::{Figures, word};
 use options::Options;
 
 /// What can be asked for by name.
-const PARTS: [&str; 8] = ["limits", "lifecycles", "starts", "graphs", "real", "pending", "fleet", "idle"];
+const PARTS: [&str; 9] = ["limits", "lifecycles", "starts", "graphs", "real", "pending", "fleet", "idle", "soak"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -120,6 +121,9 @@ async fn measure(options: &Options, figures: &mut Figures) {
         }
         if options.wants("idle") {
             idle::measure(options, database, figures).await;
+        }
+        if options.names("soak") {
+            soak::measure(options, database, figures).await;
         }
     }
 }

@@ -52,7 +52,12 @@ impl Options {
 
     /// Whether this part is asked for.
     pub fn wants(&self, part: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| name == part)
+        self.only.is_empty() || self.names(part)
+    }
+
+    /// Whether this part is asked for by its name: it takes long.
+    pub fn names(&self, part: &str) -> bool {
+        self.only.iter().any(|name| name == part)
     }
 
     /// How much of something.

@@ -39,11 +39,13 @@ pub async fn count(bed: &Bed, sql: &'static str) -> i64 {
     }
 }
 
-/// Tasks with a terminal report in the journal of a daemon.
+/// Attempts with a terminal report in the journal of a daemon, counting those that it has forgotten since: it forgets none that
+/// has not ended, and numbers its rows.
 fn journalled(bed: &Bed, daemon: &str) -> i64 {
     let file = bed.world.daemon_state(daemon).join(makima::daemon::journal::FILE);
     let journal = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("open the journal");
     let sql =
-        "SELECT count(DISTINCT task_id) FROM attempts WHERE complete IS NOT NULL AND state IN ('reported', 'over')";
+        "SELECT coalesce(max(rowid), 0) - count(*) FILTER (WHERE complete IS NULL OR state NOT IN ('reported', 'over'))
+               FROM attempts";
     journal.query_row(sql, [], |row| row.get(0)).expect("count rows")
 }

@@ -139,6 +139,13 @@ fn describe(refusal: &Refusal) -> String {
             let _ = write!(text, "the server at {server} does not answer ({})", clean(message));
             text.push_str(": is it running? `makima doctor` looks");
         }
+        // Something answered, and not in our language.
+        (Code::Unknown, "transport error") => {
+            let _ = write!(
+                text,
+                "what answers at {server} is no makima server: is the address right? `makima doctor` looks"
+            );
+        }
         (code, "") => text.push_str(code.description()),
         (_, message) => text.push_str(&clean(message)),
     }
@@ -209,6 +216,10 @@ mod tests {
         insta::assert_snapshot!(
             refusal(tonic::Status::unavailable("tcp connect error")),
             @"cannot create the contract: the server at http://127.0.0.1:7420 does not answer (tcp connect error): is it running? `makima doctor` looks"
+        );
+        insta::assert_snapshot!(
+            refusal(tonic::Status::unknown("transport error")),
+            @"cannot create the contract: what answers at http://127.0.0.1:7420 is no makima server: is the address right? `makima doctor` looks"
         );
     }
 

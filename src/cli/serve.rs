@@ -138,7 +138,14 @@ pub async fn server(session: &mut Session, args: ServerArgs) -> Result<()> {
     let ready = async {
         if serves(&url, &shutdown).await? {
             session.out.line(&format!("{LISTENING}{url}"))?;
-            note(&format!("keys are in {}", state_dir.display()));
+            note(&match state_dir.join("owner.key").exists() {
+                true => format!("keys are in {}", state_dir.display()),
+                false => format!(
+                    "the keys of this database are not in {}, but where its first server had its state, with its checkpoints \
+                     and results: give that as --state-dir, or move it here",
+                    state_dir.display()
+                ),
+            });
         }
         Ok(())
     };

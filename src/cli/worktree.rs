@@ -38,7 +38,7 @@ pub struct PlaceArgs {
 pub struct RmArgs {
     #[command(flatten)]
     place: PlaceArgs,
-    /// Paths of worktrees, or ids or short ids of tasks
+    /// Paths of worktrees, or ids, short ids or names of tasks
     #[arg(required = true, value_name = "PATH|TASK")]
     worktrees: Vec<String>,
     /// Remove even what is in no commit, or in no place that others reach
@@ -93,7 +93,7 @@ async fn rm(session: &mut Session, args: &RmArgs) -> Result<()> {
         let digits = wanted.to_ascii_lowercase();
         let mut matching = found.iter().filter(|(_, listed)| {
             let task = listed.attempt.task;
-            listed.path == path || task.to_string() == digits || task.short() == digits
+            listed.path == path || task.to_string() == digits || task.short() == digits || listed.name == *wanted
         });
         let (state_dir, listed) = matching.next().ok_or_else(|| {
             Error::failed(format!("{wanted} is no worktree here; `makima worktree list` shows those there are"))

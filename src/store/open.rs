@@ -164,7 +164,9 @@ impl Store {
             .options([("jit", "off")])
             .statement_cache_capacity(STATEMENTS)
             .disable_statement_logging();
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .map_err(|error| not_there(&options, &error).unwrap_or(error.into()))?;
         claim(&mut connection).await?;
         let pool = || PgPoolOptions::new().min_connections(1).acquire_timeout(PATIENCE);
         let read = pool().max_connections(READERS).connect_with(options.clone()).await?;
@@ -259,6 +261,26 @@ impl Store {
             Db::Sqlite { .. } => "sqlite",
         }
     }
+}
+
+/// What to say where there is no Postgres, or no such database in it.
+fn not_there(options: &PgConnectOptions, error: &sqlx::Error) -> Option<Error> {
+    /// SQLSTATE of a database that does not exist.
+    const NO_DATABASE: &str = "3D000";
+    let at = format!("{}:{}", options.get_host(), options.get_port());
+    let text = match error {
+        sqlx::Error::Io(error) => {
+            format!("no Postgres answers at {at} ({error}): start it, or name another with --database-url")
+        }
+        sqlx::Error::Database(error) if error.code().is_some_and(|code| code == NO_DATABASE) => {
+            let name = options.get_database().unwrap_or(options.get_username());
+            format!(
+                "Postgres at {at} has no database `{name}`: make it (createdb {name}), or name another with --database-url"
+            )
+        }
+        _ => return None,
+    };
+    Some(Error::Url(text))
 }
 
 /// What to say of a file that is no database any more. SQLite has not written to it.
