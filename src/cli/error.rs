@@ -139,11 +139,12 @@ fn describe(refusal: &Refusal) -> String {
             let _ = write!(text, "the server at {server} does not answer ({})", clean(message));
             text.push_str(": is it running? `makima doctor` looks");
         }
-        // Something answered, and not in our language.
-        (Code::Unknown, "transport error") => {
+        // Something answered, and not in our language, or no longer.
+        (Code::Unknown | Code::Internal, message @ ("transport error" | "h2 protocol error: http2 error")) => {
             let _ = write!(
                 text,
-                "what answers at {server} is no makima server: is the address right? `makima doctor` looks"
+                "what answers at {server} does not speak as a makima server does ({message}): is the address \
+                                  right, and does it still run? `makima doctor` looks"
             );
         }
         (code, "") => text.push_str(code.description()),
@@ -218,8 +219,8 @@ mod tests {
             @"cannot create the contract: the server at http://127.0.0.1:7420 does not answer (tcp connect error): is it running? `makima doctor` looks"
         );
         insta::assert_snapshot!(
-            refusal(tonic::Status::unknown("transport error")),
-            @"cannot create the contract: what answers at http://127.0.0.1:7420 is no makima server: is the address right? `makima doctor` looks"
+            refusal(tonic::Status::internal("h2 protocol error: http2 error")),
+            @"cannot create the contract: what answers at http://127.0.0.1:7420 does not speak as a makima server does (h2 protocol error: http2 error): is the address right, and does it still run? `makima doctor` looks"
         );
     }
 

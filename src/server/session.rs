@@ -22,7 +22,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt as _, adapters::Map, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 
 use super::ledger::{Error, Ledger, Op, Push, Reply, Request};
@@ -130,8 +130,12 @@ pub struct Host {
     pub shutdown: Shutdown,
 }
 
-/// The stream of answers to a daemon.
-pub type Answers = ReceiverStream<Result<pb::AttachResponse, Status>>;
+/// The stream of answers to a daemon. They wait in boxes: a channel has room for many at once, and one is as large as the largest
+/// order may be, for each of ten thousand daemons that are told nothing but that they were heard.
+pub type Answers = Map<ReceiverStream<Box<pb::AttachResponse>>, fn(Box<pb::AttachResponse>) -> Answer>;
+
+/// One of them.
+type Answer = Result<pb::AttachResponse, Status>;
 
 /// Opens a session for a daemon that came with this owner's key.
 pub async fn open(
@@ -155,11 +159,13 @@ pub async fn open(
         return Err(ApiError::new(Reason::ProtocolUnsupported, text).into());
     }
     let hello = Hello::try_from(&hello).map_err(ApiError::from)?;
-    // In a task of its own: a caller that hangs up meanwhile must not leave an attached daemon that nobody watches.
+    // In a task of its own: a caller that hangs up meanwhile must not leave an attached daemon that nobody watches. What is done
+    // now and then is in boxes, here and in the session: a task is as large as the largest thing that it may ever wait for, and
+    // most daemons say nothing but that they are there.
     let (opened, answers) = oneshot::channel();
     let shutdown = host.shutdown.clone();
     shutdown.spawn(async move {
-        match attach(host, owner, key, hello).await {
+        match Box::pin(attach(host, owner, key, hello)).await {
             Ok((session, welcome, unanswered, answers)) => {
                 let _ = opened.send(Ok(answers));
                 session.run(requests, welcome, unanswered).await;
@@ -213,7 +219,8 @@ async fn attach(
         ready: false,
         not_accepting: None,
     };
-    Ok((session, welcome, unanswered, ReceiverStream::new(answers)))
+    let unbox: fn(Box<pb::AttachResponse>) -> Answer = |answer| Ok(*answer);
+    Ok((session, welcome, unanswered, ReceiverStream::new(answers).map(unbox)))
 }
 
 struct Session {
@@ -222,7 +229,7 @@ struct Session {
     journal: JournalId,
     epoch: Epoch,
     actor: String,
-    out: mpsc::Sender<Result<pb::AttachResponse, Status>>,
+    out: mpsc::Sender<Box<pb::AttachResponse>>,
     pushes: mpsc::Receiver<Push>,
     /// Commands sent and not answered: which attempt, what of it, and when it was sent.
     outstanding: HashMap<i64, (AttemptRef, OrderKind, Instant)>,
@@ -258,7 +265,7 @@ enum End {
 impl Session {
     #[tracing::instrument(name = "session", skip_all, fields(daemon = %self.daemon, epoch = %self.epoch))]
     async fn run(mut self, requests: Streaming<pb::AttachRequest>, welcome: Welcome, unanswered: Vec<Command>) {
-        let end = match self.begin(&welcome, unanswered).await {
+        let end = match Box::pin(self.begin(&welcome, unanswered)).await {
             Ok(()) => self.serve(requests).await,
             Err(end) => end,
         };
@@ -291,13 +298,13 @@ impl Session {
                 () = self.host.shutdown.soft.cancelled() => {
                     Err(End::Closing(pb::ClosingReason::ShuttingDown, "the server is stopping".to_owned()))
                 }
-                push = self.pushes.recv() => self.pushed(push).await,
-                reply = answered(&mut self.pending) => self.committed(reply).await,
+                push = self.pushes.recv() => Box::pin(self.pushed(push)).await,
+                reply = answered(&mut self.pending) => Box::pin(self.committed(reply)).await,
                 request = requests.message(), if reading => match request {
                     Ok(Some(request)) => {
                         silence = Instant::now() + self.host.times.lost_after;
                         self.host.heard.touch(self.daemon, self.epoch);
-                        self.request(request).await
+                        Box::pin(self.request(request)).await
                     }
                     Ok(None) => Err(End::Gone),
                     Err(status) => {
@@ -451,7 +458,7 @@ impl Session {
 
     async fn send(&self, kind: pb::attach_response::Kind) -> Result<(), End> {
         let response = pb::AttachResponse { kind: Some(kind) };
-        match self.out.send_timeout(Ok(response), PATIENCE).await {
+        match self.out.send_timeout(Box::new(response), PATIENCE).await {
             Ok(()) => Ok(()),
             Err(_) => Err(End::Gone),
         }
