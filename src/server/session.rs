@@ -158,7 +158,7 @@ pub async fn open(
         );
         return Err(ApiError::new(Reason::ProtocolUnsupported, text).into());
     }
-    let hello = Hello::try_from(&hello).map_err(ApiError::from)?;
+    let hello = Box::new(Hello::try_from(&hello).map_err(ApiError::from)?);
     // In a task of its own: a caller that hangs up meanwhile must not leave an attached daemon that nobody watches. What is done
     // now and then is in boxes, here and in the session: a task is as large as the largest thing that it may ever wait for, and
     // most daemons say nothing but that they are there.
@@ -182,11 +182,11 @@ async fn attach(
     host: Host,
     owner: OwnerId,
     key: KeyId,
-    hello: Hello,
-) -> Result<(Session, Welcome, Vec<Command>, Answers), Status> {
+    hello: Box<Hello>,
+) -> Result<(Session, Box<Welcome>, Vec<Command>, Answers), Status> {
     let (daemon, journal) = (hello.daemon, hello.journal);
     let (push, pushes) = mpsc::channel(PUSHES);
-    let attach = super::ledger::op::Attach { owner, key, hello, outbox: push };
+    let attach = super::ledger::op::Attach { owner, key, hello: *hello, outbox: push };
     let actor = format!("daemon:{daemon}");
     let request = Request { actor: actor.clone(), repeat: None, op: Op::Attach(Box::new(attach)) };
     let reply = host.ledger.submit(request).await.map_err(|error| Status::from(super::api_error(error)))?;
@@ -196,7 +196,7 @@ async fn attach(
     host.heard.touch(daemon, epoch);
     host.ledger.metrics().session();
     tracing::info!(%daemon, %epoch, attempts = verdicts.len(), "daemon attached");
-    let welcome = Welcome {
+    let welcome = Box::new(Welcome {
         protocol: PROTOCOL,
         epoch,
         heartbeat_interval: host.times.heartbeat,
@@ -204,7 +204,7 @@ async fn attach(
         verdicts,
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
         clock: clock::now(),
-    };
+    });
     let (out, answers) = mpsc::channel(OUTBOX);
     let session = Session {
         host,
@@ -264,7 +264,7 @@ enum End {
 
 impl Session {
     #[tracing::instrument(name = "session", skip_all, fields(daemon = %self.daemon, epoch = %self.epoch))]
-    async fn run(mut self, requests: Streaming<pb::AttachRequest>, welcome: Welcome, unanswered: Vec<Command>) {
+    async fn run(mut self, requests: Streaming<pb::AttachRequest>, welcome: Box<Welcome>, unanswered: Vec<Command>) {
         let end = match Box::pin(self.begin(&welcome, unanswered)).await {
             Ok(()) => self.serve(requests).await,
             Err(end) => end,
@@ -300,7 +300,7 @@ impl Session {
                 }
                 push = self.pushes.recv() => Box::pin(self.pushed(push)).await,
                 reply = answered(&mut self.pending) => Box::pin(self.committed(reply)).await,
-                request = requests.message(), if reading => match request {
+                request = next(&mut requests), if reading => match request {
                     Ok(Some(request)) => {
                         silence = Instant::now() + self.host.times.lost_after;
                         self.host.heard.touch(self.daemon, self.epoch);
@@ -325,7 +325,7 @@ impl Session {
 
     // === what the daemon says ===
 
-    async fn request(&mut self, request: pb::AttachRequest) -> Result<(), End> {
+    async fn request(&mut self, request: Box<pb::AttachRequest>) -> Result<(), End> {
         let resync = |text: String| End::Closing(pb::ClosingReason::Resync, text);
         match request.kind {
             Some(pb::attach_request::Kind::Heartbeat(heartbeat)) => {
@@ -491,6 +491,11 @@ fn told(reply: Result<Result<Reply, Error>, oneshot::error::RecvError>) -> Resul
         }
         Ok(Err(error)) => Err(End::Closing(pb::ClosingReason::Resync, error.to_string())),
     }
+}
+
+/// What the daemon says next.
+async fn next(requests: &mut Streaming<pb::AttachRequest>) -> Result<Option<Box<pb::AttachRequest>>, Status> {
+    Ok(requests.message().await?.map(Box::new))
 }
 
 /// What became of the oldest thing under way; never, if there is none.
