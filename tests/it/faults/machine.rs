@@ -93,7 +93,11 @@ impl Machine {
     /// Agents that run on it: the scripts themselves, not what they have started.
     pub fn agents(&self) -> Vec<Found> {
         let is_script = |found: &Found| found.arguments.starts_with("sh ") && found.variable(MARKER).is_some();
-        self.processes().into_iter().filter(is_script).collect()
+        let scripts: Vec<Found> = self.processes().into_iter().filter(is_script).collect();
+        // A subshell has the arguments of its shell, which says that it failed when the subshell is killed.
+        let children: Vec<u32> =
+            scripts.iter().flat_map(|script| process::children_of(script.pid)).map(|child| child.pid).collect();
+        scripts.into_iter().filter(|script| !children.contains(&script.pid)).collect()
     }
 
     /// A signal to everything that runs on it.
