@@ -22,7 +22,7 @@ use super::{
 use crate::{domain::AttemptRef, runtime::clock};
 
 /// How long an attempt that is over is remembered, once its worktree has been removed.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
+const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The newest attempts, which are remembered that long; of those before them only what is needed.
 const NEWEST: i64 = 10_000;
 /// Between looks at what there is beyond that number: a fast machine has some thousand attempts in that time.

@@ -20,7 +20,7 @@ use super::{
     Db, Error, Result, Store,
     local::Writer,
     sql::in_time,
-    tx::{CLAIM, LEDGER_LOCK, WRITERS, begin_claimed},
+    tx::{CLAIM, LEDGER_LOCK, WRITERS, begin_claimed, has_code},
 };
 
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -272,7 +272,7 @@ fn not_there(options: &PgConnectOptions, error: &sqlx::Error) -> Option<Error> {
         sqlx::Error::Io(error) => {
             format!("no Postgres answers at {at} ({error}): start it, or name another with --database-url")
         }
-        sqlx::Error::Database(error) if error.code().is_some_and(|code| code == NO_DATABASE) => {
+        error if has_code(error, &[NO_DATABASE]) => {
             let name = options.get_database().unwrap_or(options.get_username());
             format!(
                 "Postgres at {at} has no database `{name}`: make it (createdb {name}), or name another with --database-url"

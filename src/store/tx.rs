@@ -138,7 +138,8 @@ fn is_broken(error: &sqlx::Error) -> bool {
     }
 }
 
-fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+/// The database says one of these SQLSTATEs.
+pub(super) fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| codes.contains(&&*code))
 }
 
