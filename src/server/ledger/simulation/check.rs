@@ -253,8 +253,10 @@ impl World {
             };
             let heard = match (&row.state, outcome) {
                 (AttemptState::Ended { outcome: Ok(a), .. }, Ok(b)) => a.is_same(b),
-                // That it was ended as asked is nothing that could be lost.
-                (AttemptState::Ended { outcome: Err(a), .. }, Err(b)) => a == b || b.class == FailureClass::Cancelled,
+                // That it was ended as asked is nothing that could be lost: not to another failure, nor to the result that
+                // the daemon had sent before it lost its journal, and that was heard only after it had come back.
+                (AttemptState::Ended { .. }, Err(b)) if b.class == FailureClass::Cancelled => true,
+                (AttemptState::Ended { outcome: Err(a), .. }, Err(b)) => a == b,
                 _ => false,
             };
             let task = memory.tasks.get(&attempt.task);

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     domain::{
         AttemptRef, BootId, DaemonId, Epoch, JournalId, KeyId, OwnerId, Timestamp,
-        attempt::{Attempt, AttemptStatus, Failure, FailureClass, Pack, TaskResult, Usage},
+        attempt::{Attempt, AttemptState, AttemptStatus, Failure, FailureClass, Pack, TaskResult, Usage},
         contract::ContractLimits,
         daemon::{Card, Hello, Profile},
         draft::{NewContract, NewTask},
@@ -352,4 +352,24 @@ fn a_result_of_a_given_up_attempt_is_asked_for_again() {
     story.ends(attempt, Ok(made(attempt, true)), 0);
     story.ask(stored()).unwrap();
     assert_eq!(story.task("a").status(), TaskStatus::Done);
+}
+
+/// A daemon says a result, dies before it is heard and loses its journal. It comes back with what its disk says of the
+/// attempt, and only then the result is heard: it counts, the daemon is told to end what it has taken up again, and that
+/// this was ended changes nothing.
+#[test]
+fn a_result_that_outlives_the_journal_counts() {
+    let mut story = Story::of(&[("a", &[])]);
+    let attempt = story.starts("a");
+    let verdicts = story.attach(1, &[(attempt, InventoryState::Ending)]).unwrap();
+    assert_eq!(verdicts, [(attempt, Verdict::Keep)]);
+    assert_eq!(story.ends(attempt, Ok(made(attempt, false)), 7), MessageOutcome::Applied);
+    assert_eq!(story.fleet.read().unwrap().unwanted(DAEMON, &[attempt]), [attempt]);
+    let cancelled = Err(Failure::new(FailureClass::Cancelled, "cancelled"));
+    assert_eq!(story.ends(attempt, cancelled, 7), MessageOutcome::Fenced);
+    assert_eq!((story.task("a").status(), story.task("a").usage.input_tokens), (TaskStatus::Done, 7));
+    let AttemptState::Ended { outcome: Ok(result), .. } = &story.attempt(attempt).state else {
+        panic!("not ended well")
+    };
+    assert_eq!(result.commit, made(attempt, false).commit);
 }
