@@ -31,10 +31,16 @@ async fn a_killed_daemon_adopts_its_agent() {
     let contract = client.create(&repo.url(), vec![shell("long", &script, &[])]).await;
     let task = contract.tasks[0].task_id.clone();
     running(&client, &task).await;
+    // RUNNING is said before there is anything of the agent to be seen.
+    eventually("the agent says something", || async {
+        let output = client.output(&task, 1).await.map_err(|status| status.to_string())?;
+        ensure(!output.is_empty(), || "nothing yet".to_owned())
+    })
+    .await;
     // The script itself; it starts a `sleep` every now and then.
     let agents =
         |world: &World| world.processes().into_iter().filter(|found| found.arguments.starts_with("sh ")).count();
-    let before = agents(&world);
+    assert_eq!(agents(&world), 1, "{:?}", world.processes());
 
     world.kill_daemon("d");
     world.restart_daemon("d").await;
@@ -45,7 +51,7 @@ async fn a_killed_daemon_adopts_its_agent() {
         ensure(now > seen, || format!("{now} bytes, {seen} before"))
     })
     .await;
-    assert_eq!(agents(&world), before, "{:?}", world.processes());
+    assert_eq!(agents(&world), 1, "{:?}", world.processes());
     fs::write(&gate, "").unwrap();
 
     let done = until(&client, &task, TaskStatus::Done).await;
