@@ -19,6 +19,7 @@
 //! A file that SQLite finds damaged is moved aside (`journal.corrupt-<n>`), and a new journal, with a new id, is filled from
 //! the attempts' own directories by `recovery`. A file from a newer version is refused.
 
+mod db;
 mod sql;
 mod uploads;
 mod worker;
@@ -302,7 +303,7 @@ impl Journal {
         let existed = path.exists();
         match sql::open(&path, now) {
             Ok((connection, id)) => {
-                let journal = Self { id, worker: Arc::new(Worker::start(connection)?) };
+                let journal = Self { id, worker: Arc::new(Worker::start(connection, id)?) };
                 Ok(Opened { journal, moved_aside: None, fresh: !existed })
             }
             Err(sql::OpenError::Corrupt(message)) => {
@@ -314,7 +315,7 @@ impl Journal {
                     "the journal is damaged; it has been moved aside and is being rebuilt from the attempts' directories"
                 );
                 let (connection, id) = sql::open(&path, now).map_err(|e| e.into_error(&path))?;
-                let journal = Self { id, worker: Arc::new(Worker::start(connection)?) };
+                let journal = Self { id, worker: Arc::new(Worker::start(connection, id)?) };
                 Ok(Opened { journal, moved_aside: Some(aside), fresh: true })
             }
             Err(error) => Err(error.into_error(&path)),
@@ -338,7 +339,7 @@ impl Journal {
 
     /// How it stands, to be shown.
     pub async fn measure(&self) -> Result<Measured, Error> {
-        self.worker.call(Kind::Read, sql::measure).await
+        self.worker.call(Kind::Read, |db| sql::measure(db)).await
     }
 
     /// Takes commands into the journal, all in one transaction, and says of each what became of it.
@@ -368,7 +369,7 @@ impl Journal {
                 if sql::outbox_has(db, attempt, "progress")? {
                     return Ok(false);
                 }
-                let change = Change { reports: vec![Report::Progress(progress)], ..Change::default() };
+                let change = Change { reports: vec![Report::Progress(progress.clone())], ..Change::default() };
                 sql::attempt_change(db, attempt, &change, now).map(|()| true)
             })
             .await
@@ -403,7 +404,7 @@ impl Journal {
 
     /// Files that are to reach the server, in the order they were made.
     pub async fn uploads_pending(&self) -> Result<Vec<Upload>, Error> {
-        self.worker.call(Kind::Read, uploads::list).await
+        self.worker.call(Kind::Read, |db| uploads::list(db)).await
     }
 
     /// An upload has ended. The attempt whose last debt that was is over; one whose result cannot be brought to the server
@@ -425,23 +426,28 @@ impl Journal {
 
     /// Messages after this sequence that wait for an answer, oldest first.
     pub async fn outbox(&self, after: i64, limit: usize) -> Result<Vec<Message>, Error> {
-        let journal = self.id;
-        self.worker.call(Kind::Read, move |db| sql::outbox_list(db, journal, after, limit)).await
+        self.worker.call(Kind::Read, move |db| sql::outbox_list(db, after, limit)).await
+    }
+
+    /// The messages that come next after this one, if they were written so lately that nobody has to look for them. Each is
+    /// handed out once, to whoever has read all before it from [`Self::outbox`] or from here: then none of them was answered.
+    pub fn recent(&self, after: i64, limit: usize) -> Option<Vec<Message>> {
+        self.worker.recent().take(after, limit)
     }
 
     /// The number of the hello that is about to be said: higher than that of any before it.
     pub async fn attach(&self) -> Result<i64, Error> {
-        self.worker.call(Kind::Durable, sql::attach).await
+        self.worker.call(Kind::Durable, |db| sql::attach(db)).await
     }
 
     /// Where it stands.
     pub async fn standing(&self) -> Result<Standing, Error> {
-        self.worker.call(Kind::Read, sql::standing).await
+        self.worker.call(Kind::Read, |db| sql::standing(db)).await
     }
 
     /// Every attempt.
     pub async fn attempts(&self) -> Result<Vec<Row>, Error> {
-        self.worker.call(Kind::Read, sql::attempts_list).await
+        self.worker.call(Kind::Read, |db| sql::attempts_list(db)).await
     }
 
     /// One attempt.
@@ -458,8 +464,7 @@ impl Journal {
                 None
             }
         };
-        let fetch = move |db: &rusqlite::Connection| Ok(attempts.into_iter().filter_map(|it| read(db, it)).collect());
-        self.worker.call(Kind::Read, fetch).await
+        self.worker.call(Kind::Read, move |db| Ok(attempts.iter().filter_map(|it| read(db, *it)).collect())).await
     }
 
     /// The attempts of these tasks.
@@ -486,7 +491,7 @@ impl Journal {
 
     /// Forgets commands whose attempts are forgotten, and that are so old that nobody sends them again.
     pub async fn prune_commands(&self) -> Result<(), Error> {
-        self.worker.call(Kind::Lazy, sql::prune_commands).await
+        self.worker.call(Kind::Lazy, |db| sql::prune_commands(db)).await
     }
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Accepted, Change, Error, KEEP_COMMANDS, MAX_CORRUPT, Measured, Portion, Row, SCHEMA_VERSION, Standing, State, Stop,
-    Why, new_id, uploads,
+    Why, db::Db, new_id, uploads,
 };
 use crate::domain::{
     AttemptRef, JournalId, TaskId, Timestamp,
@@ -141,7 +141,7 @@ pub(super) fn move_aside(path: &Path) -> Result<PathBuf, Error> {
 
 // === commands ===
 
-pub(super) fn command_accept(db: &Connection, command: &Command, now: Timestamp) -> Result<Accepted, Error> {
+pub(super) fn command_accept(db: &Db, command: &Command, now: Timestamp) -> Result<Accepted, Error> {
     let known: Option<(i64, String, Option<String>)> = db
         .prepare_cached("SELECT sequence, attempt_id, content FROM commands WHERE command_id = ?1")?
         .query_row([command.id.to_string()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -160,7 +160,7 @@ pub(super) fn command_accept(db: &Connection, command: &Command, now: Timestamp)
         "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
     .execute(params![command.id.to_string(), command.sequence, command.attempt.id.to_string(), content, now.0])?;
-    db.prepare_cached("UPDATE meta SET last_command = max(last_command, ?1)")?.execute([command.sequence])?;
+    db.has_command(command.sequence);
     match &command.order {
         Order::Spawn(spawn) => {
             let row = Row {
@@ -256,12 +256,7 @@ pub(super) fn attempt_insert(db: &Connection, row: &Row) -> Result<bool, Error> 
     Ok(inserted > 0)
 }
 
-pub(super) fn attempt_change(
-    db: &Connection,
-    attempt: AttemptRef,
-    change: &Change,
-    now: Timestamp,
-) -> Result<(), Error> {
+pub(super) fn attempt_change(db: &Db, attempt: AttemptRef, change: &Change, now: Timestamp) -> Result<(), Error> {
     let complete = change.reports.iter().find_map(|report| match report {
         Report::Complete(complete) => Some(complete),
         Report::Started { .. }
@@ -402,10 +397,8 @@ pub(super) fn prune_commands(db: &Connection) -> Result<(), Error> {
 
 // === outbox ===
 
-fn outbox_append(db: &Connection, attempt: AttemptRef, report: &Report, now: Timestamp) -> Result<(), Error> {
-    let sequence: i64 = db
-        .prepare_cached("UPDATE meta SET last_message = last_message + 1 RETURNING last_message")?
-        .query_row([], |row| row.get(0))?;
+fn outbox_append(db: &Db, attempt: AttemptRef, report: &Report, now: Timestamp) -> Result<(), Error> {
+    let (sequence, report) = (db.next_message(), report.clone().bounded());
     db.prepare_cached(
         "INSERT INTO outbox (sequence, attempt_id, task_id, number, at, kind, report) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
@@ -415,9 +408,10 @@ fn outbox_append(db: &Connection, attempt: AttemptRef, report: &Report, now: Tim
         attempt.task.to_string(),
         attempt.number,
         now.0,
-        report_word(report),
-        json(&report.clone().bounded())?,
+        report_word(&report),
+        json(&report)?,
     ])?;
+    db.add_written(Message { sequence, journal: db.id(), attempt, at: now, report });
     Ok(())
 }
 
@@ -431,7 +425,7 @@ fn outbox_has_text(db: &Connection, attempt: &str, kind: &str) -> Result<bool, E
         .query_row(params![attempt, kind], |row| row.get(0))?)
 }
 
-pub(super) fn report_again(db: &Connection, attempt: AttemptRef, now: Timestamp) -> Result<bool, Error> {
+pub(super) fn report_again(db: &Db, attempt: AttemptRef, now: Timestamp) -> Result<bool, Error> {
     let Some(row) = attempt_fetch(db, attempt)? else { return Ok(false) };
     if outbox_has(db, attempt, "complete")? || outbox_has(db, attempt, "recovery_detected")? {
         return Ok(true);
@@ -443,19 +437,14 @@ pub(super) fn report_again(db: &Connection, attempt: AttemptRef, now: Timestamp)
     Ok(true)
 }
 
-pub(super) fn outbox_list(
-    db: &Connection,
-    journal: JournalId,
-    after: i64,
-    limit: usize,
-) -> Result<Vec<Message>, Error> {
+pub(super) fn outbox_list(db: &Db, after: i64, limit: usize) -> Result<Vec<Message>, Error> {
     db.prepare_cached(
         "SELECT sequence, task_id, number, attempt_id, at, report FROM outbox WHERE sequence > ?1 ORDER BY sequence LIMIT ?2",
     )?
     .query_and_then(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
         Ok(Message {
             sequence: row.get(0)?,
-            journal,
+            journal: db.id(),
             attempt: attempt_ref("outbox", &row.get::<_, String>(1)?, row.get(2)?, &row.get::<_, String>(3)?)?,
             at: Timestamp(row.get(4)?),
             // One that cannot be read still has its number, and must not keep the later ones from being sent.
@@ -491,9 +480,7 @@ pub(super) fn message_answered(
         // its task: the server says INVALID once it has.
         MessageOutcome::Fenced | MessageOutcome::Invalid { .. } => true,
     };
-    db.prepare_cached("UPDATE attempts SET answered = 1, delivered = max(delivered, ?2) WHERE attempt_id = ?1")?
-        .execute(params![attempt, nothing_waits])?;
-    uploads::settle(db, &attempt, now)
+    uploads::settle(db, &attempt, uploads::Paid { answered: true, delivered: nothing_waits }, now)
 }
 
 pub(super) fn attach(db: &Connection) -> Result<i64, Error> {

@@ -444,6 +444,40 @@ async fn attempts_found_by_their_directories_do_not_replace_what_is_known() {
     assert_eq!(journal.attempts().await.unwrap().len(), 1);
 }
 
+/// Whoever has read all before gets what was written since, once, and nothing of what was undone.
+#[tokio::test]
+async fn what_was_just_written_need_not_be_looked_for() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    let write = |text: &'static str| journal.record(attempt(1), say(vec![warning(text)]), NOW);
+    let fails = || {
+        journal.worker.call(Kind::Durable, |db| {
+            sql::attempt_change(db, attempt(1), &say(vec![warning("undone")]), NOW)?;
+            Err::<(), _>(Error::Closed)
+        })
+    };
+    assert!(fails().await.is_err());
+    let (one, failed, two) = tokio::join!(write("one"), fails(), write("two"));
+    assert!(one.is_ok() && failed.is_err() && two.is_ok());
+    write("three").await.unwrap();
+    let there = journal.outbox(0, 10).await.unwrap();
+    assert_eq!(there.len(), 3);
+    assert_eq!(journal.recent(0, 2).unwrap(), there[..2]);
+    assert_eq!(journal.recent(1, 2), None, "it was handed out");
+    assert_eq!(journal.recent(2, 10).unwrap(), there[2..]);
+    assert_eq!(journal.recent(3, 10), None);
+    // What is not kept any more has to be looked for.
+    for _ in 0..300 {
+        write("more").await.unwrap();
+    }
+    assert_eq!(journal.recent(3, 10), None);
+    assert_eq!(journal.recent(100, 1).unwrap()[0].sequence, 101);
+    // Of a journal that is opened again everything has to be.
+    drop(journal);
+    assert_eq!(open(state.path()).recent(0, 10), None);
+}
+
 /// What nobody waits for is written all the same when nothing else comes.
 #[tokio::test]
 async fn what_rides_is_written_after_a_while() {
@@ -491,7 +525,7 @@ async fn a_job_that_fails_leaves_nothing() {
 async fn a_transaction_that_is_lost_is_lost_for_all() {
     let state = tempfile::tempdir().unwrap();
     let journal = open(state.path());
-    let call = |work: fn(&rusqlite::Connection) -> Result<(), Error>| journal.worker.call(Kind::Durable, work);
+    let call = |work: fn(&db::Db) -> Result<(), Error>| journal.worker.call(Kind::Durable, work);
     let full = || {
         call(|db| {
             let pages: i64 = db.query_row("PRAGMA page_count", [], |row| row.get(0))?;

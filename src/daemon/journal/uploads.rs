@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
+use rusqlite::{Connection, Row as SqlRow, params};
 use uuid::Uuid;
 
 use super::{
     Change, Error, Settled, State, Upload,
+    db::Db,
     sql::{attempt_change, attempt_fetch, attempt_ref, json, parse, path_text},
 };
 use crate::domain::{
@@ -72,7 +73,7 @@ fn upload(row: &SqlRow<'_>) -> Result<Upload, Error> {
 }
 
 pub(super) fn settled(
-    db: &Connection,
+    db: &Db,
     attempt: AttemptRef,
     checkpoint: Option<CheckpointId>,
     how: &Settled,
@@ -83,16 +84,13 @@ pub(super) fn settled(
         .execute(params![id, checkpoint_text(checkpoint)])?;
     match (checkpoint, how) {
         (Some(_), _) => Ok(()),
-        (None, Settled::Stored) => {
-            db.prepare_cached("UPDATE attempts SET delivered = 1 WHERE attempt_id = ?1")?.execute([&id])?;
-            settle(db, &id, now)
-        }
+        (None, Settled::Stored) => settle(db, &id, Paid { answered: false, delivered: true }, now),
         (None, Settled::GivenUp(why)) => undeliverable(db, attempt, why, now),
     }
 }
 
 /// The server waits for a result that will not come: the attempt ends without one after all.
-fn undeliverable(db: &Connection, attempt: AttemptRef, why: &str, now: Timestamp) -> Result<(), Error> {
+fn undeliverable(db: &Db, attempt: AttemptRef, why: &str, now: Timestamp) -> Result<(), Error> {
     let Some(row) = attempt_fetch(db, attempt)? else { return Ok(()) };
     let Some(complete) = row.complete.filter(|complete| row.state == State::Reported && has_pack(complete)) else {
         return Ok(());
@@ -103,23 +101,28 @@ fn undeliverable(db: &Connection, attempt: AttemptRef, why: &str, now: Timestamp
     attempt_change(db, attempt, &change, now)
 }
 
-/// An attempt whose terminal report is answered is over, once the server has the pack that the report names.
-pub(super) fn settle(db: &Connection, attempt: &str, now: Timestamp) -> Result<(), Error> {
-    let found: Option<(bool, bool, Option<String>)> = db
-        .prepare_cached("SELECT answered, delivered, complete FROM attempts WHERE attempt_id = ?1")?
-        .query_row([attempt], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
-    let Some((answered, delivered, complete)) = found else { return Ok(()) };
-    // One that cannot be read names nothing.
-    let complete = complete.and_then(|text| parse::<Complete>("attempts", &text).ok());
-    let waits = !delivered && complete.as_ref().is_some_and(has_pack);
-    if !answered || waits {
-        return Ok(());
-    }
+/// What an attempt no longer owes the server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paid {
+    /// Its terminal report.
+    pub answered: bool,
+    /// The pack of its result.
+    pub delivered: bool,
+}
+
+/// An attempt whose terminal report is answered is over, once the server has the pack that the report names. A report that
+/// cannot be read names nothing.
+pub(super) fn settle(db: &Connection, attempt: &str, paid: Paid, now: Timestamp) -> Result<(), Error> {
     db.prepare_cached(
-        "UPDATE attempts SET state = 'over', updated = ?2 WHERE attempt_id = ?1 AND state IN ('reported', 'interrupted')",
+        "UPDATE attempts SET answered = max(answered, ?2), delivered = max(delivered, ?3),
+                state = iif(is_over, 'over', state), updated = iif(is_over, ?4, updated)
+         FROM (SELECT state IN ('reported', 'interrupted') AND max(answered, ?2)
+                    AND (max(delivered, ?3) OR complete IS NULL OR NOT json_valid(complete)
+                         OR complete ->> '$.outcome.Ok.pack' IS NULL) AS is_over
+               FROM attempts WHERE attempt_id = ?1)
+         WHERE attempt_id = ?1",
     )?
-    .execute(params![attempt, now.0])?;
+    .execute(params![attempt, paid.answered, paid.delivered, now.0])?;
     Ok(())
 }
 

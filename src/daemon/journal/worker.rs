@@ -14,8 +14,14 @@ use std::{
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::Error;
-use crate::runtime::metrics::{Seconds, Sizes};
+use super::{
+    Error,
+    db::{Db, Recent},
+};
+use crate::{
+    domain::JournalId,
+    runtime::metrics::{Seconds, Sizes},
+};
 
 /// Jobs waiting for the thread before callers wait too: some seconds of the fastest reporting there is.
 const QUEUE: usize = 1_024;
@@ -37,23 +43,57 @@ pub(super) enum Kind {
     Durable,
 }
 
-/// Answers the caller, once it is known whether the commit worked.
-type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
-
-/// Given the connection inside a transaction, or why there is none. Says how it went, and answers the caller.
-type Work = Box<dyn FnOnce(Result<Place<'_>, Error>) -> (Result<(), Error>, Answer) + Send>;
-
-/// Where a job runs.
-struct Place<'a> {
-    connection: &'a Connection,
-    /// The transaction is for this job alone, and is rolled back if it fails; else the job needs a savepoint of its own, for
-    /// which SQLite copies every page that it changes.
-    alone: bool,
+/// One job: run in a transaction, and run again in another one if a job beside it failed; answered once it is known whether the
+/// last of them worked.
+trait Run: Send {
+    /// Does it. What it found is kept for the answer.
+    fn run(&mut self, db: &Db) -> Result<(), Error>;
+    /// Tells whoever asked.
+    fn answer(self: Box<Self>, committed: Result<(), Error>);
 }
 
 struct Job {
     kind: Kind,
-    run: Work,
+    run: Box<dyn Run>,
+}
+
+/// Somebody waits for what it finds.
+struct Call<T, W> {
+    work: W,
+    found: Option<Result<T, Error>>,
+    answer: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<T: Send, W: Fn(&Db) -> Result<T, Error> + Send> Run for Call<T, W> {
+    fn run(&mut self, db: &Db) -> Result<(), Error> {
+        let found = self.found.insert((self.work)(db));
+        found.as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), Error>) {
+        let Self { found, answer, .. } = *self;
+        // The caller may have gone away.
+        let _ = answer.send(committed.and_then(|()| found.unwrap_or(Err(Error::Closed))));
+    }
+}
+
+/// Nobody does; a failure is said in the log.
+struct Post<W> {
+    work: W,
+    done: Result<(), Error>,
+}
+
+impl<W: Fn(&Db) -> Result<(), Error> + Send> Run for Post<W> {
+    fn run(&mut self, db: &Db) -> Result<(), Error> {
+        self.done = (self.work)(db);
+        self.done.clone()
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), Error>) {
+        if let Err(error) = committed.and(self.done) {
+            tracing::warn!(%error, "the journal cannot be written");
+        }
+    }
 }
 
 /// The handle on the thread; the thread ends when the last one is dropped.
@@ -61,25 +101,33 @@ struct Job {
 pub(super) struct Worker {
     jobs: mpsc::Sender<Job>,
     newest: watch::Receiver<i64>,
+    recent: Arc<Recent>,
     sizes: Sizes,
     seconds: Seconds,
 }
 
 impl Worker {
-    pub(super) fn start(connection: Connection) -> Result<Self, Error> {
+    pub(super) fn start(connection: Connection, id: JournalId) -> Result<Self, Error> {
+        let db = Db::new(connection, id)?;
         let (jobs, inbox) = mpsc::channel(QUEUE);
-        let (publish, newest) = watch::channel(last_message(&connection)?);
+        let (publish, newest) = watch::channel(db.last_message());
         let (sizes, seconds) = (Sizes::new(9), Seconds::of_work());
-        let measured = (sizes.clone(), seconds.clone());
+        let (measured, recent) = ((sizes.clone(), seconds.clone()), Arc::<Recent>::default());
+        let published = Arc::clone(&recent);
         thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || work(&connection, inbox, &publish, &measured))
+            .spawn(move || work(&db, inbox, &publish, &published, &measured))
             .map_err(|e| Error::Open { path: super::FILE.into(), message: e.to_string() })?;
-        Ok(Self { jobs, newest, sizes, seconds })
+        Ok(Self { jobs, newest, recent, sizes, seconds })
     }
 
     pub(super) fn newest(&self) -> watch::Receiver<i64> {
         self.newest.clone()
+    }
+
+    /// The newest messages.
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     pub(super) fn commits(&self) -> (&Sizes, &Seconds) {
@@ -91,78 +139,29 @@ impl Worker {
     pub(super) async fn call<T: Send + 'static>(
         &self,
         kind: Kind,
-        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+        work: impl Fn(&Db) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let run = move |place: Result<Place<'_>, Error>| -> (Result<(), Error>, Answer) {
-            let result = place.and_then(|place| run_in(&place, kind, work));
-            let worked = result.as_ref().map(|_| ()).map_err(Clone::clone);
-            let answer = move |committed: Result<(), Error>| {
-                // The caller may have gone away.
-                let _ = answer.send(committed.and(result));
-            };
-            (worked, Box::new(answer))
-        };
-        self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)?;
+        self.send(kind, Call { work, found: None, answer }).await?;
         answered.await.map_err(|_| Error::Closed)?
     }
 
     /// Runs `work` in a transaction that is made for something else, or after a while, and waits only for its place in the queue.
     /// A failure is said in the log.
-    pub(super) async fn post(
-        &self,
-        work: impl FnOnce(&Connection) -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        let kind = Kind::Riding;
-        let run = move |place: Result<Place<'_>, Error>| -> (Result<(), Error>, Answer) {
-            let result = place.and_then(|place| run_in(&place, kind, work));
-            let worked = result.as_ref().map(|_| ()).map_err(Clone::clone);
-            let answer = move |committed: Result<(), Error>| {
-                if let Err(error) = committed.and(result) {
-                    tracing::warn!(%error, "the journal cannot be written");
-                }
-            };
-            (worked, Box::new(answer))
-        };
+    pub(super) async fn post(&self, work: impl Fn(&Db) -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+        self.send(Kind::Riding, Post { work, done: Ok(()) }).await
+    }
+
+    async fn send(&self, kind: Kind, run: impl Run + 'static) -> Result<(), Error> {
         self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)
     }
 }
 
-fn run_in<T>(
-    Place { connection, alone }: &Place<'_>,
-    kind: Kind,
-    work: impl FnOnce(&Connection) -> Result<T, Error>,
-) -> Result<T, Error> {
-    if kind == Kind::Read || *alone {
-        return work(connection);
-    }
-    // As statements that stay prepared: as text they cost as much as what is between them.
-    let run = |connection: &Connection, text: &str| connection.prepare_cached(text)?.execute([]).map(|_| ());
-    run(connection, "SAVEPOINT job")?;
-    let done = work(connection).and_then(|done| Ok(run(connection, "RELEASE job").map(|()| done)?));
-    // What failed may have taken the transaction with it: then there is nothing to undo.
-    if done.is_err() && !connection.is_autocommit() {
-        let undone = run(connection, "ROLLBACK TO job").and_then(|()| run(connection, "RELEASE job"));
-        if undone.is_err() {
-            end(connection);
-        }
-    }
-    done
-}
-
-/// Ends the transaction, if there is one, with nothing of it in the file.
-fn end(connection: &Connection) {
-    if !connection.is_autocommit()
-        && let Err(error) = connection.execute_batch("ROLLBACK")
-    {
-        tracing::error!(%error, "the journal's transaction cannot be ended; trying again with the next");
-    }
-}
-
 fn work(
-    connection: &Connection,
+    db: &Db,
     mut inbox: mpsc::Receiver<Job>,
     newest: &watch::Sender<i64>,
+    recent: &Recent,
     (sizes, seconds): &(Sizes, Seconds),
 ) {
     let mut synced = true;
@@ -170,23 +169,21 @@ fn work(
     let mut open = true;
     while open || !batch.is_empty() {
         open = wait(&mut inbox, &mut batch);
-        for job in batch.extract_if(.., |job| job.kind == Kind::Read) {
-            (job.run)(Ok(Place { connection, alone: true })).1(Ok(()));
+        for mut job in batch.extract_if(.., |job| job.kind == Kind::Read) {
+            let found = job.run.run(db);
+            job.run.answer(found);
         }
         let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
-        let mut answers = Vec::with_capacity(batch.len());
         let begun = Instant::now();
         sizes.observe(batch.len());
-        let committed = commit(connection, kind, &mut synced, batch.drain(..), &mut answers);
+        let committed = transaction(db, kind, &mut synced, &mut batch);
         seconds.observe(begun.elapsed());
-        if kind == Kind::Durable
-            && committed.is_ok()
-            && let Ok(last) = last_message(connection)
-        {
-            newest.send_if_modified(|n| std::mem::replace(n, last) != last);
+        if kind == Kind::Durable && committed.is_ok() {
+            recent.add(db.take_written());
+            newest.send_if_modified(|n| std::mem::replace(n, db.last_message()) != db.last_message());
         }
-        for answer in answers {
-            answer(committed.clone());
+        for job in batch.drain(..) {
+            job.run.answer(committed.clone());
         }
     }
 }
@@ -248,55 +245,50 @@ fn take(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) {
 }
 
 /// One transaction around the whole batch. On failure nothing of it is in the file, and every caller is told.
-fn commit(
-    connection: &Connection,
-    kind: Kind,
-    synced: &mut bool,
-    jobs: impl ExactSizeIterator<Item = Job>,
-    answers: &mut Vec<Answer>,
-) -> Result<(), Error> {
-    if let Err(error) = begin(connection, kind, synced) {
-        answers.extend(jobs.map(|job| (job.run)(Err(error.clone())).1));
-        return Err(error);
-    }
-    let alone = jobs.len() == 1;
-    let mut lost = None;
-    for job in jobs {
-        let place = lost.clone().map_or(Ok(Place { connection, alone }), Err);
-        let (done, answer) = (job.run)(place);
-        answers.push(answer);
-        if lost.is_none()
-            && let Err(error) = done
-        {
-            if alone {
-                end(connection);
-            }
-            // A full disk takes the whole transaction: those before are told as well, and those after do not begin another.
-            lost = connection.is_autocommit().then_some(error);
+///
+/// Jobs hardly ever fail. So at first nothing is kept to undo one of them: a savepoint costs two statements, and a copy of every
+/// page that a job changes. If one has failed, all is undone and done again, each behind a savepoint of its own.
+fn transaction(db: &Db, kind: Kind, synced: &mut bool, jobs: &mut [Job]) -> Result<(), Error> {
+    begin(db, kind, synced)?;
+    let done = jobs.iter_mut().try_for_each(|job| job.run.run(db));
+    if let Err(error) = done {
+        db.end();
+        if jobs.len() == 1 {
+            return Err(error);
+        }
+        begin(db, kind, synced)?;
+        let done = jobs.iter_mut().try_for_each(|job| apart(db, job.run.as_mut()));
+        if done.is_err() {
+            db.end();
+            return done;
         }
     }
-    if let Some(error) = lost {
-        return Err(error);
-    }
-    let ended = connection.prepare_cached("COMMIT").and_then(|mut it| it.execute([])).map(|_| ()).map_err(Error::from);
-    if ended.is_err() {
-        end(connection);
-    }
-    ended
+    db.commit()
 }
 
-fn begin(connection: &Connection, kind: Kind, synced: &mut bool) -> Result<(), Error> {
+/// Runs a job that takes nobody along if it fails. Fails itself where the whole transaction is lost: those before it are told as
+/// well, and those after it do not begin another.
+fn apart(db: &Db, job: &mut dyn Run) -> Result<(), Error> {
+    let mark = db.mark();
+    db.run("SAVEPOINT job")?;
+    if let Err(error) = job.run(db) {
+        // A full disk has taken the transaction already.
+        if db.is_autocommit() {
+            return Err(error);
+        }
+        db.run("ROLLBACK TO job")?;
+        db.back_to(mark);
+    }
+    db.run("RELEASE job")
+}
+
+fn begin(db: &Db, kind: Kind, synced: &mut bool) -> Result<(), Error> {
     // One that could not be ended before.
-    end(connection);
+    db.end();
     let sync = kind == Kind::Durable;
     if sync != *synced {
-        connection.execute_batch(if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
+        db.execute_batch(if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
         *synced = sync;
     }
-    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    Ok(())
-}
-
-fn last_message(connection: &Connection) -> Result<i64, Error> {
-    Ok(connection.query_row("SELECT last_message FROM meta", [], |row| row.get(0))?)
+    db.run("BEGIN IMMEDIATE")
 }

@@ -337,11 +337,19 @@ impl Session {
         if room == 0 || written <= self.cursor {
             return Ok(());
         }
-        let messages = self.context.journal.outbox(self.cursor, room).await?;
-        if messages.len() < room {
-            // What is missing up to here has been answered already. What was written since is not in that.
-            self.cursor = self.cursor.max(written);
-        }
+        // What was written before this session may have been answered in an earlier one: the table knows.
+        let recent = if self.cursor > 0 { self.context.journal.recent(self.cursor, room) } else { None };
+        let messages = match recent {
+            Some(messages) => messages,
+            None => {
+                let messages = self.context.journal.outbox(self.cursor, room).await?;
+                if messages.len() < room {
+                    // What is missing up to here has been answered already. What was written since is not in that.
+                    self.cursor = self.cursor.max(written);
+                }
+                messages
+            }
+        };
         for message in messages {
             self.cursor = self.cursor.max(message.sequence);
             self.say(&message);
