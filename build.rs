@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?).join("makima.bin");
     fs::write(out, prost_bytes(&descriptors))?;
     tonic_prost_build::configure()
+        .codec_path("crate::wire::codec::Codec")
         .bytes(".makima.v1.UploadChunksRequest.data")
         .bytes(".makima.v1.DownloadChunksResponse.data")
         .bytes(".makima.v1.StreamTaskOutputResponse.data")

@@ -1,11 +1,13 @@
-//! What a checkpoint of 10,000 files costs, beside the plumbing that a person would type for it, one after the other in turns:
+//! What a worktree of 10,000 files, its checkpoints and their restoring cost, beside the plumbing that a person would type for
+//! it, one after the other in turns:
 //!
 //! ```text
 //!   cargo bench --bench checkpoint                      as it is released
 //!   cargo bench --bench checkpoint --profile dev        without building everything again
 //! ```
 //!
-//! `first` begins without anything; `next` has 20 more files changed since the last one. Each figure is the median of
+//! A worktree is made from a clone that is there, the person's with as many workers as there are processors. `first` begins
+//! without anything; `next` has 20 more files changed since the last one. Each figure is the median of
 //! [`ROUNDS`] rounds, which alternate between the two ways, so that a busy machine is busy for both.
 
 use std::{
@@ -15,12 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use makima::daemon::{
-    attempt_dir::Place,
-    checkpoint::{Captured, ChainFile, Outcome, Previous, Source, capture, known_elsewhere, restore},
-    process::Process,
-    repository::{RepoRef, Repositories},
+use makima::{
+    daemon::{
+        attempt_dir::Place,
+        checkpoint::{Captured, ChainFile, Outcome, Previous, Source, capture, known_elsewhere, restore},
+        process::Process,
+        repository::{RepoRef, Repositories},
+        worktree::prepare,
+    },
+    domain::{AttemptId, AttemptRef, ContractId, TaskId, order::Spawn},
 };
+use uuid::Uuid;
 
 /// Rounds of each measurement.
 const ROUNDS: usize = 5;
@@ -36,6 +43,7 @@ async fn main() {
     let dir = std::env::temp_dir().join(format!("makima-bench-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let bed = Bed::new(&dir).await;
+    bed.worktrees().await;
     bed.captures().await;
     bed.restores().await;
     fs::remove_dir_all(&dir).unwrap();
@@ -70,6 +78,49 @@ impl Bed {
 
     fn admin(&self) -> PathBuf {
         self.repo.git_dir.join("worktrees/work")
+    }
+
+    async fn worktrees(&self) {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 1..=ROUNDS {
+            let path = self.dir.join(format!("made-{round}"));
+            let started = Instant::now();
+            prepare(&self.repo, &self.spawn(round), attempt(round), &path).await.unwrap();
+            ours.push(started.elapsed());
+            assert_eq!(run(&path, &["status", "--porcelain"]).await, "", "what is made is whole");
+            let path = self.dir.join(format!("added-{round}")).display().to_string();
+            let add = ["-c", "checkout.workers=0", "worktree", "add", "-q", "-b", &path[1..], &path, "origin/main"];
+            theirs.push(timed(async { drop(run(&self.repo.git_dir, &add).await) }).await);
+        }
+        report("worktree", ours, theirs);
+    }
+
+    fn spawn(&self, round: usize) -> Spawn {
+        Spawn {
+            contract: ContractId(Uuid::from_u128(1)),
+            contract_name: "bench".to_owned(),
+            name: format!("task-{round}"),
+            plan: String::new(),
+            agent: "shell".to_owned(),
+            model: None,
+            repository: format!("file://{}", self.dir.join("origin").display()),
+            base_branch: "main".to_owned(),
+            branch: format!("made-{round}"),
+            result_ref: String::new(),
+            dependencies: Vec::new(),
+            setup_command: String::new(),
+            setup_timeout: Duration::ZERO,
+            copy_files: Vec::new(),
+            wall_time: None,
+            grace: Duration::ZERO,
+            parent: None,
+            depth: 0,
+            task_key: String::new(),
+            contract_tasks: Vec::new(),
+            checkpoint_every: Duration::ZERO,
+            final_checkpoint: false,
+            resume: None,
+        }
     }
 
     async fn captures(&self) {
@@ -157,6 +208,11 @@ impl Bed {
         );
         sh(&self.repo.git_dir, &script).await;
     }
+}
+
+fn attempt(round: usize) -> AttemptRef {
+    let id = Uuid::from_u128(u128::try_from(round).unwrap());
+    AttemptRef { task: TaskId(id), number: 1, id: AttemptId(id) }
 }
 
 fn write(dir: &Path, n: usize, round: usize) {

@@ -10,7 +10,7 @@
 //! which only the worktree and the agent are left out. After each measurement the rows themselves are counted (`proof`): what
 //! is not DONE in the server's database and journalled by a daemon makes the run fail.
 //!
-//! This program starts itself as what it needs: a daemon, the bare model's server, its agents.
+//! This program starts itself as what it needs: a daemon, an agent that writes, the bare model's server, its agents.
 
 mod bed;
 mod ceiling;
@@ -24,6 +24,7 @@ mod idle;
 mod lifecycles;
 mod limits;
 mod options;
+mod output;
 mod peers;
 mod pending;
 mod proc;
@@ -40,13 +41,15 @@ use figures::{Figures, word};
 use options::Options;
 
 /// What can be asked for by name.
-const PARTS: [&str; 9] = ["limits", "lifecycles", "starts", "graphs", "real", "pending", "fleet", "idle", "soak"];
+const PARTS: [&str; 10] =
+    ["limits", "lifecycles", "starts", "graphs", "real", "output", "pending", "fleet", "idle", "soak"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("daemon") => return hollow::main(&arguments[1..]),
         Some("fleet") => return fleet::main(&arguments[1..]),
+        Some("writer") => return output::main(&arguments[1..]),
         Some("ceiling") => return ceiling::main(&arguments[1..]),
         // Whatever cargo adds.
         _ => {}
@@ -112,6 +115,9 @@ async fn measure(options: &Options, figures: &mut Figures) {
         }
         if options.wants("real") {
             real::measure(options, database, figures).await;
+        }
+        if options.wants("output") {
+            output::measure(options, database, figures).await;
         }
         if options.wants("pending") {
             pending::measure(options, database, figures).await;

@@ -8,7 +8,7 @@ use rand::RngExt as _;
 use crate::{
     bed::{self, Bed},
     figures::{Figures, Goal, percentile},
-    harness::{Database, eventually},
+    harness::{Client, Database, eventually},
     hollow,
     options::Options,
     proof,
@@ -25,20 +25,28 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
     let client = bed.world.client();
     let (contract, _) = bed::contract(&client, Vec::new(), false).await;
     let calls = options.size(500, 100) + WARM_UP;
-    let mut asked = Vec::with_capacity(calls);
-    for n in 0..calls {
-        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(REST))).await;
-        let at = hollow::now();
-        asked.push((bed::create(&client, &contract, bed::task(format!("task-{n}"))).await, at));
-    }
-    bed::until_done(&client, &contract, calls).await;
-    let began = all_began(&bed, calls).await;
-    let spans: Vec<f64> = asked.iter().skip(WARM_UP).map(|(task, at)| millis(*at, began[task])).collect();
+    let spans = probe(&bed, &client, &contract, "task", calls).await.split_off(WARM_UP);
     figures.add("create to durable start, p50", Some(database), "ms", percentile(&spans, 0.5), Goal::most(1.3));
     figures.add("create to durable start, p99", Some(database), "ms", percentile(&spans, 0.99), Goal::most(4.0));
     let length = options.size(200, 50);
     chain(&bed, calls, length, figures).await;
     proof::of_done(&bed, calls + length).await;
+}
+
+/// So many tasks of a contract, one now and then: how long each took from the call to its durable start, in milliseconds.
+pub async fn probe(bed: &Bed, client: &Client, contract: &str, name: &str, calls: usize) -> Vec<f64> {
+    let mut asked = Vec::with_capacity(calls);
+    for n in 0..calls {
+        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(REST))).await;
+        let at = hollow::now();
+        asked.push((bed::create(client, contract, bed::task(format!("{name}-{n}"))).await, at));
+    }
+    eventually("the daemons have told of all that were asked for", || async {
+        let began = bed.began();
+        let spans: Vec<f64> = asked.iter().filter_map(|(task, at)| Some(millis(*at, *began.get(task)?))).collect();
+        if spans.len() == calls { Ok(spans) } else { Err(format!("{} of {calls}", spans.len())) }
+    })
+    .await
 }
 
 /// Each task depends on the one before.
@@ -68,7 +76,8 @@ async fn all_began(bed: &Bed, wanted: usize) -> std::collections::HashMap<String
     .await
 }
 
-fn millis(from: u64, to: u64) -> f64 {
+/// A span of the clock of [`hollow::now`].
+pub fn millis(from: u64, to: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "spans of seconds")]
     let nanos = to.saturating_sub(from) as f64;
     nanos / 1e6

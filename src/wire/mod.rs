@@ -5,6 +5,7 @@
 //!   domain values  ──contract, task, key, fleet, event──────────────────────────────> pb
 //!   errors         ──status: one table───────────────────────────────────────────────> tonic::Status
 //!   common: ids, times, words      daemon, checkpoint: the session's messages, uploads      page: page and resume tokens
+//!   codec: bytes
 //! ```
 //!
 //! Form is checked here (sizes, characters, ranges, what is not served yet); substance (does the task exist, is there a
@@ -12,6 +13,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod codec;
 pub mod common;
 pub mod contract;
 pub mod daemon;
