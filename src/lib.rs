@@ -69,6 +69,10 @@
 //! | journal | the daemon's SQLite file: commands, attempts, messages not acknowledged |
 //! | ledger | the one writer of contract, task, attempt, daemon and command state |
 
+/// Of every program that is made of this library: what is measured is what is used.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod cli;
 pub mod daemon;
 pub mod domain;
