@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     checkpoint::Origin,
     id::{AttemptId, AttemptRef, CheckpointId, ContractId, DaemonId, OwnerId, TaskId},
+    is_default,
     time::Timestamp,
 };
 
@@ -42,44 +43,57 @@ pub struct Attempt {
     /// How far it is.
     pub state: AttemptState,
     /// A newer attempt has its place, or its task is over: nothing it says changes the task any more.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub fenced: bool,
     /// Branch it works on.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub branch: String,
     /// Worktree on the daemon's machine; empty until known.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub worktree: String,
     /// Commit it started from; empty until known.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub base_commit: String,
     /// Version of the agent; empty until known.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub agent_version: String,
     /// The agent's own session id; empty until known.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub agent_session_id: String,
     /// The agent's last message.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub last_message: String,
     /// What it has used.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub usage: Usage,
     /// Things worth a look; at most [`MAX_WARNINGS`].
+    #[serde(default, skip_serializing_if = "is_default")]
     pub warnings: Vec<String>,
     /// Wall time it has from the agent's start.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub wall_time: Option<Duration>,
     /// When it was decided.
     pub assigned: Timestamp,
     /// When the agent was started.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub started: Option<Timestamp>,
     /// Bytes of output in all, once it has said so.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub output_bytes: i64,
     /// Sequences of the daemon's commands about it that may not be answered yet; forgotten with its end.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub commands: Vec<i64>,
     /// What it began from.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub origin: Origin,
     /// Its newest checkpoint on the server.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub checkpoint: Option<CheckpointId>,
     /// When the server had that.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub checkpointed: Option<Timestamp>,
     /// A checkpoint that somebody asked for and that is not to be had: when that was said, and why. Until one arrives.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub checkpoint_failed: Option<(Timestamp, String)>,
 }
 
@@ -215,16 +229,19 @@ pub struct TaskResult {
     /// The commit, 40 hex digits.
     pub commit: String,
     /// The branch it stands on.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub branch: String,
     /// The ref that holds it.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub result_ref: String,
     /// The repository that dependents use has it; otherwise only the daemon's clone does.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub published: bool,
     /// The pack that brings it to the server; `None` where all that could need it can reach it already.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub pack: Option<Pack>,
     /// Name of the blob that holds the pack, once the server has it; empty before that.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub blob: String,
 }
 
@@ -322,16 +339,22 @@ impl FailureClass {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Sent to the model, not cached.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub input_tokens: i64,
     /// Made by the model.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub output_tokens: i64,
     /// Read from the provider's cache.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub cache_read_tokens: i64,
     /// Written to the provider's cache.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub cache_write_tokens: i64,
     /// What the agent says it cost.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub cost_micro_usd: i64,
     /// Turns of the conversation.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub turns: u32,
 }
 

@@ -40,3 +40,9 @@ pub use id::{
     KeyId, OwnerId, TaskId,
 };
 pub use time::Timestamp;
+
+/// Stored documents leave out what is nothing special: most of a task is empty for most of its life, and every field of it is
+/// written with every change.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

@@ -9,6 +9,7 @@ use super::{
     checkpoint::Here,
     contract::Hold,
     id::{CheckpointId, ClassId, ContractId, DaemonId, OwnerId, TaskId},
+    is_default,
     time::Timestamp,
 };
 
@@ -35,6 +36,7 @@ pub struct Task {
     /// Whose it is.
     pub owner: OwnerId,
     /// Distance from a task without a parent.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub depth: u32,
     /// What was asked. Shared, because it may be large and seldom changes; stored apart from the rest for the same reason.
     #[serde(skip)]
@@ -44,18 +46,24 @@ pub struct Task {
     /// Where it stands.
     pub state: TaskState,
     /// Dependencies that are not complete; kept in step with the edges by the ledger.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub unmet: u32,
     /// Number of the newest attempt; 0 for none.
     pub attempt: u32,
     /// An attempt that is still being ended; the next one waits until it has.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub ending: Option<u32>,
     /// Daemon of the newest attempt.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub daemon: Option<DaemonId>,
     /// What decides about the next try.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub tries: Tries,
     /// Branch of the newest attempt.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub branch: String,
     /// What all attempts have used.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub usage: Usage,
     /// Grows with every change.
     pub version: i64,
@@ -64,21 +72,23 @@ pub struct Task {
     /// When it last changed.
     pub updated: Timestamp,
     /// When its agent last started.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub started: Option<Timestamp>,
     /// When an attempt was last interrupted.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub interrupted: Option<Timestamp>,
     /// What the next attempt goes on from, wherever it runs: the newest checkpoint, or the one a person chose.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub checkpoint: Option<CheckpointId>,
     /// The worktree in which the next attempt may go on, on the daemon that has it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub here: Option<Here>,
     /// The newest attempt when a person said what the next one goes on from: its checkpoints that arrive later do not change
     /// that.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub chosen: Option<u32>,
     /// The daemon that a person chose for the next attempt; another one takes it where that one has no room.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub prefer: Option<DaemonId>,
 }
 
@@ -176,16 +186,22 @@ impl New {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tries {
     /// Attempts since a person last asked for a retry.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub total: u32,
     /// Those that counted against `max_retries`.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub counted: u32,
     /// Failures in a row that led to a backoff.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub backoffs: u32,
     /// Daemons that died under it.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub lost_daemons: Vec<DaemonId>,
     /// Daemons to try last, for a while.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub avoid: Vec<Avoid>,
     /// The last failure.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub last_failure: Option<Failure>,
 }
 
@@ -204,33 +220,44 @@ pub struct TaskSpec {
     /// Unique in its contract.
     pub name: String,
     /// For people.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub description: String,
     /// What the agent is told.
     pub plan: String,
     /// Higher goes first.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub priority: i32,
     /// Agent profile.
     pub agent: String,
     /// Model; empty: the agent's default.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub model: String,
     /// Labels the daemon must have; sorted, without repetition.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub labels: Vec<String>,
     /// URL or absolute path; filled in from the contract.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub repository: String,
     /// Branch, tag or commit; filled in from the contract; empty: HEAD.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub base_branch: String,
     /// Globs to copy from the repository's own checkout.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub copy_files: Vec<String>,
     /// Run before the agent; empty for none.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub setup_command: String,
     /// Limits of its own.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub limits: TaskLimits,
     /// Not shown in lists unless asked for.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub hidden: bool,
     /// The task that made this one.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub parent: Option<TaskId>,
     /// The work that this one began from, instead of the base.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub branched_from: Option<BranchedFrom>,
 }
 
@@ -261,8 +288,10 @@ impl BranchedFrom {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskLimits {
     /// Wall time of one attempt; `None`: the contract's.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub wall_time: Option<Duration>,
     /// Retries that count; `None`: the contract's.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub max_retries: Option<u32>,
 }
 
@@ -445,5 +474,32 @@ impl TaskState {
             Self::Failed { .. } => TaskStatus::Failed,
             Self::Cancelled { .. } => TaskStatus::Cancelled,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As it was written before what is empty was left out.
+    #[test]
+    fn a_document_with_everything_in_it_is_read() {
+        let text = r#"{"id":"01a2187a-a29b-7087-a04c-f29e8140ebd2","contract":"01a2187a-a169-70de-afd6-4c3606edd2fb",
+            "owner":"01a2187a-a128-73c2-aa42-4aa76eebf890","depth":0,"class":"62e54780-3901-59a3-96a3-5ce56f95499c",
+            "state":{"status":"done","result":{"commit":"1","branch":"b","result_ref":"r","published":true,"pack":null,"blob":""},
+            "at":5},"unmet":0,"attempt":1,"ending":null,"daemon":"01a2187a-a135-70f1-b4f3-49fab717d890",
+            "tries":{"total":0,"counted":0,"backoffs":0,"lost_daemons":[],"avoid":[],"last_failure":null},"branch":"b",
+            "usage":{"input_tokens":7,"output_tokens":0,"cache_read_tokens":0,"cache_write_tokens":0,"cost_micro_usd":0,
+            "turns":0},"version":5,"created":1,"updated":5,"started":4,"interrupted":null,"checkpoint":null,"here":null,
+            "chosen":null,"prefer":null}"#;
+        let task: Task = serde_json::from_str(text).unwrap();
+        assert_eq!((task.version, task.usage.input_tokens, task.status()), (5, 7, TaskStatus::Done));
+        let short = serde_json::to_string(&task).unwrap();
+        assert!(short.contains(r#""usage":{"input_tokens":7}"#) && !short.contains("null"), "{short}");
+        assert_eq!(serde_json::from_str::<Task>(&short).unwrap(), task);
+        let spec = TaskSpec { name: "n".to_owned(), plan: "p".to_owned(), ..TaskSpec::default() };
+        let short = serde_json::to_string(&spec).unwrap();
+        assert_eq!(short, r#"{"name":"n","plan":"p","agent":""}"#);
+        assert_eq!(serde_json::from_str::<TaskSpec>(&short).unwrap(), spec);
     }
 }

@@ -21,6 +21,8 @@ struct EventRow<'a> {
 #[derive(sqlx::FromRow, serde::Deserialize)]
 struct EventDoc {
     sequence: i64,
+    contract: Uuid,
+    task: Option<Uuid>,
     doc: Json<Change>,
 }
 
@@ -34,7 +36,11 @@ struct After {
 const AFTER: &[(&str, Kind)] = &[("id", Kind::Uuid), ("after", Kind::Big)];
 
 fn changes(rows: Vec<EventDoc>) -> Vec<Change> {
-    rows.into_iter().map(|row| Change { sequence: row.sequence, ..row.doc.0 }).collect()
+    let change = |row: EventDoc| {
+        let (contract, task) = (ContractId(row.contract), row.task.map(TaskId));
+        Change { sequence: row.sequence, contract, task, ..row.doc.0 }
+    };
+    rows.into_iter().map(change).collect()
 }
 
 impl Tx {
@@ -64,7 +70,7 @@ impl Tx {
     pub async fn events_of_contract(&mut self, contract: ContractId, after: i64, limit: i64) -> Result<Vec<Change>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT e.sequence, e.doc FROM {rows} JOIN events e ON e.contract = rows.id AND e.sequence > rows.after
+                "SELECT e.sequence, e.contract, e.task, e.doc FROM {rows} JOIN events e ON e.contract = rows.id AND e.sequence > rows.after
                  ORDER BY e.sequence LIMIT $2",
                 AFTER,
             )
@@ -77,7 +83,7 @@ impl Tx {
     pub async fn events_of_task(&mut self, task: TaskId, after: i64, limit: i64) -> Result<Vec<Change>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT e.sequence, e.doc FROM {rows} JOIN events e ON e.task = rows.id AND e.sequence > rows.after
+                "SELECT e.sequence, e.contract, e.task, e.doc FROM {rows} JOIN events e ON e.task = rows.id AND e.sequence > rows.after
                  ORDER BY e.sequence LIMIT $2",
                 AFTER,
             )
