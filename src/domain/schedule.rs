@@ -156,6 +156,37 @@ pub fn assign(input: &Input<'_>, now: Timestamp) -> Vec<Assignment> {
     assignments
 }
 
+/// How many of `room` places each of these contracts is given if each has more heads than it could use, all of one priority and
+/// one owner: as [`assign`] does it, to those that run the fewest.
+pub fn shares(contracts: &BTreeMap<ContractId, Load>, room: u32) -> HashMap<ContractId, u32> {
+    let mut loads: Vec<Load> = contracts.values().copied().filter(|load| load.room() > 0).collect();
+    loads.sort_unstable_by_key(|load| load.live);
+    // All that run fewer than `level` are filled up to it. Where it stands is looked for: what fits grows with it.
+    let fits = |level: u32| -> u64 {
+        loads.iter().map(|load| u64::from(level.saturating_sub(load.live).min(load.room()))).sum()
+    };
+    let (least, most) = (loads.first().map_or(0, |load| load.live), loads.last().map_or(0, |load| load.live));
+    let (mut low, mut high) = (least, most.saturating_add(room));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if fits(middle) >= u64::from(room) { high = middle } else { low = middle + 1 }
+    }
+    // Beyond the last contract's limit nobody takes more.
+    let share = |load: &Load| high.saturating_sub(load.live).min(load.room()).min(room);
+    contracts.iter().map(|(id, load)| (*id, share(load))).collect()
+}
+
+/// After how many of these assignments the first of these lanes has none of its heads left, where each of them may have more heads
+/// than were looked at. Until there all is as it would be if all heads had been; what comes after may not be.
+pub fn runs_dry(lanes: &[Vec<TaskId>], assignments: &[Assignment]) -> Option<usize> {
+    let places: HashMap<TaskId, usize> = assignments.iter().zip(1..).map(|(it, place)| (it.task, place)).collect();
+    let dry = |heads: &Vec<TaskId>| -> Option<usize> {
+        let places: Option<Vec<usize>> = heads.iter().map(|head| places.get(head).copied()).collect();
+        places?.into_iter().max()
+    };
+    lanes.iter().filter_map(dry).min()
+}
+
 /// The heads of each owner by index, each task once.
 fn by_owner(heads: &[Head]) -> BTreeMap<OwnerId, Vec<usize>> {
     let mut owners: BTreeMap<OwnerId, Vec<usize>> = BTreeMap::new();

@@ -424,3 +424,63 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn places_go_to_contracts_that_run_the_fewest() {
+    let given = |loads: &[(u32, u32)], room: u32| -> Vec<u32> {
+        let load = |&(live, concurrency): &(u32, u32)| Load { live, concurrency };
+        let loads: BTreeMap<_, _> = (1..).map(contract).zip(loads.iter().map(load)).collect();
+        let shares = shares(&loads, room);
+        loads.keys().map(|id| shares[id]).collect()
+    };
+    assert_eq!(given(&[(0, 100); 4], 4), [1, 1, 1, 1]);
+    assert_eq!(given(&[(0, 100), (3, 100)], 5), [4, 1]);
+    assert_eq!(given(&[(0, 2), (5, 100)], 10), [2, 8], "what one may not have is another's");
+    assert_eq!(given(&[(0, 2), (3, 4)], 100), [2, 1], "no more than they may have");
+    assert_eq!(given(&[(7, 7), (0, 100)], 3), [0, 3]);
+    // One more than fits evenly: whose turn it is depends on the age of tasks, so each may be given it.
+    assert_eq!(given(&[(0, 100); 3], 4), [2, 2, 2]);
+    assert!(given(&[], 4).is_empty());
+}
+
+proptest! {
+    /// With no more heads of each contract than its share and one, the same is decided as with all of them, until one of them
+    /// runs dry; and something always is.
+    #[test]
+    fn a_share_of_the_heads_decides_the_same(
+        contracts in prop::collection::vec((0_u32..6, 1_u32..12, prop::collection::vec(0_i32..3, 0..12)), 1..7),
+        free in 1_u32..20,
+    ) {
+        let mut all = World::default();
+        all.plain_host(1, free);
+        let mut id = 0;
+        for (n, (live, more, priorities)) in (1..).zip(&contracts) {
+            for priority in priorities {
+                id += 1;
+                all.plain_task(id, n).priority = *priority;
+            }
+            all.contracts.insert(contract(n), Load { live: *live, concurrency: live + more - 1 });
+        }
+        let loads: BTreeMap<_, _> = all.contracts.iter().map(|(id, load)| (*id, *load)).collect();
+        let shares = shares(&loads, free);
+        let mut some = World { heads: Vec::new(), contracts: all.contracts.clone(), classes: all.classes.clone(), ..World::default() };
+        some.plain_host(1, free);
+        let mut lanes = Vec::new();
+        for (id, share) in &shares {
+            let limit = usize::try_from((share + 1).min(free + 1)).unwrap();
+            let mut heads: Vec<Head> = all.heads.iter().filter(|head| head.contract == *id).cloned().collect();
+            heads.sort_by_key(|head| (-head.priority, head.task));
+            heads.truncate(limit);
+            if heads.len() == limit {
+                lanes.push(heads.iter().map(|head| head.task).collect());
+            }
+            some.heads.extend(heads);
+        }
+        let (everything, decided) = (all.order(), some.assign());
+        let dry = runs_dry(&lanes, &decided);
+        let certain = &some.order()[..dry.unwrap_or(decided.len())];
+        prop_assert_eq!(certain, &everything[..certain.len()]);
+        prop_assert!(dry.is_some() || certain.len() == everything.len());
+        prop_assert!(everything.is_empty() || !certain.is_empty());
+    }
+}

@@ -6,9 +6,11 @@
 //! ```
 //!
 //! What it reads is bounded by the room there is: of each class that some daemon with a free slot can serve no more lanes than
-//! there are free slots, and of each lane no more heads than its contract may start. Each open lane has a task that may start,
-//! so that is enough to fill them. The backlog, the number of contracts and tasks that cannot run now do not
-//! count.
+//! there are free slots, and of each lane no more heads than its contract would be given if all lanes were long
+//! ([`schedule::shares`]), and one more. Each open lane has a task that may start, so that is enough to fill them. Where some lanes
+//! turn out to be short, others run dry before the room is used up: what is decided until then would be decided with all heads
+//! at hand as well, and the next batch decides the rest. The backlog, the number of contracts and tasks that cannot run now do
+//! not count.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -116,8 +118,9 @@ impl Work {
             .map(|(_, now)| now.id)
             .collect();
         lanes.extend(tx.lanes_of(&opened).await?.into_iter().filter(|lane| served.contains(&lane.class)));
+        let cut = self.load_heads(tx, &lanes, room).await?;
         // A lane that this batch has closed took the place of another in the window.
-        let closed = self.load_heads(tx, &lanes, room).await?;
+        let closed = self.contracts.changed_rows().any(|(was, now)| was.is_open() && !now.is_open());
 
         let ready: Vec<Task> =
             self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
@@ -137,8 +140,11 @@ impl Work {
         let needs = served.iter().filter_map(needs).collect();
         let input = Input { heads: &heads, contracts, owners, classes: needs, hosts: &hosts };
         let mut assignments = schedule::assign(&input, self.now);
-        let more = more_lanes && (closed || !assignments.is_empty()) || assignments.len() > MAX_ASSIGNMENTS;
-        assignments.truncate(MAX_ASSIGNMENTS);
+        let dry = schedule::runs_dry(&cut, &assignments);
+        let enough = dry.unwrap_or(MAX_ASSIGNMENTS).min(MAX_ASSIGNMENTS);
+        let more =
+            more_lanes && (closed || !assignments.is_empty()) || dry.is_some() || assignments.len() > MAX_ASSIGNMENTS;
+        assignments.truncate(enough);
         if assignments.is_empty() {
             return Ok(false);
         }
@@ -181,25 +187,32 @@ impl Work {
         Room { offers, owners }
     }
 
-    /// The most urgent tasks of lanes, of each as many as its contract may start. Answers whether this batch has closed one.
-    async fn load_heads(&mut self, tx: &mut impl Rows, lanes: &[LaneHead], room: u32) -> Result<bool> {
+    /// The most urgent tasks of lanes, of each as many as its contract may be given. Answers those of each lane that may have more.
+    async fn load_heads(&mut self, tx: &mut impl Rows, lanes: &[LaneHead], room: u32) -> Result<Vec<Vec<TaskId>>> {
         self.load_contract_rows(tx, lanes.iter().map(|lane| lane.contract)).await?;
-        let most = room.min(u32::try_from(MAX_ASSIGNMENTS).unwrap_or(u32::MAX)) + 1;
-        // One statement takes one limit: lanes with about as many places share it.
-        let mut by_places: BTreeMap<u32, Vec<LaneHead>> = BTreeMap::new();
+        let room = room.min(u32::try_from(MAX_ASSIGNMENTS).unwrap_or(u32::MAX));
+        let load = |lane: &LaneHead| Some((lane.contract, Load::of(self.contracts.get(lane.contract)?)));
+        let loads: BTreeMap<ContractId, Load> = lanes.iter().filter_map(load).collect();
+        let shares = schedule::shares(&loads, room);
+        // One statement takes one limit: lanes of which about as many are wanted share it.
+        let mut by_limit: BTreeMap<u32, Vec<LaneHead>> = BTreeMap::new();
         for lane in lanes {
-            let contract = self.contracts.get(lane.contract).filter(|contract| contract.is_open());
-            match contract.map_or(0, |contract| contract.limits.concurrency.saturating_sub(contract.live)) {
-                0 => {}
-                places => by_places.entry(places.min(most).next_power_of_two().min(most)).or_default().push(*lane),
+            let places = loads.get(&lane.contract).map_or(0, |load| load.room());
+            if places > 0 {
+                let wanted = shares.get(&lane.contract).map_or(1, |share| share + 1).min(places);
+                by_limit.entry(wanted.next_power_of_two().min(room + 1)).or_default().push(*lane);
             }
         }
-        for (places, lanes) in by_places {
-            for task in tx.tasks_heads(&lanes, i64::from(places)).await? {
+        let mut cut = Vec::new();
+        for (limit, lanes) in by_limit {
+            let mut heads: HashMap<(ContractId, ClassId), Vec<TaskId>> = HashMap::new();
+            for task in tx.tasks_heads(&lanes, i64::from(limit)).await? {
+                heads.entry((task.contract, task.class)).or_default().push(task.id);
                 self.task_loaded(task);
             }
+            cut.extend(heads.into_values().filter(|heads| u32::try_from(heads.len()).is_ok_and(|len| len >= limit)));
         }
-        Ok(self.contracts.changed_rows().any(|(was, now)| was.is_open() && !now.is_open()))
+        Ok(cut)
     }
 
     /// Dependencies of ready tasks: where their results are, and what goes into the order.
