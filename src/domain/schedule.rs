@@ -176,15 +176,19 @@ pub fn shares(contracts: &BTreeMap<ContractId, Load>, room: u32) -> HashMap<Cont
     contracts.iter().map(|(id, load)| (*id, share(load))).collect()
 }
 
-/// After how many of these assignments the first of these lanes has none of its heads left, where each of them may have more heads
-/// than were looked at. Until there all is as it would be if all heads had been; what comes after may not be.
-pub fn runs_dry(lanes: &[Vec<TaskId>], assignments: &[Assignment]) -> Option<usize> {
-    let places: HashMap<TaskId, usize> = assignments.iter().zip(1..).map(|(it, place)| (it.task, place)).collect();
-    let dry = |heads: &Vec<TaskId>| -> Option<usize> {
-        let places: Option<Vec<usize>> = heads.iter().map(|head| places.get(head).copied()).collect();
-        places?.into_iter().max()
-    };
-    lanes.iter().filter_map(dry).min()
+/// How many heads of a lane are looked at whose contract may be given so many of its tasks: one more, so that one that is given all
+/// of them does not look as if it had no others. As a power of two, so that many lanes share a number.
+pub fn heads_wanted(share: u32) -> u32 {
+    share.saturating_add(1).next_power_of_two()
+}
+
+/// Which of these lanes have none of their heads left after these assignments, by place. Each is one that may have more heads than
+/// were looked at, or nothing. If there is none, all is decided as it would be if all heads had been looked at; else the heads that
+/// were not may have come before some that were.
+pub fn run_dry<'a>(lanes: impl Iterator<Item = Option<&'a [TaskId]>>, assignments: &[Assignment]) -> Vec<usize> {
+    let assigned: HashSet<TaskId> = assignments.iter().map(|assignment| assignment.task).collect();
+    let dry = |(at, heads): (usize, Option<&[TaskId]>)| heads?.iter().all(|head| assigned.contains(head)).then_some(at);
+    lanes.enumerate().filter_map(dry).collect()
 }
 
 /// The heads of each owner by index, each task once.

@@ -6,11 +6,11 @@
 //! ```
 //!
 //! What it reads is bounded by the room there is: of each class that some daemon with a free slot can serve no more lanes than
-//! there are free slots, and of each lane no more heads than its contract would be given if all lanes were long
-//! ([`schedule::shares`]), and one more. Each open lane has a task that may start, so that is enough to fill them. Where some lanes
-//! turn out to be short, others run dry before the room is used up: what is decided until then would be decided with all heads
-//! at hand as well, and the next batch decides the rest. The backlog, the number of contracts and tasks that cannot run now do
-//! not count.
+//! there are free slots, and of each lane about as many heads as its contract would be given if all lanes were long
+//! ([`schedule::shares`]). Each open lane has a task that may start, so that is enough to fill them. Where the heads that were read
+//! of a lane are all given away and it may have more (others are short, or its tasks are urgent), twice as many are read, and all
+//! is decided anew: what is decided in the end is what would be with all heads at hand. The backlog, the number of contracts and
+//! tasks that cannot run now do not count.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -118,36 +118,42 @@ impl Work {
             .map(|(_, now)| now.id)
             .collect();
         lanes.extend(tx.lanes_of(&opened).await?.into_iter().filter(|lane| served.contains(&lane.class)));
-        let cut = self.load_heads(tx, &lanes, room).await?;
+        let mut read = self.load_heads(tx, &lanes, room).await?;
         // A lane that this batch has closed took the place of another in the window.
         let closed = self.contracts.changed_rows().any(|(was, now)| was.is_open() && !now.is_open());
-
-        let ready: Vec<Task> =
-            self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
-        if ready.is_empty() {
-            return Ok(more_lanes && closed);
-        }
-        self.load_contract_rows(tx, ready.iter().map(|task| task.contract)).await?;
-        let near = self.load_near(tx, &ready).await?;
-        let heads: Vec<Head> = ready.iter().map(|task| head(task, near.get(&task.id))).collect();
-        let contracts: HashMap<ContractId, Load> = (heads.iter())
-            .filter_map(|head| Some((head.contract, Load::of(self.contracts.get(head.contract)?))))
-            .collect();
+        let needs = |id: &ClassId| Some((*id, self.classes.get(id).or_else(|| classes.known.get(id))?.1.clone()));
+        let needs: HashMap<ClassId, Requirements> = served.iter().filter_map(needs).collect();
         let hosts: Vec<Host<'_>> = (offers.iter())
             .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
             .collect();
-        let needs = |id: &ClassId| Some((*id, self.classes.get(id).or_else(|| classes.known.get(id))?.1.clone()));
-        let needs = served.iter().filter_map(needs).collect();
-        let input = Input { heads: &heads, contracts, owners, classes: needs, hosts: &hosts };
-        let mut assignments = schedule::assign(&input, self.now);
-        let dry = schedule::runs_dry(&cut, &assignments);
-        let enough = dry.unwrap_or(MAX_ASSIGNMENTS).min(MAX_ASSIGNMENTS);
-        let more =
-            more_lanes && (closed || !assignments.is_empty()) || dry.is_some() || assignments.len() > MAX_ASSIGNMENTS;
-        assignments.truncate(enough);
-        if assignments.is_empty() {
-            return Ok(false);
-        }
+        let assignments = loop {
+            let ready: Vec<Task> =
+                self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
+            if ready.is_empty() {
+                break Vec::new();
+            }
+            self.load_contract_rows(tx, ready.iter().map(|task| task.contract)).await?;
+            let near = self.load_near(tx, &ready).await?;
+            let heads: Vec<Head> = ready.iter().map(|task| head(task, near.get(&task.id))).collect();
+            let contracts: HashMap<ContractId, Load> = (heads.iter())
+                .filter_map(|head| Some((head.contract, Load::of(self.contracts.get(head.contract)?))))
+                .collect();
+            let (owners, classes) = (owners.clone(), needs.clone());
+            let input = Input { heads: &heads, contracts, owners, classes, hosts: &hosts };
+            let assignments = schedule::assign(&input, self.now);
+            let dry = schedule::run_dry(read.iter().map(Looked::may_have_more), &assignments);
+            if dry.is_empty() {
+                break assignments;
+            }
+            for at in dry {
+                read[at].limit *= 2;
+            }
+            self.look_at(tx, &mut read).await?;
+        };
+        // A head that this batch has changed took the place of another: after this batch the database knows.
+        let stale = !self.is_clean() && read.iter().any(|looked| self.is_stale(looked));
+        let more = (more_lanes && (closed || !assignments.is_empty())) || stale || assignments.len() > MAX_ASSIGNMENTS;
+        let assignments = &assignments[..assignments.len().min(MAX_ASSIGNMENTS)];
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
         self.load_replaced(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         self.load_restored(tx, assignments.iter().map(|assignment| assignment.task)).await?;
@@ -187,32 +193,52 @@ impl Work {
         Room { offers, owners }
     }
 
-    /// The most urgent tasks of lanes, of each as many as its contract may be given. Answers those of each lane that may have more.
-    async fn load_heads(&mut self, tx: &mut impl Rows, lanes: &[LaneHead], room: u32) -> Result<Vec<Vec<TaskId>>> {
+    /// The most urgent tasks of lanes, of each as many as its contract may be given, and one more.
+    async fn load_heads(&mut self, tx: &mut impl Rows, lanes: &[LaneHead], room: u32) -> Result<Vec<Looked>> {
         self.load_contract_rows(tx, lanes.iter().map(|lane| lane.contract)).await?;
         let room = room.min(u32::try_from(MAX_ASSIGNMENTS).unwrap_or(u32::MAX));
         let load = |lane: &LaneHead| Some((lane.contract, Load::of(self.contracts.get(lane.contract)?)));
         let loads: BTreeMap<ContractId, Load> = lanes.iter().filter_map(load).collect();
         let shares = schedule::shares(&loads, room);
-        // One statement takes one limit: lanes of which about as many are wanted share it.
+        let looked = |lane: &LaneHead| -> Option<Looked> {
+            let places = loads.get(&lane.contract).map_or(0, |load| load.room()).min(room);
+            let limit = schedule::heads_wanted(shares.get(&lane.contract).copied().unwrap_or(0));
+            (places > 0).then(|| Looked { lane: *lane, places, limit, heads: None })
+        };
+        let mut read: Vec<Looked> = lanes.iter().filter_map(looked).collect();
+        self.look_at(tx, &mut read).await?;
+        Ok(read)
+    }
+
+    /// Reads the heads of those that have not been read with their limit.
+    async fn look_at(&mut self, tx: &mut impl Rows, read: &mut [Looked]) -> Result<()> {
+        // One statement takes one limit.
         let mut by_limit: BTreeMap<u32, Vec<LaneHead>> = BTreeMap::new();
-        for lane in lanes {
-            let places = loads.get(&lane.contract).map_or(0, |load| load.room());
-            if places > 0 {
-                let wanted = shares.get(&lane.contract).map_or(1, |share| share + 1).min(places);
-                by_limit.entry(wanted.next_power_of_two().min(room + 1)).or_default().push(*lane);
-            }
+        let unread = |looked: &&mut Looked| looked.heads.as_ref().is_none_or(|(limit, _)| *limit < looked.limit);
+        for looked in read.iter_mut().filter(unread) {
+            by_limit.entry(looked.limit).or_default().push(looked.lane);
+            looked.heads = Some((looked.limit, Vec::new()));
         }
-        let mut cut = Vec::new();
+        let places: HashMap<(ContractId, ClassId), usize> =
+            read.iter().enumerate().map(|(at, looked)| ((looked.lane.contract, looked.lane.class), at)).collect();
         for (limit, lanes) in by_limit {
-            let mut heads: HashMap<(ContractId, ClassId), Vec<TaskId>> = HashMap::new();
             for task in tx.tasks_heads(&lanes, i64::from(limit)).await? {
-                heads.entry((task.contract, task.class)).or_default().push(task.id);
+                let at = places.get(&(task.contract, task.class));
+                if let Some((_, heads)) = at.and_then(|at| read[*at].heads.as_mut()) {
+                    heads.push(task.id);
+                }
                 self.task_loaded(task);
             }
-            cut.extend(heads.into_values().filter(|heads| u32::try_from(heads.len()).is_ok_and(|len| len >= limit)));
         }
-        Ok(cut)
+        Ok(())
+    }
+
+    /// One of the heads that were read is none any more, and what was read was not all.
+    fn is_stale(&self, looked: &Looked) -> bool {
+        let is_head =
+            |id: &TaskId| self.tasks.get(*id).is_some_and(|task| task.class == looked.lane.class && task.is_ready());
+        let (limit, heads) = looked.read();
+        heads.len() >= limit && !heads.iter().all(is_head)
     }
 
     /// Dependencies of ready tasks: where their results are, and what goes into the order.
@@ -464,6 +490,31 @@ impl Work {
             self.categories.insert(id, found);
         }
         self.categories.get(&id).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A lane, and the heads of it that were looked at.
+#[derive(Debug)]
+struct Looked {
+    lane: LaneHead,
+    /// Tasks that its contract may start, as far as there is room.
+    places: u32,
+    /// Heads that are to be looked at.
+    limit: u32,
+    /// With which limit they were, and which there are.
+    heads: Option<(u32, Vec<TaskId>)>,
+}
+
+impl Looked {
+    fn read(&self) -> (usize, &[TaskId]) {
+        let (limit, heads) = self.heads.as_ref().map_or((0, &[][..]), |(limit, heads)| (*limit, heads.as_slice()));
+        (usize::try_from(limit).unwrap_or(usize::MAX), heads)
+    }
+
+    /// Its heads, if its contract may start more than these and there may be more.
+    fn may_have_more(&self) -> Option<&[TaskId]> {
+        let (limit, heads) = self.read();
+        (self.limit < self.places && heads.len() >= limit).then_some(heads)
     }
 }
 

@@ -47,6 +47,8 @@ struct Story {
     now: Timestamp,
     epoch: Epoch,
     said: i64,
+    /// The last batch wants another one at once.
+    more: bool,
     /// Kept, so that nobody thinks the session over.
     pushes: Vec<mpsc::Receiver<Push>>,
 }
@@ -64,6 +66,7 @@ impl Story {
             now: Timestamp::from_secs(1_000),
             epoch: Epoch(0),
             said: 0,
+            more: false,
             pushes: Vec::new(),
         };
         story.attach(0, &[]).unwrap();
@@ -85,24 +88,29 @@ impl Story {
         story
     }
 
-    /// One batch of one operation, as the writer does it.
+    /// One batch of one operation.
     fn ask(&mut self, op: Op) -> Result<Reply, Error> {
-        let request = Request { actor: "key:test".to_owned(), repeat: None, op };
+        self.ask_all(vec![op]).remove(0)
+    }
+
+    /// One batch of these operations, as the writer does it.
+    fn ask_all(&mut self, ops: Vec<Op>) -> Vec<Result<Reply, Error>> {
+        let request = |op| Request { actor: "key:test".to_owned(), repeat: None, op };
+        let requests: Vec<Request> = ops.into_iter().map(request).collect();
+        let requests: Vec<&Request> = requests.iter().collect();
         let mut work = Work::new(self.now, std::mem::take(&mut self.kept));
         work.look = true;
         work.dice = std::mem::take(&mut self.dice);
-        at_once(work.load(&mut self.memory, &[&request])).unwrap();
-        let reply = Writer::fold(&mut work, &request, &self.fleet);
+        at_once(work.load(&mut self.memory, &requests)).unwrap();
+        let replies: Vec<_> = requests.iter().map(|request| Writer::fold(&mut work, request, &self.fleet)).collect();
         let room = work.room(&self.fleet.read().unwrap());
-        at_once(work.dispatch(&mut self.memory, room, &self.classes, &self.keys)).unwrap();
+        self.more = at_once(work.dispatch(&mut self.memory, room, &self.classes, &self.keys)).unwrap();
         self.dice = std::mem::take(&mut work.dice);
         at_once(work.flush(&mut self.memory)).unwrap();
         self.classes.learn(&work);
         self.kept = work.keep();
-        let replies = [reply];
-        Writer::take_effect(&mut self.fleet.write().unwrap(), &work, &[&request], &replies);
-        let [reply] = replies;
-        reply
+        Writer::take_effect(&mut self.fleet.write().unwrap(), &work, &requests, &replies);
+        replies
     }
 
     // === what people do ===
@@ -195,11 +203,15 @@ impl Story {
         attempt
     }
 
-    fn says(&mut self, attempt: AttemptRef, report: Report) -> MessageOutcome {
+    fn message(&mut self, attempt: AttemptRef, report: Report) -> Op {
         self.said += 1;
         let journal = JournalId(Uuid::from_u128(4));
-        let message = Message { sequence: self.said, journal, attempt, at: self.now, report };
-        match self.ask(Op::Message { daemon: DAEMON, message }) {
+        Op::Message { daemon: DAEMON, message: Message { sequence: self.said, journal, attempt, at: self.now, report } }
+    }
+
+    fn says(&mut self, attempt: AttemptRef, report: Report) -> MessageOutcome {
+        let message = self.message(attempt, report);
+        match self.ask(message) {
             Ok(Reply::Message(outcome)) => outcome,
             other => panic!("not judged: {other:?}"),
         }
@@ -207,8 +219,7 @@ impl Story {
 
     /// The end of an attempt, which has used so many tokens in all.
     fn ends(&mut self, attempt: AttemptRef, outcome: Result<TaskResult, Failure>, tokens: i64) -> MessageOutcome {
-        let complete = Complete { outcome, progress: used(tokens), output_bytes: 0, exit_code: Some(0), signal: 0 };
-        self.says(attempt, Report::Complete(complete))
+        self.says(attempt, ended(outcome, tokens))
     }
 
     /// It is quiet for so long that its tasks are given up.
@@ -219,6 +230,10 @@ impl Story {
         self.now = self.now.after(RERUN_AFTER.max(ANSWER_WITHIN));
         self.ask(Op::Sweep).unwrap();
     }
+}
+
+fn ended(outcome: Result<TaskResult, Failure>, tokens: i64) -> Report {
+    Report::Complete(Complete { outcome, progress: used(tokens), output_bytes: 0, exit_code: Some(0), signal: 0 })
 }
 
 fn used(tokens: i64) -> Progress {
@@ -372,4 +387,29 @@ fn a_result_that_outlives_the_journal_counts() {
         panic!("not ended well")
     };
     assert_eq!(result.commit, made(attempt, false).commit);
+}
+
+/// Of a lane a few heads are looked at. If they are cancelled in the batch that looks, those behind them are not forgotten: another
+/// batch follows by itself.
+#[test]
+fn heads_that_are_cancelled_as_they_are_looked_at_hide_nobody() {
+    let mut story = Story::of(&[("a", &[]), ("b", &[]), ("c", &[]), ("d", &[]), ("e", &[])]);
+    let first = story.starts("a");
+    story.starts("b");
+    assert_eq!((story.order("c"), story.more), (None, false), "there are two slots");
+    let cancel = |story: &Story, name: &str| {
+        let task = story.task(name).id;
+        Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
+    };
+    let end = story.message(first, ended(Ok(made(first, false)), 0));
+    let cancels = [cancel(&story, "c"), cancel(&story, "d")];
+    for reply in story.ask_all([end].into_iter().chain(cancels).collect()) {
+        reply.unwrap();
+    }
+    if story.order("e").is_none() {
+        assert!(story.more, "a slot is free, a task is ready, and nobody looks");
+        story.ask_all(Vec::new());
+    }
+    assert!(story.order("e").is_some());
+    assert!(!story.more);
 }
