@@ -19,6 +19,8 @@ use crate::domain::{
 pub(super) struct Truth {
     /// Terminal reports that daemons have journalled, and that are not gone with a disk.
     reports: BTreeMap<AttemptRef, (DaemonId, Result<TaskResult, Failure>)>,
+    /// Attempts that have come to a result, and said so, whatever became of the disk.
+    made: BTreeSet<AttemptRef>,
     checkpoints: Vec<CheckpointId>,
     /// Versions last seen in the log.
     versions: BTreeMap<TaskId, i64>,
@@ -27,6 +29,9 @@ pub(super) struct Truth {
 impl Truth {
     pub(super) fn reported(&mut self, daemon: DaemonId, attempt: AttemptRef, outcome: &Result<TaskResult, Failure>) {
         self.reports.insert(attempt, (daemon, outcome.clone()));
+        if outcome.is_ok() {
+            self.made.insert(attempt);
+        }
     }
 
     pub(super) fn disk_lost(&mut self, lost: DaemonId) {
@@ -255,8 +260,10 @@ impl World {
                 (AttemptState::Ended { outcome: Ok(a), .. }, Ok(b)) => a.is_same(b),
                 // That it was ended as asked is nothing that could be lost: not to another failure, nor to the result that
                 // the daemon had sent before it lost its journal, and that was heard only after it had come back.
-                (AttemptState::Ended { .. }, Err(b)) if b.class == FailureClass::Cancelled => true,
-                (AttemptState::Ended { outcome: Err(a), .. }, Err(b)) => a == b,
+                (AttemptState::Ended { outcome: Ok(_), .. }, Err(b)) => {
+                    b.class == FailureClass::Cancelled && self.truth.made.contains(attempt)
+                }
+                (AttemptState::Ended { outcome: Err(a), .. }, Err(b)) => a == b || b.class == FailureClass::Cancelled,
                 _ => false,
             };
             let task = memory.tasks.get(&attempt.task);
