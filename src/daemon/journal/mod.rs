@@ -49,7 +49,7 @@ use worker::{Kind, Worker};
 /// Name of the file in the state directory.
 pub const FILE: &str = "journal.sqlite";
 /// The form of the tables that this version writes.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 /// Damaged journals kept aside before opening gives up: a disk that breaks every new file needs a person.
 const MAX_CORRUPT: u32 = 1_000;
 /// Commands kept after their attempts are gone, so that one sent again is known again.

@@ -27,6 +27,7 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
     include_str!("../../../migrations/daemon/0002_uploads.sql"),
     include_str!("../../../migrations/daemon/0003_attaches.sql"),
     include_str!("../../../migrations/daemon/0004_orders.sql"),
+    include_str!("../../../migrations/daemon/0005_documents.sql"),
 ];
 /// Pages of the write-ahead log before they go to the file: 16 MiB, which are read in a few milliseconds when it is opened.
 const LOG_PAGES: i64 = 4_096;
@@ -69,6 +70,8 @@ pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Connection, JournalId
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", "ON").map_err(failed)?;
+    // What a statement needs to undo itself, in memory rather than in a file.
+    connection.pragma_update(None, "temp_store", "MEMORY").map_err(failed)?;
     // The same few pages are written again and again: the log takes them once more rather than the file. It stays as large as it
     // was, since to grow it costs more than to write it.
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failed)?;

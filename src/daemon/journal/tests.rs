@@ -270,6 +270,22 @@ async fn an_attempt_is_over_when_its_report_is_answered_and_its_pack_delivered()
     assert_eq!(journal.attempts().await.unwrap().len(), 1);
 }
 
+/// A report that cannot be read names no pack that could be waited for: once it is answered, its attempt is over.
+#[tokio::test]
+async fn a_report_that_cannot_be_read_is_not_waited_for() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    journal.record(attempt(1), result(1).0, NOW).await.unwrap();
+    let spoil = |db: &db::Db| Ok(db.execute(r#"UPDATE attempts SET complete = '{"outcome":'"#, []).map(|_| ())?);
+    journal.worker.call(Kind::Durable, spoil).await.unwrap();
+    journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
+    let beside = rusqlite::Connection::open(state.path().join(FILE)).unwrap();
+    let word: String = beside.query_row("SELECT state FROM attempts", [], |row| row.get(0)).unwrap();
+    assert_eq!(word, "over");
+    assert!(sequences(&journal).await.is_empty());
+}
+
 /// The server gave it up and asks for its report again: it waits for the answer again, and for the pack as before.
 #[tokio::test]
 async fn a_report_that_is_asked_for_again_waits_again() {

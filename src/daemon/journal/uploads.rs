@@ -117,8 +117,8 @@ pub(super) fn settle(db: &Connection, attempt: &str, paid: Paid, now: Timestamp)
         "UPDATE attempts SET answered = max(answered, ?2), delivered = max(delivered, ?3),
                 state = iif(is_over, 'over', state), updated = iif(is_over, ?4, updated)
          FROM (SELECT state IN ('reported', 'interrupted') AND max(answered, ?2)
-                    AND (max(delivered, ?3) OR complete IS NULL OR NOT json_valid(complete)
-                         OR complete ->> '$.outcome.Ok.pack' IS NULL) AS is_over
+                    AND (max(delivered, ?3)
+                         OR (CASE WHEN json_valid(complete) THEN complete ->> '$.outcome.Ok.pack' END) IS NULL) AS is_over
                FROM attempts WHERE attempt_id = ?1)
          WHERE attempt_id = ?1",
     )?
