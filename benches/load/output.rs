@@ -71,7 +71,7 @@ async fn flooded(options: &Options, bed: &Bed, daemon: u32, repo: &str, figures:
     let cancels = cancel_all(&client, calm).await;
     figures.add("cancel to ENDED, no output, p50", database, "ms", percentile(&cancels, 0.5), Goal::default());
 
-    let seconds = options.size(20, 5);
+    let seconds = options.size(20, 8);
     let spent = || {
         let mut spent = bed.spent();
         spent.add("writer's daemon", daemon);
@@ -82,8 +82,8 @@ async fn flooded(options: &Options, bed: &Bed, daemon: u32, repo: &str, figures:
     until(&client, &task, TaskStatus::Running).await;
     let begun = Instant::now();
     let meanwhile = async {
-        // As many as fit into three quarters of the time, at about 20 ms each and what one takes.
-        let during = starts::probe(bed, &client, &contract, "during", seconds * 30).await;
+        // As many as fit into half of the time, at about 20 ms each and what one takes.
+        let during = starts::probe(bed, &client, &contract, "during", seconds * 20).await;
         let cancels = cancel_all(&client, busy).await;
         assert_eq!(
             client.task(&task).await.task.expect("a task").status(),
