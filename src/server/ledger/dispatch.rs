@@ -203,7 +203,7 @@ impl Work {
         let looked = |lane: &LaneHead| -> Option<Looked> {
             let places = loads.get(&lane.contract).map_or(0, |load| load.room()).min(room);
             let limit = schedule::heads_wanted(shares.get(&lane.contract).copied().unwrap_or(0));
-            (places > 0).then(|| Looked { lane: *lane, places, limit, heads: None })
+            (places > 0).then_some(Looked { lane: *lane, places, limit, heads: None })
         };
         let mut read: Vec<Looked> = lanes.iter().filter_map(looked).collect();
         self.look_at(tx, &mut read).await?;
