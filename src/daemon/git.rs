@@ -116,15 +116,23 @@ pub(super) async fn attempt(
             continue;
         }
         let Some(lock) = lock_in_the_way(&complaint) else { return Ok(output) };
-        if is_stale(&lock) && !is_used(&lock).await {
-            tracing::warn!(lock = %lock.display(), "removing a lock file that a dead git left");
-            let _ = fs::remove_file(&lock);
+        if remove_dead_lock(&lock).await {
+            continue;
         } else if Instant::now() >= deadline {
             return Ok(output);
         } else {
             sleep(Duration::from_millis(200)).await;
         }
     }
+}
+
+/// Removes a lock file that a dead git left. Answers whether there was one.
+pub(super) async fn remove_dead_lock(lock: &Path) -> bool {
+    if !is_stale(lock) || is_used(lock).await {
+        return false;
+    }
+    tracing::warn!(lock = %lock.display(), "removing a lock file that a dead git left");
+    fs::remove_file(lock).is_ok()
 }
 
 fn explain(what: &str, error: &process::Error) -> Error {

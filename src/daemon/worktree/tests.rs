@@ -112,6 +112,22 @@ async fn tree(dir: &Path, commit: &str) -> Vec<String> {
 
 /// An attempt starts at the base, its changes become one commit on its branch, named and held by the result ref; the
 /// repository's own checkout does not notice. Without changes the start is the result.
+/// A machine that dies while an agent commits leaves the repository's lock: the next attempt's agent does not meet it.
+#[tokio::test]
+async fn a_lock_that_a_dead_commit_left_is_gone_before_an_agent_starts() {
+    let bench = Bench::new(false).await;
+    let lock = bench.origin.join(".git/packed-refs.lock");
+    let file = fs::File::create(&lock).unwrap();
+    // Somebody may hold it still.
+    bench.prepare_at(&mut bench.order("young", &[]), &bench.state().join("young")).await.unwrap();
+    assert!(lock.exists());
+    let now = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(now - std::time::Duration::from_secs(3_600)).unwrap();
+    drop(file);
+    bench.prepare_at(&mut bench.order("old", &[]), &bench.state().join("old")).await.unwrap();
+    assert!(!lock.exists());
+}
+
 #[tokio::test]
 async fn work_becomes_a_result() {
     for url in [false, true] {
