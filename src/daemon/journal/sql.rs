@@ -271,7 +271,9 @@ pub(super) fn attempt_change(db: &Db, attempt: AttemptRef, change: &Change, now:
     db.prepare_cached(
         "UPDATE attempts SET state = coalesce(?2, state), directory = coalesce(?3, directory),
                 worktree = coalesce(?4, worktree), stop = coalesce(?5, stop), complete = coalesce(?6, complete),
-                answered = CASE WHEN ?6 IS NULL THEN answered ELSE 0 END, updated = ?7
+                answered = CASE WHEN ?6 IS NULL THEN answered ELSE 0 END,
+                -- One that ends before it has a directory has no output to bring.
+                uploaded = CASE WHEN ?6 IS NOT NULL AND coalesce(?3, directory) = '' THEN 1 ELSE uploaded END, updated = ?7
          WHERE attempt_id = ?1",
     )?
     .execute(params![

@@ -270,6 +270,28 @@ async fn an_attempt_is_over_when_its_report_is_answered_and_its_pack_delivered()
     assert_eq!(journal.attempts().await.unwrap().len(), 1);
 }
 
+/// An attempt that is refused or cancelled before it has a directory has no output that could be waited for: it is forgotten like
+/// all others.
+#[tokio::test]
+async fn what_ends_before_it_begins_waits_for_no_output() {
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1), spawn_command(2)], NOW).await.unwrap();
+    let begun = Change { directory: Some("/d".into()), ..Change::default() };
+    journal.record(attempt(2), begun, NOW).await.unwrap();
+    for n in 1..=2 {
+        let ended = Change {
+            state: Some(State::Reported),
+            reports: vec![Report::Complete(complete(FailureClass::Refused))],
+            ..Change::default()
+        };
+        journal.record(attempt(n), ended, NOW).await.unwrap();
+        journal.answered(i64::try_from(n).unwrap(), MessageOutcome::Applied, NOW).await.unwrap();
+    }
+    let forgettable = journal.not_needed(0, 0, None, 10).await.unwrap().rows;
+    assert_eq!(forgettable.iter().map(|row| row.attempt).collect::<Vec<_>>(), [attempt(1)]);
+}
+
 /// A report that cannot be read names no pack that could be waited for: once it is answered, its attempt is over.
 #[tokio::test]
 async fn a_report_that_cannot_be_read_is_not_waited_for() {
