@@ -15,8 +15,8 @@ use std::{
 };
 
 use makima::wire::pb::{
-    AttemptStatus, CancelTaskRequest, ContractLimits, CreateContractRequest, StreamTaskOutputRequest, TaskSpec,
-    TaskStatus,
+    Attempt, AttemptStatus, CancelTaskRequest, ContractLimits, CreateContractRequest, GetTaskResponse,
+    StreamTaskOutputRequest, Task, TaskSpec, TaskStatus,
 };
 use tokio::task::JoinSet;
 
@@ -178,24 +178,24 @@ async fn cancel_all(client: &Client, tasks: &[String]) -> Vec<f64> {
     took
 }
 
-/// Waits until nothing is left of a task's attempt, as its daemon has said.
-async fn until_ended(client: &Client, task: &str) {
-    let looking = async {
-        while client.task(task).await.attempts.last().expect("an attempt").status() != AttemptStatus::Ended {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{task} does not end"));
+async fn until(client: &Client, task: &str, wanted: TaskStatus) {
+    until_so(client, task, &format!("{wanted:?}"), |found| found.task.as_ref().map(Task::status) == Some(wanted)).await;
 }
 
-async fn until(client: &Client, task: &str, wanted: TaskStatus) {
+/// Waits until nothing is left of a task's attempt, as its daemon has said.
+async fn until_ended(client: &Client, task: &str) {
+    let ended = |found: &GetTaskResponse| found.attempts.last().map(Attempt::status) == Some(AttemptStatus::Ended);
+    until_so(client, task, "ended", ended).await;
+}
+
+async fn until_so(client: &Client, task: &str, what: &str, is_so: impl Fn(&GetTaskResponse) -> bool) {
     let looking = async {
-        while client.task(task).await.task.expect("a task").status() != wanted {
+        while !is_so(&client.task(task).await) {
             tokio::time::sleep(LOOK).await;
         }
     };
     if tokio::time::timeout(PATIENCE, looking).await.is_err() {
-        panic!("{task} is not {wanted:?}: {:?}", client.task(task).await);
+        panic!("{task} is not {what}: {:?}", client.task(task).await);
     }
 }
 

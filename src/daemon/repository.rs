@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use super::git::Error;
 use super::{
-    git::{LOCAL_TIMEOUT, LONG_TIMEOUT, Lock, attempt, blocking, git, succeed},
+    git::{LOCAL_TIMEOUT, LONG_TIMEOUT, Lock, attempt, blocking, git, remove_dead_lock, succeed},
     process::{Output, redact_url},
 };
 use crate::domain::daemon::is_path;
@@ -131,7 +131,10 @@ impl RepoRef {
     /// Held while its refs, worktrees or configuration change.
     pub(super) async fn lock(&self) -> Result<Lock, Error> {
         let path = if self.cloned { self.git_dir.with_extension("lock") } else { self.git_dir.join("makima.lock") };
-        Lock::take(&path).await
+        let lock = Lock::take(&path).await?;
+        // Each commit of an agent takes this one for a moment. Left by a machine that died it makes the next ones wait, and complain.
+        remove_dead_lock(&self.git_dir.join("packed-refs.lock")).await;
+        Ok(lock)
     }
 
     /// Opened to look.

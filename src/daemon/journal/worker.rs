@@ -57,14 +57,19 @@ struct Job {
     run: Box<dyn Run>,
 }
 
-/// Somebody waits for what it finds.
-struct Call<T, W> {
+/// What is done, what it found, and who is told.
+struct Asked<T, W, A> {
     work: W,
     found: Option<Result<T, Error>>,
-    answer: oneshot::Sender<Result<T, Error>>,
+    answer: A,
 }
 
-impl<T: Send, W: Fn(&Db) -> Result<T, Error> + Send> Run for Call<T, W> {
+impl<T, W, A> Run for Asked<T, W, A>
+where
+    T: Send,
+    W: Fn(&Db) -> Result<T, Error> + Send,
+    A: FnOnce(Result<T, Error>) + Send,
+{
     fn run(&mut self, db: &Db) -> Result<(), Error> {
         let found = self.found.insert((self.work)(db));
         found.as_ref().map(|_| ()).map_err(Clone::clone)
@@ -72,27 +77,7 @@ impl<T: Send, W: Fn(&Db) -> Result<T, Error> + Send> Run for Call<T, W> {
 
     fn answer(self: Box<Self>, committed: Result<(), Error>) {
         let Self { found, answer, .. } = *self;
-        // The caller may have gone away.
-        let _ = answer.send(committed.and_then(|()| found.unwrap_or(Err(Error::Closed))));
-    }
-}
-
-/// Nobody does; a failure is said in the log.
-struct Post<W> {
-    work: W,
-    done: Result<(), Error>,
-}
-
-impl<W: Fn(&Db) -> Result<(), Error> + Send> Run for Post<W> {
-    fn run(&mut self, db: &Db) -> Result<(), Error> {
-        self.done = (self.work)(db);
-        self.done.clone()
-    }
-
-    fn answer(self: Box<Self>, committed: Result<(), Error>) {
-        if let Err(error) = committed.and(self.done) {
-            tracing::warn!(%error, "the journal cannot be written");
-        }
+        answer(committed.and_then(|()| found.unwrap_or(Err(Error::Closed))));
     }
 }
 
@@ -141,19 +126,31 @@ impl Worker {
         kind: Kind,
         work: impl Fn(&Db) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (answer, answered) = oneshot::channel();
-        self.send(kind, Call { work, found: None, answer }).await?;
+        let (tell, answered) = oneshot::channel();
+        // The caller may have gone away.
+        self.send(kind, work, move |found| _ = tell.send(found)).await?;
         answered.await.map_err(|_| Error::Closed)?
     }
 
     /// Runs `work` in a transaction that is made for something else, or after a while, and waits only for its place in the queue.
     /// A failure is said in the log.
     pub(super) async fn post(&self, work: impl Fn(&Db) -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
-        self.send(Kind::Riding, Post { work, done: Ok(()) }).await
+        let answer = |done: Result<(), Error>| {
+            if let Err(error) = done {
+                tracing::warn!(%error, "the journal cannot be written");
+            }
+        };
+        self.send(Kind::Riding, work, answer).await
     }
 
-    async fn send(&self, kind: Kind, run: impl Run + 'static) -> Result<(), Error> {
-        self.jobs.send(Job { kind, run: Box::new(run) }).await.map_err(|_| Error::Closed)
+    async fn send<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        work: impl Fn(&Db) -> Result<T, Error> + Send + 'static,
+        answer: impl FnOnce(Result<T, Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        let run = Box::new(Asked { work, found: None, answer });
+        self.jobs.send(Job { kind, run }).await.map_err(|_| Error::Closed)
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Error, Prepared, copy, identity, named, split_nul};
 use crate::{
     daemon::{
         attempt_dir::Place,
-        git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, remove_dead_lock, succeed},
+        git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, succeed},
         repository::{RepoRef, fetch_refs, free_name, has_commit},
     },
     domain::{
@@ -30,8 +30,6 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
     let results = dependencies(spawn);
     bring(repo, &results).await?;
     let lock = repo.lock().await?;
-    // Each commit of an agent takes this one for a moment. Left by a machine that died it makes the next ones wait, and complain.
-    remove_dead_lock(&repo.git_dir.join("packed-refs.lock")).await;
     let (start, others) = start_point(repo, spawn, results).await?;
     clear_the_way(repo, path, &mut warnings).await?;
     let branch = choose_branch(repo, &spawn.branch, start, &mut warnings).await?;

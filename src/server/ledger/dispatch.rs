@@ -203,7 +203,7 @@ impl Work {
         let looked = |lane: &LaneHead| -> Option<Looked> {
             let places = loads.get(&lane.contract).map_or(0, |load| load.room()).min(room);
             let limit = schedule::heads_wanted(shares.get(&lane.contract).copied().unwrap_or(0));
-            (places > 0).then_some(Looked { lane: *lane, places, limit, heads: None })
+            (places > 0).then_some(Looked { lane: *lane, places, limit, read: 0, heads: Vec::new() })
         };
         let mut read: Vec<Looked> = lanes.iter().filter_map(looked).collect();
         self.look_at(tx, &mut read).await?;
@@ -214,18 +214,17 @@ impl Work {
     async fn look_at(&mut self, tx: &mut impl Rows, read: &mut [Looked]) -> Result<()> {
         // One statement takes one limit.
         let mut by_limit: BTreeMap<u32, Vec<LaneHead>> = BTreeMap::new();
-        let unread = |looked: &&mut Looked| looked.heads.as_ref().is_none_or(|(limit, _)| *limit < looked.limit);
-        for looked in read.iter_mut().filter(unread) {
+        for looked in read.iter_mut().filter(|looked| looked.read < looked.limit) {
             by_limit.entry(looked.limit).or_default().push(looked.lane);
-            looked.heads = Some((looked.limit, Vec::new()));
+            looked.read = looked.limit;
+            looked.heads.clear();
         }
         let places: HashMap<(ContractId, ClassId), usize> =
             read.iter().enumerate().map(|(at, looked)| ((looked.lane.contract, looked.lane.class), at)).collect();
         for (limit, lanes) in by_limit {
             for task in tx.tasks_heads(&lanes, i64::from(limit)).await? {
-                let at = places.get(&(task.contract, task.class));
-                if let Some((_, heads)) = at.and_then(|at| read[*at].heads.as_mut()) {
-                    heads.push(task.id);
+                if let Some(at) = places.get(&(task.contract, task.class)) {
+                    read[*at].heads.push(task.id);
                 }
                 self.task_loaded(task);
             }
@@ -237,8 +236,7 @@ impl Work {
     fn is_stale(&self, looked: &Looked) -> bool {
         let is_head =
             |id: &TaskId| self.tasks.get(*id).is_some_and(|task| task.class == looked.lane.class && task.is_ready());
-        let (limit, heads) = looked.read();
-        heads.len() >= limit && !heads.iter().all(is_head)
+        looked.is_cut() && !looked.heads.iter().all(is_head)
     }
 
     /// Dependencies of ready tasks: where their results are, and what goes into the order.
@@ -501,20 +499,21 @@ struct Looked {
     places: u32,
     /// Heads that are to be looked at.
     limit: u32,
-    /// With which limit they were, and which there are.
-    heads: Option<(u32, Vec<TaskId>)>,
+    /// With which limit they were read; 0 before.
+    read: u32,
+    /// Those that were read.
+    heads: Vec<TaskId>,
 }
 
 impl Looked {
-    fn read(&self) -> (usize, &[TaskId]) {
-        let (limit, heads) = self.heads.as_ref().map_or((0, &[][..]), |(limit, heads)| (*limit, heads.as_slice()));
-        (usize::try_from(limit).unwrap_or(usize::MAX), heads)
+    /// The database may have more.
+    fn is_cut(&self) -> bool {
+        u32::try_from(self.heads.len()).is_ok_and(|read| read >= self.read)
     }
 
     /// Its heads, if its contract may start more than these and there may be more.
     fn may_have_more(&self) -> Option<&[TaskId]> {
-        let (limit, heads) = self.read();
-        (self.limit < self.places && heads.len() >= limit).then_some(heads)
+        (self.read < self.places && self.is_cut()).then_some(&*self.heads)
     }
 }
 
