@@ -56,7 +56,7 @@ impl Writer {
         if connection.is_none() {
             return Err(unavailable(sqlx::Error::PoolClosed));
         }
-        let mut local = Local { connection, is_open: false };
+        let mut local = Local { connection, is_open: false, is_spoiled: false };
         blocked(|| local.run("BEGIN IMMEDIATE"))?;
         local.is_open = true;
         Ok(local)
@@ -68,50 +68,74 @@ impl Writer {
     }
 }
 
-/// A transaction; rolled back when it is dropped.
+/// A transaction; rolled back when it is dropped. A statement that fails ends it, as on Postgres: what it has written by then is
+/// not undone by itself, which would mean to keep a copy of every page that each statement touches.
 #[derive(Debug)]
 pub(super) struct Local {
     connection: OwnedMutexGuard<Option<Connection>>,
     is_open: bool,
+    /// A statement has failed.
+    is_spoiled: bool,
 }
 
 impl Local {
     /// Rows that come of a document and a limit, as far as the statement takes them.
     pub(super) fn fetch<R: DeserializeOwned>(
-        &self,
+        &mut self,
         text: &str,
         doc: Option<&str>,
         limit: Option<i64>,
     ) -> Result<Vec<R>> {
-        let mut statement = self.connection()?.prepare_cached(text)?;
-        if let Some(doc) = doc {
-            statement.raw_bind_parameter(1, doc)?;
-        }
-        if let Some(limit) = limit {
-            statement.raw_bind_parameter(2, limit)?;
-        }
-        rows(&mut statement)
+        self.with(text, |statement| {
+            if let Some(doc) = doc {
+                statement.raw_bind_parameter(1, doc)?;
+            }
+            if let Some(limit) = limit {
+                statement.raw_bind_parameter(2, limit)?;
+            }
+            rows(statement)
+        })
     }
 
     /// Changes made of values; nothing is bound to the places that are left. Answers how many there were.
-    pub(super) fn execute(&self, text: &str, values: &[Value], places: usize) -> Result<u64> {
-        let mut statement = self.connection()?.prepare_cached(text)?;
-        bind(&mut statement, values, places)?;
-        Ok(u64::try_from(statement.raw_execute()?).unwrap_or(u64::MAX))
+    pub(super) fn execute(&mut self, text: &str, values: &[Value], places: usize) -> Result<u64> {
+        self.with(text, |statement| {
+            bind(statement, values, places)?;
+            Ok(u64::try_from(statement.raw_execute()?).unwrap_or(u64::MAX))
+        })
     }
 
     /// The same, with the rows that a RETURNING gives back.
-    pub(super) fn write<R: DeserializeOwned>(&self, text: &str, values: &[Value], places: usize) -> Result<Vec<R>> {
-        let mut statement = self.connection()?.prepare_cached(text)?;
-        bind(&mut statement, values, places)?;
-        rows(&mut statement)
+    pub(super) fn write<R: DeserializeOwned>(&mut self, text: &str, values: &[Value], places: usize) -> Result<Vec<R>> {
+        self.with(text, |statement| {
+            bind(statement, values, places)?;
+            rows(statement)
+        })
     }
 
     /// Makes it all true, durably.
     pub(super) fn commit(mut self) -> Result<()> {
+        self.unspoiled()?;
         blocked(|| self.run("COMMIT"))?;
         self.is_open = false;
         Ok(())
+    }
+
+    /// Does something with a statement.
+    fn with<T>(&mut self, text: &str, work: impl FnOnce(&mut rusqlite::Statement<'_>) -> Result<T>) -> Result<T> {
+        self.unspoiled()?;
+        let done = self.connection()?.prepare_cached(text).map_err(Error::from).and_then(|mut it| work(&mut it));
+        self.is_spoiled = done.is_err();
+        done
+    }
+
+    fn unspoiled(&self) -> Result<()> {
+        match self.is_spoiled {
+            true => {
+                Err(Error::Statement { source: sqlx::Error::Protocol("a statement before this one failed".to_owned()) })
+            }
+            false => Ok(()),
+        }
     }
 
     fn run(&self, text: &str) -> Result<()> {

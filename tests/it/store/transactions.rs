@@ -8,7 +8,7 @@ use tokio::{sync::Mutex, task::JoinSet};
 
 use super::{
     Fresh,
-    samples::{contract, owner},
+    samples::{contract, owner, task},
 };
 use crate::{
     bed::{Kind, Place},
@@ -21,6 +21,7 @@ both!(
     a_writer_excludes_another,
     no_write_is_lost,
     a_dropped_transaction_is_forgotten,
+    a_failed_statement_takes_its_transaction_along,
     a_closed_store_is_unavailable,
     what_was_committed_is_there_after_opening_again,
 );
@@ -50,6 +51,27 @@ async fn a_reader_sees_one_snapshot(kind: Kind) {
 
     let mut reader = fresh.read().await;
     assert_eq!(reader.contracts_list(owner, &[], true, None, 10).await.unwrap(), [two, one]);
+}
+
+/// What was written before it is gone, nothing more is taken, and the next transaction finds the database as it was.
+async fn a_failed_statement_takes_its_transaction_along(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    let owner = owner();
+    let contract = contract(owner, 1);
+    let [one, twin, other] = [task(&contract, 1, "t"), task(&contract, 2, "t"), task(&contract, 3, "other")];
+    let mut tx = fresh.begin().await;
+    tx.meta_put("k", "v").await.unwrap();
+    let refused = tx.tasks_insert(&[&other, &one, &twin]).await;
+    assert!(matches!(refused, Err(Error::Statement { .. })), "{refused:?}");
+    assert!(tx.meta_put("k", "again").await.is_err());
+    let _ = tx.commit().await;
+
+    let mut tx = fresh.begin().await;
+    assert_eq!(tx.meta_fetch("k").await.unwrap(), None);
+    assert_eq!(tx.tasks_fetch(&[one.id, twin.id, other.id]).await.unwrap(), []);
+    tx.tasks_insert(&[&other, &one]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(fresh.read().await.tasks_fetch(&[other.id]).await.unwrap(), [other]);
 }
 
 /// A second one waits until the first is over, and giving up the wait costs nobody anything.
