@@ -25,20 +25,25 @@ use super::{
     time::Timestamp,
 };
 
-/// One try.
+/// One try. What it is found by is kept beside the document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// The task.
+    #[serde(skip, default = "super::id::beside")]
     pub task: TaskId,
     /// From 1 within the task.
+    #[serde(skip)]
     pub number: u32,
     /// With the number, the fence.
+    #[serde(skip, default = "super::id::beside")]
     pub id: AttemptId,
     /// Contract of the task.
+    #[serde(skip, default = "super::id::beside")]
     pub contract: ContractId,
     /// Whose it is.
     pub owner: OwnerId,
     /// Where it is.
+    #[serde(skip, default = "super::id::beside")]
     pub daemon: DaemonId,
     /// How far it is.
     pub state: AttemptState,

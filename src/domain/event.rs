@@ -1,7 +1,6 @@
 //! The event log: what happened to contracts and tasks, in commit order. Watches are made of it.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::{
     id::{ContractId, DaemonId, OwnerId, TaskId},
@@ -13,15 +12,17 @@ use super::{
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Grows, with gaps; 0 until it is stored. Beside the document, where it is stored, as are the contract and the task.
+    /// Grows, with gaps; 0 until it is stored. Beside the document, where it is stored, as are the time, the contract and the
+    /// task.
     #[serde(skip)]
     pub sequence: i64,
     /// When the server decided it.
+    #[serde(skip)]
     pub at: Timestamp,
     /// Whose it is.
     pub owner: OwnerId,
     /// The contract.
-    #[serde(skip, default = "elsewhere")]
+    #[serde(skip, default = "super::id::beside")]
     pub contract: ContractId,
     /// The task; `None` for a change of the contract itself.
     #[serde(skip)]
@@ -29,10 +30,6 @@ pub struct Change {
     /// What was seen.
     #[serde(flatten)]
     pub what: What,
-}
-
-fn elsewhere() -> ContractId {
-    ContractId(Uuid::nil())
 }
 
 /// What a change says.

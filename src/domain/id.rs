@@ -1,10 +1,15 @@
-//! Names of things. Ids are UUIDv7 (attempt ids UUIDv4, class ids UUIDv5), made by the caller: nothing here asks a clock or
+//! Names of things. Ids are UUIDv7 (class ids UUIDv5), made by the caller: nothing here asks a clock or
 //! a random number generator.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+/// Stands in a document for an id that is kept beside it.
+pub(super) fn beside<T: From<Uuid>>() -> T {
+    T::from(Uuid::nil())
+}
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
@@ -56,7 +61,7 @@ ids! {
     ContractId,
     /// A piece of work.
     TaskId,
-    /// The random id of one try; with the number it is the fence.
+    /// The id of one try, 74 bits of it random; with the number it is the fence.
     AttemptId,
     /// A process that runs agents, across its restarts.
     DaemonId,

@@ -26,14 +26,17 @@ pub const MAX_TASKS: u32 = 1_000_000;
 /// Tasks created in one call.
 pub const MAX_BATCH: usize = 1_000;
 
-/// A piece of work.
+/// A piece of work. What it is found by is kept beside the document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     /// Its id.
+    #[serde(skip, default = "super::id::beside")]
     pub id: TaskId,
     /// The contract.
+    #[serde(skip, default = "super::id::beside")]
     pub contract: ContractId,
     /// Whose it is.
+    #[serde(skip, default = "super::id::beside")]
     pub owner: OwnerId,
     /// Distance from a task without a parent.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -42,6 +45,7 @@ pub struct Task {
     #[serde(skip)]
     pub spec: Arc<TaskSpec>,
     /// What it needs of a daemon.
+    #[serde(skip, default = "super::id::beside")]
     pub class: ClassId,
     /// Where it stands.
     pub state: TaskState,

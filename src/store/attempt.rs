@@ -1,10 +1,12 @@
 //! Attempts.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sqlx::types::Json;
+use uuid::Uuid;
 
 use super::{
     Result, Tx,
-    contract::{Doc, ID, ids},
+    contract::{ID, ids},
     sql::{Kind, LazySql, Sql},
 };
 use crate::domain::{
@@ -22,6 +24,56 @@ struct AttemptRow<'a> {
     live: bool,
     due: Option<Timestamp>,
     doc: &'a Attempt,
+}
+
+/// What an attempt is read from.
+const READ: &str = "SELECT a.id, a.task, a.number, a.contract, a.daemon, a.doc";
+
+const COLUMNS: &[(&str, Kind)] = &[
+    ("id", Kind::Uuid),
+    ("task", Kind::Uuid),
+    ("number", Kind::Int),
+    ("contract", Kind::Uuid),
+    ("daemon", Kind::Uuid),
+    ("live", Kind::Bool),
+    ("due", Kind::Time),
+    ("doc", Kind::Json),
+];
+
+fn rows<'a>(attempts: &[&'a Attempt]) -> Vec<AttemptRow<'a>> {
+    let row = |attempt: &&'a Attempt| AttemptRow {
+        id: attempt.id,
+        task: attempt.task,
+        number: attempt.number,
+        contract: attempt.contract,
+        daemon: attempt.daemon,
+        live: attempt.is_live(),
+        due: attempt.due(),
+        doc: attempt,
+    };
+    attempts.iter().map(row).collect()
+}
+
+#[derive(sqlx::FromRow, Deserialize)]
+struct AttemptDoc {
+    id: Uuid,
+    task: Uuid,
+    number: i32,
+    contract: Uuid,
+    daemon: Uuid,
+    doc: Json<Attempt>,
+}
+
+fn attempts(rows: Vec<AttemptDoc>) -> Vec<Attempt> {
+    let attempt = |row: AttemptDoc| Attempt {
+        id: AttemptId(row.id),
+        task: TaskId(row.task),
+        number: row.number.unsigned_abs(),
+        contract: ContractId(row.contract),
+        daemon: DaemonId(row.daemon),
+        ..row.doc.0
+    };
+    rows.into_iter().map(attempt).collect()
 }
 
 /// When something must have happened to an attempt.
@@ -58,92 +110,78 @@ struct TaskNumber {
 }
 
 impl Tx {
-    /// Writes attempts, new or changed.
+    /// Writes new attempts.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn attempts_put(&mut self, attempts: &[&Attempt]) -> Result<()> {
+    pub async fn attempts_insert(&mut self, attempts: &[&Attempt]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
                 "INSERT INTO attempts (id, task, number, contract, daemon, live, due, doc)
-                 SELECT id, task, number, contract, daemon, live, due, doc FROM {rows} WHERE true
-                 ON CONFLICT (id) DO UPDATE SET live = excluded.live, due = excluded.due, doc = excluded.doc",
-                &[
-                    ("id", Kind::Uuid),
-                    ("task", Kind::Uuid),
-                    ("number", Kind::Int),
-                    ("contract", Kind::Uuid),
-                    ("daemon", Kind::Uuid),
-                    ("live", Kind::Bool),
-                    ("due", Kind::Time),
-                    ("doc", Kind::Json),
-                ],
+                 SELECT id, task, number, contract, daemon, live, due, doc FROM {rows} WHERE true",
+                COLUMNS,
             )
         });
-        let rows: Vec<_> = attempts
-            .iter()
-            .map(|attempt| AttemptRow {
-                id: attempt.id,
-                task: attempt.task,
-                number: attempt.number,
-                contract: attempt.contract,
-                daemon: attempt.daemon,
-                live: attempt.is_live(),
-                due: attempt.due(),
-                doc: attempt,
-            })
-            .collect();
-        self.put(&SQL, &rows).await
+        self.put(&SQL, &rows(attempts)).await
+    }
+
+    /// Writes changed attempts.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn attempts_update(&mut self, attempts: &[&Attempt]) -> Result<()> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "UPDATE attempts SET live = rows.live, due = rows.due, doc = rows.doc FROM {rows} WHERE attempts.id = rows.id",
+                COLUMNS,
+            )
+        });
+        self.put(&SQL, &rows(attempts)).await
     }
 
     /// Attempts by their random ids; those that do not exist are absent.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn attempts_fetch(&mut self, attempts: &[AttemptId]) -> Result<Vec<Attempt>> {
-        static SQL: LazySql =
-            LazySql::new(|| Sql::new("SELECT doc FROM attempts WHERE id IN (SELECT rows.id FROM {rows})", ID));
-        if attempts.is_empty() {
+    pub async fn attempts_fetch(&mut self, wanted: &[AttemptId]) -> Result<Vec<Attempt>> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(&format!("{READ} FROM attempts a WHERE a.id IN (SELECT rows.id FROM {{rows}})"), ID)
+        });
+        if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<Doc<Attempt>> = self.fetch(&SQL, &ids(attempts)).await?;
-        Ok(rows.into_iter().map(Doc::into_inner).collect())
+        Ok(attempts(self.fetch(&SQL, &ids(wanted)).await?))
     }
 
     /// Attempts by task and number; those that do not exist are absent.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn attempts_numbered(&mut self, attempts: &[(TaskId, u32)]) -> Result<Vec<Attempt>> {
+    pub async fn attempts_numbered(&mut self, wanted: &[(TaskId, u32)]) -> Result<Vec<Attempt>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT a.doc FROM {rows} JOIN attempts a ON a.task = rows.task AND a.number = rows.number",
+                &format!("{READ} FROM {{rows}} JOIN attempts a ON a.task = rows.task AND a.number = rows.number"),
                 &[("task", Kind::Uuid), ("number", Kind::Int)],
             )
         });
-        if attempts.is_empty() {
+        if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<_> = attempts.iter().map(|(task, number)| TaskNumber { task: *task, number: *number }).collect();
-        let rows: Vec<Doc<Attempt>> = self.fetch(&SQL, &rows).await?;
-        Ok(rows.into_iter().map(Doc::into_inner).collect())
+        let rows: Vec<_> = wanted.iter().map(|(task, number)| TaskNumber { task: *task, number: *number }).collect();
+        Ok(attempts(self.fetch(&SQL, &rows).await?))
     }
 
     /// All attempts of a task, oldest first.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn attempts_of_task(&mut self, task: TaskId) -> Result<Vec<Attempt>> {
         static SQL: LazySql = LazySql::new(|| {
-            Sql::new("SELECT a.doc FROM {rows} JOIN attempts a ON a.task = rows.id ORDER BY a.number", ID)
+            Sql::new(&format!("{READ} FROM {{rows}} JOIN attempts a ON a.task = rows.id ORDER BY a.number"), ID)
         });
-        let rows: Vec<Doc<Attempt>> = self.fetch(&SQL, &ids(&[task])).await?;
-        Ok(rows.into_iter().map(Doc::into_inner).collect())
+        Ok(attempts(self.fetch(&SQL, &ids(&[task])).await?))
     }
 
     /// The attempts of these daemons that have not ended.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn attempts_live(&mut self, daemons: &[DaemonId]) -> Result<Vec<Attempt>> {
         static SQL: LazySql = LazySql::new(|| {
-            Sql::new("SELECT a.doc FROM {rows} JOIN attempts a ON a.daemon = rows.id WHERE a.live", ID)
+            Sql::new(&format!("{READ} FROM {{rows}} JOIN attempts a ON a.daemon = rows.id WHERE a.live"), ID)
         });
         if daemons.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<Doc<Attempt>> = self.fetch(&SQL, &ids(daemons)).await?;
-        Ok(rows.into_iter().map(Doc::into_inner).collect())
+        Ok(attempts(self.fetch(&SQL, &ids(daemons)).await?))
     }
 
     /// Attempts whose time has come.
@@ -155,7 +193,7 @@ impl Tx {
                 NOW,
             )
         });
-        let rows: Vec<(uuid::Uuid,)> = self.fetch_some(&SQL, &[Now { now }], limit).await?;
+        let rows: Vec<(Uuid,)> = self.fetch_some(&SQL, &[Now { now }], limit).await?;
         Ok(rows.into_iter().map(|(id,)| AttemptId(id)).collect())
     }
 

@@ -38,6 +38,29 @@ struct Named<'a> {
 
 const NAMED: &[(&str, Kind)] = &[("owner", Kind::Uuid), ("name", Kind::Text)];
 
+const DAEMON: &[(&str, Kind)] = &[
+    ("id", Kind::Uuid),
+    ("owner", Kind::Uuid),
+    ("name", Kind::Text),
+    ("epoch", Kind::Big),
+    ("attached", Kind::Bool),
+    ("seen", Kind::Time),
+    ("doc", Kind::Json),
+];
+
+fn rows<'a>(daemons: &[&'a Daemon]) -> Vec<DaemonRow<'a>> {
+    let row = |daemon: &&'a Daemon| DaemonRow {
+        id: daemon.id,
+        owner: daemon.owner,
+        name: &daemon.card.name,
+        epoch: daemon.epoch,
+        attached: daemon.attached,
+        seen: daemon.last_seen,
+        doc: daemon,
+    };
+    daemons.iter().map(row).collect()
+}
+
 impl Tx {
     /// Writes daemons, new or changed.
     #[tracing::instrument(level = "debug", skip_all)]
@@ -48,30 +71,23 @@ impl Tx {
                  SELECT id, owner, name, epoch, attached, seen, doc FROM {rows} WHERE true
                  ON CONFLICT (id) DO UPDATE SET name = excluded.name, epoch = excluded.epoch,
                      attached = excluded.attached, seen = excluded.seen, doc = excluded.doc",
-                &[
-                    ("id", Kind::Uuid),
-                    ("owner", Kind::Uuid),
-                    ("name", Kind::Text),
-                    ("epoch", Kind::Big),
-                    ("attached", Kind::Bool),
-                    ("seen", Kind::Time),
-                    ("doc", Kind::Json),
-                ],
+                DAEMON,
             )
         });
-        let rows: Vec<_> = daemons
-            .iter()
-            .map(|daemon| DaemonRow {
-                id: daemon.id,
-                owner: daemon.owner,
-                name: &daemon.card.name,
-                epoch: daemon.epoch,
-                attached: daemon.attached,
-                seen: daemon.last_seen,
-                doc: daemon,
-            })
-            .collect();
-        self.put(&SQL, &rows).await
+        self.put(&SQL, &rows(daemons)).await
+    }
+
+    /// Writes changed daemons whose names are what they were: that is in an index.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn daemons_update(&mut self, daemons: &[&Daemon]) -> Result<()> {
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "UPDATE daemons SET epoch = rows.epoch, attached = rows.attached, seen = rows.seen, doc = rows.doc
+                 FROM {rows} WHERE daemons.id = rows.id",
+                DAEMON,
+            )
+        });
+        self.put(&SQL, &rows(daemons)).await
     }
 
     /// Daemons by id; those that do not exist are absent.

@@ -198,12 +198,12 @@ impl Tx {
     pub async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                "SELECT h.spec, h.doc FROM {rows} JOIN LATERAL (
-                     SELECT t.spec, t.doc FROM tasks t
+                "SELECT h.id, h.contract, h.owner, h.class, h.spec, h.doc FROM {rows} JOIN LATERAL (
+                     SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM tasks t
                      WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
                      ORDER BY t.priority DESC, t.id LIMIT $2) AS h ON true",
                 // SQLite has no LATERAL; an IN that depends on the row before it is run once for each lane.
-                "SELECT t.spec, t.doc FROM {rows} CROSS JOIN tasks t
+                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} CROSS JOIN tasks t
                  WHERE t.id IN (
                      SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
                      ORDER BY x.priority DESC, x.id LIMIT $2)",

@@ -21,6 +21,7 @@ struct EventRow<'a> {
 #[derive(sqlx::FromRow, serde::Deserialize)]
 struct EventDoc {
     sequence: i64,
+    at: Timestamp,
     contract: Uuid,
     task: Option<Uuid>,
     doc: Json<Change>,
@@ -38,7 +39,7 @@ const AFTER: &[(&str, Kind)] = &[("id", Kind::Uuid), ("after", Kind::Big)];
 fn changes(rows: Vec<EventDoc>) -> Vec<Change> {
     let change = |row: EventDoc| {
         let (contract, task) = (ContractId(row.contract), row.task.map(TaskId));
-        Change { sequence: row.sequence, contract, task, ..row.doc.0 }
+        Change { sequence: row.sequence, at: row.at, contract, task, ..row.doc.0 }
     };
     rows.into_iter().map(change).collect()
 }
@@ -70,8 +71,8 @@ impl Tx {
     pub async fn events_of_contract(&mut self, contract: ContractId, after: i64, limit: i64) -> Result<Vec<Change>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT e.sequence, e.contract, e.task, e.doc FROM {rows} JOIN events e ON e.contract = rows.id AND e.sequence > rows.after
-                 ORDER BY e.sequence LIMIT $2",
+                "SELECT e.sequence, e.at, e.contract, e.task, e.doc FROM {rows}
+                 JOIN events e ON e.contract = rows.id AND e.sequence > rows.after ORDER BY e.sequence LIMIT $2",
                 AFTER,
             )
         });
@@ -83,8 +84,8 @@ impl Tx {
     pub async fn events_of_task(&mut self, task: TaskId, after: i64, limit: i64) -> Result<Vec<Change>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT e.sequence, e.contract, e.task, e.doc FROM {rows} JOIN events e ON e.task = rows.id AND e.sequence > rows.after
-                 ORDER BY e.sequence LIMIT $2",
+                "SELECT e.sequence, e.at, e.contract, e.task, e.doc FROM {rows}
+                 JOIN events e ON e.task = rows.id AND e.sequence > rows.after ORDER BY e.sequence LIMIT $2",
                 AFTER,
             )
         });

@@ -58,6 +58,9 @@ pub(super) fn values<T: Serialize>(rows: &[T], columns: &[(&'static str, Kind)])
     Ok(values)
 }
 
+/// Bytes of most documents at most.
+const DOCUMENT: usize = 1 << 10;
+
 /// Takes a struct apart.
 struct Row<'a> {
     columns: &'a [(&'static str, Kind)],
@@ -77,7 +80,7 @@ impl SerializeStruct for Row<'_> {
         let Some(place) = Some(self.next).filter(is_here).or_else(anywhere) else { return Ok(()) };
         self.next = place + 1;
         self.values[place] = match self.columns[place].1 {
-            Kind::Json => match serde_json::to_string(value)? {
+            Kind::Json => match document(value)? {
                 text if text == "null" => Value::Null,
                 text => Value::Text(text),
             },
@@ -94,6 +97,13 @@ impl SerializeStruct for Row<'_> {
     fn end(self) -> Result<()> {
         Ok(())
     }
+}
+
+/// The JSON of a value. Most are of one size, and growing to it step by step takes as long as writing it.
+fn document<T: Serialize + ?Sized>(value: &T) -> Result<String> {
+    let mut text = Vec::with_capacity(DOCUMENT);
+    serde_json::to_writer(&mut text, value)?;
+    String::from_utf8(text).map_err(serde_json::Error::custom)
 }
 
 /// What is no struct, where one is needed.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use super::{
     Result, Tx,
@@ -75,13 +76,24 @@ const COLUMNS: &[(&str, Kind)] = &[
 
 #[derive(sqlx::FromRow, serde::Deserialize)]
 pub(super) struct TaskDoc {
+    id: Uuid,
+    contract: Uuid,
+    owner: Uuid,
+    class: Uuid,
     spec: Json<TaskSpec>,
     doc: Json<Task>,
 }
 
 impl TaskDoc {
     pub(super) fn into_task(self) -> Task {
-        Task { spec: Arc::new(self.spec.0), ..self.doc.0 }
+        Task {
+            id: TaskId(self.id),
+            contract: ContractId(self.contract),
+            owner: OwnerId(self.owner),
+            class: ClassId(self.class),
+            spec: Arc::new(self.spec.0),
+            ..self.doc.0
+        }
     }
 }
 
@@ -162,8 +174,12 @@ impl Tx {
     /// Tasks by id; those that do not exist are absent.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn tasks_fetch(&mut self, wanted: &[TaskId]) -> Result<Vec<Task>> {
-        static SQL: LazySql =
-            LazySql::new(|| Sql::new("SELECT spec, doc FROM tasks WHERE id IN (SELECT rows.id FROM {rows})", ID));
+        static SQL: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT id, contract, owner, class, spec, doc FROM tasks WHERE id IN (SELECT rows.id FROM {rows})",
+                ID,
+            )
+        });
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -181,7 +197,7 @@ impl Tx {
     pub async fn tasks_named(&mut self, names: &[(ContractId, String)]) -> Result<Vec<Task>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT t.spec, t.doc FROM {rows} JOIN tasks t ON t.contract = rows.contract AND t.name = rows.name",
+                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} JOIN tasks t ON t.contract = rows.contract AND t.name = rows.name",
                 &[("contract", Kind::Uuid), ("name", Kind::Text)],
             )
         });
@@ -202,9 +218,9 @@ impl Tx {
         }
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                "SELECT t.spec, t.doc FROM {rows} JOIN tasks t ON t.owner = rows.owner
+                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} JOIN tasks t ON t.owner = rows.owner
                  WHERE right(t.id::text, 12) = rows.short LIMIT 2",
-                "SELECT t.spec, t.doc FROM {rows} JOIN tasks t ON t.owner = rows.owner
+                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} JOIN tasks t ON t.owner = rows.owner
                  WHERE lower(hex(substr(t.id, 11))) = rows.short LIMIT 2",
                 &[("owner", Kind::Uuid), ("short", Kind::Text)],
             )
@@ -227,7 +243,7 @@ impl Tx {
         ];
         fn text(key: &str, member: &str) -> String {
             format!(
-                "SELECT t.spec, t.doc FROM {{rows}} JOIN tasks t ON t.{key} = rows.{key}
+                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {{rows}} JOIN tasks t ON t.{key} = rows.{key}
                  WHERE t.owner = rows.owner AND (rows.after IS NULL OR t.id > rows.after)
                    AND (rows.hidden OR NOT t.hidden)
                    AND (rows.statuses IS NULL OR t.status IN ({member}))
@@ -256,10 +272,10 @@ impl Tx {
             contract: ContractId,
             after: TaskId,
         }
-        let after = after.unwrap_or(TaskId(uuid::Uuid::nil()));
+        let after = after.unwrap_or(TaskId(Uuid::nil()));
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT t.spec, t.doc FROM tasks t
+                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM tasks t
                  WHERE t.contract = (SELECT rows.contract FROM {rows}) AND NOT t.final
                    AND t.id > (SELECT rows.after FROM {rows}) ORDER BY t.id LIMIT $2",
                 &[("contract", Kind::Uuid), ("after", Kind::Uuid)],
@@ -278,7 +294,7 @@ impl Tx {
                 super::attempt::NOW,
             )
         });
-        let rows: Vec<(uuid::Uuid,)> = self.fetch_some(&SQL, &[super::attempt::Now { now }], limit).await?;
+        let rows: Vec<(Uuid,)> = self.fetch_some(&SQL, &[super::attempt::Now { now }], limit).await?;
         Ok(rows.into_iter().map(|(id,)| TaskId(id)).collect())
     }
 }

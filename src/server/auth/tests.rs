@@ -168,7 +168,7 @@ async fn a_task_key_lives_as_long_as_its_attempt() {
     let text = bed.keys.derive(attempt.reference());
     assert_eq!(reason(bed.caller(&text, None).await), Reason::KeyUnknown);
     let mut tx = bed.store.begin().await.unwrap();
-    tx.attempts_put(&[&attempt]).await.unwrap();
+    tx.attempts_insert(&[&attempt]).await.unwrap();
     tx.commit().await.unwrap();
 
     let caller = bed.caller(&text, None).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_task_key_lives_as_long_as_its_attempt() {
     attempt.state =
         AttemptState::Ended { at: clock::now(), outcome: Err(Failure::new(FailureClass::Cancelled, "enough")) };
     let mut tx = bed.store.begin().await.unwrap();
-    tx.attempts_put(&[&attempt]).await.unwrap();
+    tx.attempts_update(&[&attempt]).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(reason(bed.caller(&text, None).await), Reason::KeyExpired);
 }

@@ -81,9 +81,11 @@ rows! {
     fn tasks_respec(&mut self, tasks: &[&Task]) -> ();
     fn edges_put(&mut self, edges: &[Edge]) -> ();
     fn edges_delete(&mut self, edges: &[Edge]) -> ();
-    fn attempts_put(&mut self, attempts: &[&Attempt]) -> ();
+    fn attempts_insert(&mut self, attempts: &[&Attempt]) -> ();
+    fn attempts_update(&mut self, attempts: &[&Attempt]) -> ();
     fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> ();
     fn daemons_put(&mut self, daemons: &[&Daemon]) -> ();
+    fn daemons_update(&mut self, daemons: &[&Daemon]) -> ();
     fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> ();
     fn commands_delete(&mut self, commands: &[(DaemonId, i64)]) -> ();
     fn requests_insert(&mut self, requests: &[Remembered]) -> ();

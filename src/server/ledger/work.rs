@@ -475,8 +475,13 @@ impl Work {
         tx.edges_delete(&gone).await?;
         let checkpoints: Vec<_> = self.checkpoints_new.iter().filter_map(|id| self.checkpoints.get(id)).collect();
         tx.checkpoints_insert(&checkpoints).await?;
-        tx.attempts_put(&self.attempts.dirty()).await?;
-        tx.daemons_put(&self.daemons.dirty()).await?;
+        tx.attempts_insert(&self.attempts.new_rows()).await?;
+        tx.attempts_update(&self.attempts.changed_rows().map(|(_, now)| now).collect::<Vec<_>>()).await?;
+        let same_name = |was: &Daemon, now: &Daemon| was.card.name == now.card.name;
+        let (same, other): (Vec<_>, Vec<_>) =
+            self.daemons.dirty_pairs().partition(|(was, now)| was.is_some_and(|was| same_name(was, now)));
+        tx.daemons_put(&other.into_iter().map(|(_, now)| now).collect::<Vec<_>>()).await?;
+        tx.daemons_update(&same.into_iter().map(|(_, now)| now).collect::<Vec<_>>()).await?;
         let commands: Vec<_> = self
             .commands
             .iter()

@@ -49,7 +49,7 @@ async fn attempts_come_back_whole(kind: Kind) {
     let elsewhere = attempt(&other, 50, 1, DaemonId(id(7)), AttemptState::Accepted { since: at(6) });
     let mut tx = fresh.begin().await;
     let rows: Vec<_> = written.iter().rev().chain([&elsewhere]).collect();
-    tx.attempts_put(&rows).await.unwrap();
+    tx.attempts_insert(&rows).await.unwrap();
     tx.commit().await.unwrap();
 
     let mut tx = fresh.begin().await;
@@ -64,10 +64,11 @@ async fn attempts_come_back_whole(kind: Kind) {
     assert_eq!(tx.attempts_fetch(&[AttemptId(id(1))]).await.unwrap(), []);
 
     let changed = Attempt { state: AttemptState::Ended { at: at(12), outcome: Ok(result()) }, ..written[0].clone() };
-    tx.attempts_put(&[&changed]).await.unwrap();
+    tx.attempts_update(&[&changed]).await.unwrap();
     assert_eq!(tx.attempts_fetch(&[changed.id]).await.unwrap(), [changed]);
 
-    tx.attempts_put(&[]).await.unwrap();
+    tx.attempts_insert(&[]).await.unwrap();
+    tx.attempts_update(&[]).await.unwrap();
     assert_eq!(tx.attempts_fetch(&[]).await.unwrap(), []);
     assert_eq!(tx.attempts_numbered(&[]).await.unwrap(), []);
     assert_eq!(tx.attempts_live(&[]).await.unwrap(), []);
@@ -89,7 +90,7 @@ async fn attempts_that_are_live(kind: Kind) {
     ];
     let over = [attempt(&task, 21, 5, d1, ended.clone()), attempt(&task, 22, 6, d2, ended.clone())];
     let mut tx = fresh.begin().await;
-    tx.attempts_put(&live.iter().chain(&over).collect::<Vec<_>>()).await.unwrap();
+    tx.attempts_insert(&live.iter().chain(&over).collect::<Vec<_>>()).await.unwrap();
 
     let mut read = tx.attempts_live(&[d1, d2, DaemonId(id(9))]).await.unwrap();
     read.sort_by_key(|attempt| attempt.number);
@@ -98,7 +99,7 @@ async fn attempts_that_are_live(kind: Kind) {
     counts.sort_unstable();
     assert_eq!(counts, [(d1, 2), (d2, 1)]);
 
-    tx.attempts_put(&[&Attempt { state: ended, ..live[2].clone() }]).await.unwrap();
+    tx.attempts_update(&[&Attempt { state: ended, ..live[2].clone() }]).await.unwrap();
     assert_eq!(tx.attempts_live(&[d2]).await.unwrap(), []);
 }
 
@@ -116,7 +117,7 @@ async fn attempts_that_are_due(kind: Kind) {
         attempt(&task, 12, 3, d, AttemptState::Assigned { answer_by: at(20) }),
         attempt(&task, 14, 4, d, AttemptState::Running { since: at(0) }),
     ];
-    tx.attempts_put(&written.iter().collect::<Vec<_>>()).await.unwrap();
+    tx.attempts_insert(&written.iter().collect::<Vec<_>>()).await.unwrap();
     assert_eq!(tx.next_due(at(0)).await.unwrap(), Some(at(10)));
     assert_eq!(tx.attempts_due(at(9), 10).await.unwrap(), []);
     assert_eq!(tx.attempts_due(at(10), 10).await.unwrap(), [written[1].id]);
@@ -125,7 +126,7 @@ async fn attempts_that_are_due(kind: Kind) {
     assert_eq!(tx.attempts_due(at(30), 2).await.unwrap(), all[..2]);
 
     let accepted = Attempt { state: AttemptState::Accepted { since: at(1) }, ..written[1].clone() };
-    tx.attempts_put(&[&accepted]).await.unwrap();
+    tx.attempts_update(&[&accepted]).await.unwrap();
     assert_eq!(tx.next_due(at(0)).await.unwrap(), Some(at(20)));
     tx.tasks_insert(&[&with(&task, waiting(at(15)))]).await.unwrap();
     assert_eq!(tx.next_due(at(0)).await.unwrap(), Some(at(15)));
@@ -169,8 +170,12 @@ async fn daemons_come_back_whole(kind: Kind) {
     changed.card.name = "z".to_owned();
     tx.daemons_put(&[&changed]).await.unwrap();
     assert_eq!(tx.daemon_named(alice, "c").await.unwrap(), None);
-    assert_eq!(tx.daemon_named(alice, "z").await.unwrap(), Some(changed));
+    assert_eq!(tx.daemon_named(alice, "z").await.unwrap().as_ref(), Some(&changed));
     assert_eq!(tx.daemons_attached().await.unwrap().len(), 2);
+    let later = Daemon { attached: true, epoch: Epoch(6), last_seen: at(9), ..changed };
+    tx.daemons_update(&[&later]).await.unwrap();
+    assert_eq!(tx.daemons_fetch(&[later.id]).await.unwrap(), [later]);
+    assert_eq!(tx.daemons_attached().await.unwrap().len(), 3);
 }
 
 /// Whole, in order of sequence for each daemon, and gone once answered.

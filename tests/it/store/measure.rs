@@ -67,7 +67,7 @@ async fn live_attempts_are_counted(kind: Kind) {
     let mut tx = fresh.begin().await;
     tx.owner_insert(alice, "alice", at(1)).await.unwrap();
     tx.daemons_put(&[&here, &gone, &idle]).await.unwrap();
-    tx.attempts_put(&attempts.iter().collect::<Vec<_>>()).await.unwrap();
+    tx.attempts_insert(&attempts.iter().collect::<Vec<_>>()).await.unwrap();
     tx.commit().await.unwrap();
 
     let mut tx = fresh.read().await;
@@ -85,11 +85,11 @@ async fn live_attempts_are_counted(kind: Kind) {
     drop(tx);
 
     let mut tx = fresh.begin().await;
-    tx.attempts_put(&[&checkpointed(attempts[2].clone(), 60)]).await.unwrap();
+    tx.attempts_update(&[&checkpointed(attempts[2].clone(), 60)]).await.unwrap();
     assert_eq!(tx.attempts_unsafe_since().await.unwrap(), Some(at(50)), "the older of two checkpoints");
     let over = AttemptState::Ended { at: at(1), outcome: Ok(result()) };
     let ended = attempts[1..3].iter().map(|attempt| Attempt { state: over.clone(), ..attempt.clone() });
-    tx.attempts_put(&ended.collect::<Vec<_>>().iter().collect::<Vec<_>>()).await.unwrap();
+    tx.attempts_update(&ended.collect::<Vec<_>>().iter().collect::<Vec<_>>()).await.unwrap();
     assert_eq!(tx.attempts_unsafe_since().await.unwrap(), None, "nothing runs");
 }
 

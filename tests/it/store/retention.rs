@@ -135,7 +135,7 @@ async fn contracts_go_with_all_of_theirs(kind: Kind) {
         let lane = Lane { contract: contract.id, class: task.class, owner, is_open: true, served: None };
         let running = AttemptState::Running { since: at(1) };
         tx.tasks_insert(&[&task]).await.unwrap();
-        tx.attempts_put(&[&attempt(&task, 200 + n, 1, DaemonId(id(7)), running)]).await.unwrap();
+        tx.attempts_insert(&[&attempt(&task, 200 + n, 1, DaemonId(id(7)), running)]).await.unwrap();
         let edge = Edge { dependent: task.id, dependency: TaskId(id(9)), contract: contract.id, satisfied: false };
         tx.edges_put(&[edge]).await.unwrap();
         tx.lanes_refresh(&[lane]).await.unwrap();

@@ -278,9 +278,13 @@ impl Rows for Memory {
         Ok(())
     }
 
-    async fn attempts_put(&mut self, attempts: &[&Attempt]) -> Result<()> {
+    async fn attempts_insert(&mut self, attempts: &[&Attempt]) -> Result<()> {
         self.attempts.extend(attempts.iter().map(|attempt| (attempt.id, (*attempt).clone())));
         Ok(())
+    }
+
+    async fn attempts_update(&mut self, attempts: &[&Attempt]) -> Result<()> {
+        self.attempts_insert(attempts).await
     }
 
     async fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> Result<()> {
@@ -291,6 +295,10 @@ impl Rows for Memory {
     async fn daemons_put(&mut self, daemons: &[&Daemon]) -> Result<()> {
         self.daemons.extend(daemons.iter().map(|daemon| (daemon.id, (*daemon).clone())));
         Ok(())
+    }
+
+    async fn daemons_update(&mut self, daemons: &[&Daemon]) -> Result<()> {
+        self.daemons_put(daemons).await
     }
 
     async fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> Result<()> {
