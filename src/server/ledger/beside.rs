@@ -105,7 +105,8 @@ impl Beside {
                 known.task = Arc::clone(task);
             } else if others.tasks.len() < MOST {
                 self.bytes += task.spec.plan.len();
-                others.tasks.insert(id, Other { task: Arc::clone(task), touched: None });
+                let touched = work.categories.get(&id).cloned();
+                others.tasks.insert(id, Other { task: Arc::clone(task), touched });
             } else {
                 others.more = true;
             }

@@ -288,30 +288,37 @@ impl Work {
         tasks: impl Iterator<Item = TaskId>,
         classes: &Classes,
     ) -> Result<HashMap<ContractId, BTreeMap<TaskId, Category>>> {
-        let mut contracts: HashSet<ContractId> = HashSet::new();
+        // Of the tasks that are about to start in a contract, the highest category that one of them begins with: what touches
+        // nothing below it is of no interest to any of them.
+        let mut contracts: HashMap<ContractId, Category> = HashMap::new();
         for id in tasks {
-            let could_violate = self.categories(id, classes).first().is_some_and(|lowest| *lowest > Category::Schema);
-            contracts.extend(self.tasks.get(id).filter(|_| could_violate).map(|task| task.contract));
-        }
-        contracts.retain(|id| self.contracts.get(*id).is_some_and(|contract| contract.counts.unfinished() > 1));
-        let mut beside: HashMap<ContractId, BTreeMap<TaskId, Category>> = HashMap::new();
-        for contract in contracts {
-            if !self.kept.beside.knows(contract) {
-                let most = i64::try_from(beside::READ).unwrap_or(i64::MAX);
-                self.kept.beside.read(contract, &tx.tasks_unfinished(contract, None, most).await?);
+            let Some(mine) = self.categories(id, classes).first().copied() else { continue };
+            let Some(contract) = self.tasks.get(id).map(|task| task.contract) else { continue };
+            if mine > Category::Schema {
+                let highest = contracts.entry(contract).or_insert(mine);
+                *highest = mine.max(*highest);
             }
-            let others = self.kept.beside.lowest(contract);
-            beside.insert(contract, others.filter_map(|(id, lowest)| Some((id, lowest?))).collect());
+        }
+        contracts.retain(|id, _| self.contracts.get(*id).is_some_and(|contract| contract.counts.unfinished() > 1));
+        let mut beside: HashMap<ContractId, BTreeMap<TaskId, Category>> = HashMap::new();
+        for (contract, highest) in &contracts {
+            if !self.kept.beside.knows(*contract) {
+                let most = i64::try_from(beside::READ).unwrap_or(i64::MAX);
+                self.kept.beside.read(*contract, &tx.tasks_unfinished(*contract, None, most).await?);
+            }
+            let others = self.kept.beside.lowest(*contract);
+            let lower = others.filter_map(|(id, lowest)| Some((id, lowest.filter(|lowest| lowest < highest)?)));
+            beside.insert(*contract, lower.collect());
         }
         // What this batch has made or changed is as it is here.
         let here: Vec<(ContractId, TaskId, bool)> = (self.tasks.values())
-            .filter(|task| beside.contains_key(&task.contract))
+            .filter(|task| contracts.contains_key(&task.contract))
             .map(|task| (task.contract, task.id, task.status().is_final()))
             .collect();
         for (contract, id, is_final) in here {
-            let lowest = self.categories(id, classes).first().copied().filter(|_| !is_final);
+            let lowest = if is_final { None } else { self.categories(id, classes).first().copied() };
             let Some(others) = beside.get_mut(&contract) else { continue };
-            match lowest {
+            match lowest.filter(|lowest| Some(lowest) < contracts.get(&contract)) {
                 Some(lowest) => _ = others.insert(id, lowest),
                 None => _ = others.remove(&id),
             }
