@@ -10,7 +10,7 @@
 //!                          └ commit ──> then speak: answers, commands to sessions, watchers
 //! ```
 //!
-//! There is no timer: a lone operation is committed at once, and under load the batch grows to what one commit takes. What
+//! A lone operation is committed at once, and under load the batch grows to what one commit takes; see `queue`. What
 //! the domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the
 //! culprit fails. A COMMIT whose answer was lost is looked up before anything is said.
 
@@ -26,6 +26,7 @@ mod load;
 mod measure;
 pub mod op;
 mod people;
+mod queue;
 mod rows;
 #[cfg(test)]
 mod simulation;
@@ -46,7 +47,7 @@ pub use self::{
     fleet::{Fleet, Member},
     op::{Error, Op, Push, Reply, Request},
 };
-use self::{dispatch::Classes, kept::Kept, work::Work};
+use self::{dispatch::Classes, kept::Kept, queue::Envelope, work::Work};
 use super::{
     metrics::{self, BatchOutcome},
     task_keys::TaskKeys,
@@ -60,8 +61,6 @@ use crate::{
 
 /// Operations that wait. Beyond this, submitters wait too: they are rpcs, which have deadlines of their own.
 const QUEUE: usize = 4096;
-/// Operations of one batch: enough to share a commit's cost, few enough not to hold up the first for the last.
-const BATCH: usize = 256;
 /// How long the outcome of a COMMIT is looked for.
 const IN_DOUBT: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -106,12 +105,6 @@ impl DueSoon {
     pub async fn wait(&self, period: std::time::Duration) {
         self.changed.wait(period).await;
     }
-}
-
-#[derive(Debug)]
-struct Envelope {
-    request: Request,
-    reply: oneshot::Sender<Result<Reply, Error>>,
 }
 
 impl Ledger {
@@ -249,20 +242,7 @@ impl From<Failed> for Error {
 
 impl Writer {
     async fn run(mut self) {
-        loop {
-            let mut batch = Vec::new();
-            if !self.look {
-                match self.inbox.recv().await {
-                    Some(envelope) => batch.push(envelope),
-                    None => return,
-                }
-            }
-            while batch.len() < BATCH {
-                match self.inbox.try_recv() {
-                    Ok(envelope) => batch.push(envelope),
-                    Err(_) => break,
-                }
-            }
+        while let Some(batch) = queue::next(&mut self.inbox, self.look).await {
             self.batch(batch).await;
         }
     }

@@ -12,7 +12,7 @@ use crate::domain::{
     key::{Key, KeyKind},
     order::{Answer, Command, OrderKind},
     reconcile::Verdict,
-    report::{Message, MessageOutcome},
+    report::{Message, MessageOutcome, Report},
     task::Task,
     transition::RetryFrom,
 };
@@ -102,6 +102,18 @@ pub enum Op {
     DaemonLost { daemon: DaemonId, epoch: Epoch },
     /// Whatever a time has come for. [`Reply::Swept`].
     Sweep,
+}
+
+impl Op {
+    /// Nobody waits to hear what becomes of it, and nothing is to be done about it. What else a daemon says is of that kind only
+    /// if nobody has asked for it: a checkpoint that failed is waited for, and so is an agent that asks.
+    pub(super) fn rides(&self) -> bool {
+        match self {
+            Self::Seen(_) | Self::Answered { answer: Answer::Persisted, .. } => true,
+            Self::Message { message, .. } => matches!(message.report, Report::Started { .. } | Report::Warning { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// A daemon that has come.
