@@ -175,9 +175,7 @@ impl Bed {
 
     /// When each task began, in nanoseconds, by what the daemons have told.
     pub fn began(&self) -> HashMap<String, u64> {
-        let said = self.daemons.iter().map(Program::output).collect::<String>();
-        let lines = said.lines().filter_map(|line| line.strip_prefix("began ")?.split_once(' '));
-        lines.filter_map(|(task, at)| Some((task.to_owned(), at.parse().ok()?))).collect()
+        crate::hollow::began(&self.daemons)
     }
 }
 

@@ -2,6 +2,7 @@
 //! With `tell` it writes `began TASK NANOSECONDS` for each attempt, on the clock that all processes of a machine share.
 
 use std::{
+    collections::HashMap,
     io::{self, Write as _},
     path::Path,
     process::ExitCode,
@@ -11,6 +12,8 @@ use makima::{
     daemon::{Config, config::DiskFloor, config::Key, config::Server, hollow::Hollow, run_hollow},
     runtime::{lifecycle::Shutdown, telemetry},
 };
+
+use crate::harness::process::Program;
 
 /// `daemon SERVER KEY_FILE STATE_DIR NAME SLOTS [tell]`, until SIGTERM.
 pub fn main(arguments: &[String]) -> ExitCode {
@@ -48,9 +51,16 @@ async fn run(arguments: &[String]) -> Result<(), String> {
 }
 
 /// One write, so that lines of several threads stay whole. If nobody reads it any more, nobody measures.
-fn told(task: impl std::fmt::Display) {
+pub fn told(task: impl std::fmt::Display) {
     let line = format!("began {task} {}\n", now());
     let _ = io::stdout().lock().write_all(line.as_bytes());
+}
+
+/// When each task began, by what these programs have told.
+pub fn began(programs: &[Program]) -> HashMap<String, u64> {
+    let said = programs.iter().map(Program::output).collect::<String>();
+    let lines = said.lines().filter_map(|line| line.strip_prefix("began ")?.split_once(' '));
+    lines.filter_map(|(task, at)| Some((task.to_owned(), at.parse().ok()?))).collect()
 }
 
 /// Nanoseconds of the clock that never jumps, the same for every process.

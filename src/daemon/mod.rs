@@ -225,8 +225,16 @@ async fn run_as(config: Config, shutdown: Shutdown, hollow: Option<Hollow>) -> R
     shutdown.spawn_loop("bulk", bulk::run(Arc::clone(&context), uploads));
     shutdown.spawn(clone_repositories(Arc::clone(&context)).instrument(tracing::info_span!("clone")));
 
-    let over = session::run(Arc::clone(&context), handle.clone(), intake).await;
-    match over {
+    // In a task like the others, which the thread that hears the server runs itself: whoever waits for this daemon has a thread
+    // of his own, and each word of the server would wake that first.
+    let (ended, over) = tokio::sync::oneshot::channel();
+    let (sessions, soft) = (session::run(Arc::clone(&context), handle.clone(), intake), shutdown.soft.clone());
+    shutdown.spawn_loop("session", async move {
+        let _ = ended.send(sessions.await);
+        soft.cancelled().await;
+    });
+    // One that panics has asked for the shutdown by itself.
+    match over.await.unwrap_or(Over::Shutdown) {
         Over::Shutdown => Ok(()),
         Over::Superseded(message) => {
             shutdown.soft.cancel();

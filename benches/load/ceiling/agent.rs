@@ -10,6 +10,7 @@ use super::{
     store::number,
     wire::{self, ACCEPTED, COMPLETE, HELLO, Job, Said},
 };
+use crate::hollow;
 
 /// Operations of one commit.
 const MOST: usize = 1_000;
@@ -23,15 +24,15 @@ enum Op {
     Answered(u64),
 }
 
-/// Runs until it is killed, or the server is gone.
-pub async fn run(port: &str, file: &str) {
+/// Runs until it is killed, or the server is gone. With `tells` it writes `began ID NANOSECONDS` for each order that is durable.
+pub async fn run(port: &str, file: &str, tells: bool) {
     let channel = wire::connect(port).await;
     let (say, said) = tokio::sync::mpsc::unbounded_channel();
     say.send(Said { what: HELLO, id: CREDIT, text: String::new() }).expect("a stream");
     let mut orders = wire::attach(&channel, UnboundedReceiverStream::new(said)).await;
     let (ops, inbox) = mpsc::channel();
     let (again, file) = (ops.clone(), file.to_owned());
-    std::thread::spawn(move || journal(&file, &inbox, &again, &say));
+    std::thread::spawn(move || journal(&file, &inbox, &again, &say, tells));
     while let Ok(Some(told)) = orders.message().await {
         let op = told.order.map_or(Op::Answered(told.answered), Op::Order);
         if ops.send(op).is_err() {
@@ -46,6 +47,7 @@ fn journal(
     inbox: &mpsc::Receiver<Op>,
     again: &mpsc::Sender<Op>,
     say: &tokio::sync::mpsc::UnboundedSender<Said>,
+    tells: bool,
 ) {
     let mut database = Connection::open(file).expect("open a journal");
     database
@@ -62,6 +64,9 @@ fn journal(
         for op in ops {
             match op {
                 Op::Order(job) => {
+                    if tells {
+                        hollow::told(job.id);
+                    }
                     let _ = say.send(Said { what: ACCEPTED, id: job.id, text: String::new() });
                     let _ = again.send(Op::End(job.id));
                 }

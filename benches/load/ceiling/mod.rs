@@ -31,9 +31,12 @@ use tokio::task::JoinSet;
 
 pub use store::in_batches;
 
-use crate::harness::{
-    Database, postgres,
-    process::{self, Program},
+use crate::{
+    harness::{
+        Database, eventually, postgres,
+        process::{self, Program},
+    },
+    hollow, starts,
 };
 use wire::Job;
 
@@ -53,13 +56,15 @@ const ORDER_BYTES: usize = 1_100;
 /// A row of the event log.
 const EVENT_BYTES: usize = 260;
 
-/// `ceiling server PORT DATABASE` and `ceiling agent PORT FILE`, until they are killed.
+/// `ceiling server PORT DATABASE` and `ceiling agent PORT FILE [tell]`, until they are killed.
 pub fn main(arguments: &[String]) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     match arguments {
         [server, port, database] if server == "server" => runtime.block_on(server::run(port, database)),
-        [agent, port, file] if agent == "agent" => runtime.block_on(agent::run(port, file)),
+        [agent, port, file, rest @ ..] if agent == "agent" => {
+            runtime.block_on(agent::run(port, file, rest.iter().any(|word| word == "tell")));
+        }
         _ => panic!("arguments of the bare model: {arguments:?}"),
     }
     ExitCode::SUCCESS
@@ -67,15 +72,38 @@ pub fn main(arguments: &[String]) -> ExitCode {
 
 /// Lifecycles a second with so many calls in flight.
 pub async fn lifecycles(database: Database, tasks: usize, in_flight: usize) -> f64 {
-    let bare = Bare::start(database).await;
+    let bare = Bare::start(database, false).await;
     bare.run(WARM_UP, in_flight, WARM_UP).await;
     let took = bare.run(tasks, in_flight, WARM_UP + tasks).await;
     crate::lifecycles::per_second(tasks, took)
 }
 
+/// One call now and then: how long each took to the moment at which its order was durable with an agent, in milliseconds.
+pub async fn starts(database: Database, calls: usize) -> Vec<f64> {
+    let bare = Bare::start(database, true).await;
+    let channel = bare.channel.clone();
+    let asked = starts::apart(async move {
+        let mut asked = Vec::with_capacity(calls);
+        for _ in 0..calls {
+            starts::rest().await;
+            let at = hollow::now();
+            asked.push((wire::create(&channel, Job { id: 0, text: "x".repeat(SPEC_BYTES) }).await.to_string(), at));
+        }
+        asked
+    })
+    .await;
+    eventually("the agents have told of all that were asked for", || async {
+        let began = hollow::began(&bare.agents);
+        let spans: Vec<f64> =
+            asked.iter().filter_map(|(task, at)| Some(starts::millis(*at, *began.get(task)?))).collect();
+        if spans.len() == calls { Ok(spans) } else { Err(format!("{} of {calls}", spans.len())) }
+    })
+    .await
+}
+
 /// Messages a second through one stream and back, so many on the way.
 pub async fn echoes(messages: u64, on_the_way: u64) -> f64 {
-    let bare = Bare::start(Database::Sqlite).await;
+    let bare = Bare::start(Database::Sqlite, false).await;
     let begun = Instant::now();
     wire::echo(&bare.channel, messages, on_the_way).await;
     crate::lifecycles::per_second(usize::try_from(messages).unwrap_or(usize::MAX), begun.elapsed())
@@ -84,19 +112,20 @@ pub async fn echoes(messages: u64, on_the_way: u64) -> f64 {
 /// The model, running.
 struct Bare {
     channel: tonic::transport::Channel,
-    _programs: Vec<Program>,
+    agents: Vec<Program>,
+    _server: Program,
     _folder: tempfile::TempDir,
 }
 
 impl Bare {
-    async fn start(database: Database) -> Self {
+    async fn start(database: Database, tells: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("bare").tempdir_in(process::base()).expect("make a temp dir");
         let port = process::free_port().to_string();
         let url = match database {
             Database::Sqlite => folder.path().join("server.sqlite").display().to_string(),
             Database::Postgres => postgres::database().await,
         };
-        let start = |name: &str, arguments: [&str; 3]| {
+        let start = |name: &str, arguments: &[&str]| {
             let program = std::env::current_exe().expect("the way to this program");
             let mut command = process::command(program.to_str().expect("a plain path"), folder.path());
             command.arg("ceiling").args(arguments);
@@ -104,13 +133,15 @@ impl Bare {
             program.start(command);
             program
         };
-        let mut programs = vec![start("server", ["server", &port, &url])];
+        let server = start("server", &["server", &port, &url]);
         let channel = wire::connect(&port).await;
-        for n in 0..AGENTS {
+        let agent = |n: usize| {
             let journal = folder.path().join(format!("agent-{n}.sqlite"));
-            programs.push(start(&format!("agent-{n}"), ["agent", &port, journal.to_str().expect("a plain path")]));
-        }
-        Self { channel, _programs: programs, _folder: folder }
+            let arguments = ["agent", &port, journal.to_str().expect("a plain path"), "tell"];
+            start(&format!("agent-{n}"), &arguments[..if tells { 4 } else { 3 }])
+        };
+        let agents = (0..AGENTS).map(agent).collect();
+        Self { channel, agents, _server: server, _folder: folder }
     }
 
     /// Makes tasks and waits until so many are done in all.
