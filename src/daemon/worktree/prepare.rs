@@ -45,7 +45,7 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
     })
     .await?;
     drop(lock);
-    let filled = fill(repo, spawn, attempt, path, &others).await;
+    let filled = fill(repo, spawn, attempt, path, start, &others).await;
     let (base_commit, copied, env) = match filled {
         Ok((base_commit, copied, mut copy_warnings, env)) => {
             warnings.append(&mut copy_warnings);
@@ -64,15 +64,29 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
 type Filled = (String, Vec<std::path::PathBuf>, Vec<String>, Vec<(String, String)>);
 
 /// Checks out, merges, copies: what takes time and needs no lock.
-async fn fill(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &Path, tips: &[Tip]) -> Result<Filled, Error> {
-    succeed("check out the files", LONG_TIMEOUT, || {
+async fn fill(
+    repo: &RepoRef,
+    spawn: &Spawn,
+    attempt: AttemptRef,
+    path: &Path,
+    start: Oid,
+    tips: &[Tip],
+) -> Result<Filled, Error> {
+    let check_out = succeed("check out the files", LONG_TIMEOUT, || {
         // As many workers as there are processors.
         git(path).args(["-c", "checkout.workers=0", "reset", "--quiet", "--hard"])
-    })
-    .await?;
-    let env = identity(path).await?;
-    merge(path, tips, &env, &spawn.name, attempt).await?;
-    let base_commit = succeed("read HEAD", LOCAL_TIMEOUT, || git(path).args(["rev-parse", "HEAD"])).await?.text();
+    });
+    // Who the agent is to git does not depend on the files, and takes two processes to find out.
+    let (checked_out, env) = tokio::join!(check_out, identity(path));
+    checked_out?;
+    let env = env?;
+    let base_commit = match tips.len() {
+        0 | 1 => start.to_string(),
+        _ => {
+            merge(path, tips, &env, &spawn.name, attempt).await?;
+            succeed("read HEAD", LOCAL_TIMEOUT, || git(path).args(["rev-parse", "HEAD"])).await?.text()
+        }
+    };
     let (copied, copy_warnings) = copy::copy_files(repo, &spawn.copy_files, path).await?;
     Ok((base_commit, copied, copy_warnings, env))
 }
