@@ -55,6 +55,12 @@ impl Kept {
             }
         }
         for (id, task) in work.tasks.shared() {
+            // What is over is looked at again only for those that wait for it. Kept all the same, some ten thousand of them made
+            // every new thing come from memory that no cache had.
+            if task.status().is_final() && !work.dependents.contains_key(&id) {
+                self.tasks.remove(id);
+                continue;
+            }
             self.tasks.put(id, task, ROW_BYTES + task.spec.plan.len() + task.spec.description.len());
         }
         for (id, attempt) in work.attempts.shared() {
