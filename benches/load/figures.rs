@@ -3,7 +3,7 @@
 //! ```text
 //!   add(name, database, unit, value) ──> rows ──> median, beside the least and the most
 //!                                                   ├─> ratio to another row of the same run, where one is named
-//!                                                   └─> table, JSON
+//!                                                   └─> table, charts, JSON
 //! ```
 
 use std::{fmt::Write as _, path::Path};
@@ -98,6 +98,30 @@ impl Figures {
         table
     }
 
+    /// What has a ratio, for people who look: a chart for each database and unit in the language that forges draw in their pages,
+    /// bars for ours, a line for what they are set against.
+    pub fn plots(&self) -> String {
+        let mut plots = String::new();
+        for (database, unit) in DATABASES.into_iter().flat_map(|on| ["per s", "ms"].map(|unit| (on, unit))) {
+            let rows = self.rows.iter().filter(|row| (row.database, row.unit) == (database, unit));
+            let bars: Vec<_> = rows.filter_map(|row| Some((row, self.ratio(row)?.0))).collect();
+            if bars.is_empty() {
+                continue;
+            }
+            let list = |what: &dyn Fn(&(&Row, f64)) -> String| bars.iter().map(what).collect::<Vec<_>>().join(", ");
+            let names = list(&|(row, _)| format!("\"{}\"", row.name));
+            let ours = list(&|(row, _)| format!("{:.2}", median(&row.values)));
+            let theirs = list(&|(row, ratio)| format!("{:.2}", median(&row.values) / ratio));
+            let _ = write!(
+                plots,
+                "```mermaid\nxychart-beta\n  title \"{database}, {unit}: bars, and a line for what they are set against\"\n  x-axis [{names}]\n  \
+                 y-axis \"{unit}\" 0 --> {}\n  bar [{ours}]\n  line [{theirs}]\n```\n",
+                short(bars.iter().map(|(row, ratio)| median(&row.values) * (1.0 / ratio).max(1.0)).fold(0.0, f64::max)),
+            );
+        }
+        plots
+    }
+
     /// For programs.
     pub fn write(&self, path: &Path, about: &Value) -> std::io::Result<()> {
         let rows: Vec<Value> = self.rows.iter().map(|row| self.row(row)).collect();
@@ -157,12 +181,14 @@ pub fn percentile(values: &[f64], part: f64) -> f64 {
     sorted.get(place).copied().unwrap_or_default()
 }
 
+const DATABASES: [&str; 2] = ["sqlite", "postgres"];
+
 /// What a database is called.
 pub fn word(database: Option<Database>) -> &'static str {
     match database {
         None => "-",
-        Some(Database::Sqlite) => "sqlite",
-        Some(Database::Postgres) => "postgres",
+        Some(Database::Sqlite) => DATABASES[0],
+        Some(Database::Postgres) => DATABASES[1],
     }
 }
 

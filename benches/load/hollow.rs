@@ -45,9 +45,10 @@ async fn run(arguments: &[String]) -> Result<(), String> {
     let hollow =
         if rest.iter().any(|word| word == "tell") { Hollow::telling(|it| told(it.task)) } else { Hollow::new() };
     let ran = run_hollow(config, shutdown.clone(), hollow).await.map_err(|error| error.to_string());
-    shutdown.soft.cancel();
-    shutdown.finish().await;
-    ran
+    match shutdown.finish().await {
+        true => ran,
+        false => ran.and(Err("a loop has failed".to_owned())),
+    }
 }
 
 /// One write, so that lines of several threads stay whole. If nobody reads it any more, nobody measures.

@@ -77,7 +77,7 @@ async fn run(options: &Options, peers: &[(String, PathBuf)]) -> ExitCode {
         measure(options, &mut figures).await;
         peers.iter().for_each(|(name, run)| peers::measure(name, run, &mut figures));
     }
-    println!("\n{}", figures.table());
+    println!("\n{}\n{}", figures.table(), figures.plots());
     let about = json!({
         "version": env!("CARGO_PKG_VERSION"), "debug": cfg!(debug_assertions), "quick": options.quick, "rounds": options.rounds,
         "cores": std::thread::available_parallelism().map_or(0, usize::from),

@@ -233,8 +233,15 @@ async fn run_as(config: Config, shutdown: Shutdown, hollow: Option<Hollow>) -> R
         let _ = ended.send(sessions.await);
         soft.cancelled().await;
     });
-    // One that panics has asked for the shutdown by itself.
-    match over.await.unwrap_or(Over::Shutdown) {
+    let Ok(over) = over.await else {
+        // It has panicked: the process ends as failed, which is said by what asks for the shutdown.
+        tokio::select! {
+            () = shutdown.soft.cancelled() => {}
+            () = shutdown.hard.cancelled() => {}
+        }
+        return Ok(());
+    };
+    match over {
         Over::Shutdown => Ok(()),
         Over::Superseded(message) => {
             shutdown.soft.cancel();

@@ -61,7 +61,7 @@ ids! {
     ContractId,
     /// A piece of work.
     TaskId,
-    /// The id of one try, 74 bits of it random; with the number it is the fence.
+    /// The id of one try, partly random; with the number it is the fence.
     AttemptId,
     /// A process that runs agents, across its restarts.
     DaemonId,

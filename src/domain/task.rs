@@ -500,6 +500,7 @@ mod tests {
         assert_eq!((task.version, task.usage.input_tokens, task.status()), (5, 7, TaskStatus::Done));
         let short = serde_json::to_string(&task).unwrap();
         assert!(short.contains(r#""usage":{"input_tokens":7}"#) && !short.contains("null"), "{short}");
+        assert!(!short.contains("01a2187a-a29b") && !short.contains("contract"), "what is beside it: {short}");
         assert_eq!(serde_json::from_str::<Task>(&short).unwrap(), task);
         let spec = TaskSpec { name: "n".to_owned(), plan: "p".to_owned(), ..TaskSpec::default() };
         let short = serde_json::to_string(&spec).unwrap();

@@ -44,6 +44,7 @@ both!(
     an_edge_is_added_while_its_parent_ends,
     a_child_is_created_as_its_parents_end,
     a_parent_is_retried,
+    a_name_goes_to_who_is_there,
 );
 
 /// Rounds of each race, and how many run at once.
@@ -495,6 +496,20 @@ async fn a_parent_is_retried(kind: Kind) {
     })
     .await;
     nobody_was_early(&logs);
+}
+
+/// A daemon that lost its directory comes as another under its name; when the old directory is put back while that one is away,
+/// the name goes back, whichever of the two has the lower id.
+async fn a_name_goes_to_who_is_there(kind: Kind) {
+    let bed = Bed::new(kind).await;
+    for (name, first, second) in [("up", 1, 2), ("down", 4, 3)] {
+        let [first, second] = [first, second].map(|n| DaemonId(uuid::Uuid::from_u128(n)));
+        for id in [first, second, first, second] {
+            let here = Daemon::try_attach(&bed, id, name, 1, Vec::new()).await;
+            let here = here.unwrap_or_else(|error| panic!("{name}: {id} cannot attach: {error}"));
+            bed.ledger.server(Op::DaemonLost { daemon: id, epoch: here.epoch }).await.unwrap();
+        }
+    }
 }
 
 /// Two processes with one identity: the newer wins, the older is told.

@@ -73,6 +73,8 @@ impl Classes {
             self.categories.clear();
         }
         self.categories.extend(work.categories.iter().map(|(id, found)| (*id, found.clone())));
+        let over = work.tasks.shared_dirty().filter(|(_, task)| task.status().is_final());
+        over.for_each(|(id, _)| _ = self.categories.remove(&id));
     }
 }
 
@@ -346,8 +348,8 @@ impl Work {
         let attempt = Attempt {
             task: id,
             number,
-            // Ordered, so that attempts of one time lie together in the indexes here and in the daemons' journals; 74 bits of it
-            // are random.
+            // Ordered, so that attempts of one time lie together in the indexes here and in the daemons' journals; the rest of it
+            // is random.
             id: AttemptId(self.new_id()),
             contract: task.contract,
             owner: task.owner,

@@ -105,12 +105,14 @@ pub enum Op {
 }
 
 impl Op {
-    /// Nobody waits to hear what becomes of it, and nothing is to be done about it. What else a daemon says is of that kind only
-    /// if nobody has asked for it: a checkpoint that failed is waited for, and so is an agent that asks.
+    /// Nobody waits to hear what becomes of it, and nothing is to be done about it. A checkpoint that failed is waited for: somebody
+    /// has asked for it.
     pub(super) fn rides(&self) -> bool {
         match self {
             Self::Seen(_) | Self::Answered { answer: Answer::Persisted, .. } => true,
-            Self::Message { message, .. } => matches!(message.report, Report::Started { .. } | Report::Warning { .. }),
+            Self::Message { message, .. } => {
+                matches!(message.report, Report::Started { .. } | Report::Progress(_) | Report::Warning { .. })
+            }
             _ => false,
         }
     }

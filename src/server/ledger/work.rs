@@ -457,6 +457,8 @@ impl Work {
         for (id, name) in &self.owners_new {
             tx.owner_insert(*id, name, self.now).await?;
         }
+        let (first, then, same_name) = self.daemons_by_name();
+        tx.daemons_put(&first).await?;
         // Everything between here and the log is of tables, or rows, of its own.
         tx.gather();
         let keys: Vec<Key> = self.keys_dirty.iter().filter_map(|id| self.keys.get(id).cloned()).collect();
@@ -477,11 +479,8 @@ impl Work {
         tx.checkpoints_insert(&checkpoints).await?;
         tx.attempts_insert(&self.attempts.new_rows()).await?;
         tx.attempts_update(&self.attempts.changed_rows().map(|(_, now)| now).collect::<Vec<_>>()).await?;
-        let same_name = |was: &Daemon, now: &Daemon| was.card.name == now.card.name;
-        let (same, other): (Vec<_>, Vec<_>) =
-            self.daemons.dirty_pairs().partition(|(was, now)| was.is_some_and(|was| same_name(was, now)));
-        tx.daemons_put(&other.into_iter().map(|(_, now)| now).collect::<Vec<_>>()).await?;
-        tx.daemons_update(&same.into_iter().map(|(_, now)| now).collect::<Vec<_>>()).await?;
+        tx.daemons_put(&then).await?;
+        tx.daemons_update(&same_name).await?;
         let commands: Vec<_> = self
             .commands
             .iter()
@@ -502,6 +501,26 @@ impl Work {
             .collect();
         tx.lanes_open(&opened).await?;
         Ok(last)
+    }
+
+    /// Daemons to write: those whose names others take in this batch, which are written before these; those that are new or have
+    /// another name; and those whose names are what they were.
+    fn daemons_by_name(&self) -> (Vec<&Daemon>, Vec<&Daemon>, Vec<&Daemon>) {
+        let key = |daemon: &Daemon| (daemon.owner, daemon.card.name.clone());
+        let mut taken = HashSet::new();
+        let (mut renamed, mut same_name) = (Vec::new(), Vec::new());
+        for (was, now) in self.daemons.dirty_pairs() {
+            if was.is_some_and(|was| was.card.name == now.card.name) {
+                same_name.push(now);
+            } else {
+                taken.insert(key(now));
+                renamed.push((was, now));
+            }
+        }
+        let (first, then): (Vec<_>, Vec<_>) =
+            renamed.into_iter().partition(|(was, _)| was.is_some_and(|was| taken.contains(&key(was))));
+        let now = |pairs: Vec<(Option<_>, _)>| pairs.into_iter().map(|(_, now)| now).collect();
+        (now(first), now(then), same_name)
     }
 
     /// Lanes whose head may have changed.

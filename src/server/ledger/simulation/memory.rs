@@ -251,9 +251,9 @@ impl Rows for Memory {
 
     async fn tasks_update(&mut self, tasks: &[&Task]) -> Result<()> {
         for task in tasks {
-            // What was asked is a column of its own, which this does not write.
+            // What was asked, and what that needs, are columns of their own, which this does not write.
             if let Some(row) = self.tasks.get_mut(&task.id) {
-                *row = Task { spec: std::sync::Arc::clone(&row.spec), ..(*task).clone() };
+                *row = Task { spec: std::sync::Arc::clone(&row.spec), class: row.class, ..(*task).clone() };
             }
         }
         Ok(())
@@ -263,6 +263,7 @@ impl Rows for Memory {
         for task in tasks {
             if let Some(row) = self.tasks.get_mut(&task.id) {
                 row.spec = std::sync::Arc::clone(&task.spec);
+                row.class = task.class;
             }
         }
         Ok(())
@@ -279,12 +280,18 @@ impl Rows for Memory {
     }
 
     async fn attempts_insert(&mut self, attempts: &[&Attempt]) -> Result<()> {
-        self.attempts.extend(attempts.iter().map(|attempt| (attempt.id, (*attempt).clone())));
+        for attempt in attempts {
+            let before = self.attempts.insert(attempt.id, (*attempt).clone());
+            assert!(before.is_none(), "an attempt that is there is written as a new one: {before:?}");
+        }
         Ok(())
     }
 
     async fn attempts_update(&mut self, attempts: &[&Attempt]) -> Result<()> {
-        self.attempts_insert(attempts).await
+        for attempt in attempts {
+            *self.attempts.get_mut(&attempt.id).expect("an attempt that changes is there") = (*attempt).clone();
+        }
+        Ok(())
     }
 
     async fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> Result<()> {
@@ -298,7 +305,10 @@ impl Rows for Memory {
     }
 
     async fn daemons_update(&mut self, daemons: &[&Daemon]) -> Result<()> {
-        self.daemons_put(daemons).await
+        for daemon in daemons {
+            *self.daemons.get_mut(&daemon.id).expect("a daemon that changes is there") = (*daemon).clone();
+        }
+        Ok(())
     }
 
     async fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> Result<()> {
