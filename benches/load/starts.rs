@@ -1,7 +1,7 @@
 //! How soon a task starts on an idle system, and its dependent after it: from the call to the moment at which the order is
 //! durable in the daemon's journal, which is when a daemon would begin to work on it.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use rand::RngExt as _;
 use tokio::task::JoinSet;
@@ -18,8 +18,12 @@ use crate::{
 
 /// Between two calls on the idle system: longer than all that one causes.
 const REST: std::ops::Range<u64> = 15..25;
-const BARE_P50: &str = "ceiling, create to durable start, p50";
-const BARE_P99: &str = "ceiling, create to durable start, p99";
+/// What is told of the spans: its name, that of the same of the bare model, which part of them does not take longer, and what is
+/// wanted of it.
+const PARTS: [(&str, &str, f64, f64); 2] = [
+    ("create to durable start, p50", "ceiling, create to durable start, p50", 0.5, 1.3),
+    ("create to durable start, p99", "ceiling, create to durable start, p99", 0.99, 4.0),
+];
 /// Calls before those that count.
 const WARM_UP: usize = 30;
 
@@ -28,26 +32,16 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
     let calls = options.size(500, 100) + WARM_UP;
     // What wire, disk and the threads in between take by themselves, at this moment.
     let bare = ceiling::starts(database, calls).await.split_off(WARM_UP);
-    figures.add(BARE_P50, Some(database), "ms", percentile(&bare, 0.5), Goal::default());
-    figures.add(BARE_P99, Some(database), "ms", percentile(&bare, 0.99), Goal::default());
+    for (_, name, part, _) in PARTS {
+        figures.add(name, Some(database), "ms", percentile(&bare, part), Goal::default());
+    }
     let bed = Bed::with_daemons(database, true).await;
     let client = bed.world.client();
     let (contract, _) = bed::contract(&client, Vec::new(), false).await;
     let spans = probe(&bed, &client, &contract, "task", calls).await.split_off(WARM_UP);
-    figures.add(
-        "create to durable start, p50",
-        Some(database),
-        "ms",
-        percentile(&spans, 0.5),
-        Goal::most(1.3).against(BARE_P50),
-    );
-    figures.add(
-        "create to durable start, p99",
-        Some(database),
-        "ms",
-        percentile(&spans, 0.99),
-        Goal::most(4.0).against(BARE_P99),
-    );
+    for (name, bare, part, most) in PARTS {
+        figures.add(name, Some(database), "ms", percentile(&spans, part), Goal::most(most).against(bare));
+    }
     let length = options.size(200, 50);
     chain(&bed, calls, length, figures).await;
     proof::of_done(&bed, calls + length).await;
@@ -56,36 +50,40 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
 /// So many tasks of a contract, one now and then: how long each took from the call to its durable start, in milliseconds.
 pub async fn probe(bed: &Bed, client: &Client, contract: &str, name: &str, calls: usize) -> Vec<f64> {
     let (client, contract, name) = (client.clone(), contract.to_owned(), name.to_owned());
-    let asked = apart(async move {
+    let create = move |n| {
+        let (client, contract, task) = (client.clone(), contract.clone(), bed::task(format!("{name}-{n}")));
+        async move { bed::create(&client, &contract, task).await }
+    };
+    spans(calls, create, || bed.began()).await
+}
+
+/// Calls one now and then, which answer what each has made: how long each took until that began, in milliseconds.
+///
+/// They come from a thread of the runtime, as those of a program that makes tasks do; what waits for all of them has a thread of its
+/// own, and each answer would wake that first.
+pub async fn spans<C, F>(calls: usize, call: C, began: impl Fn() -> HashMap<String, u64>) -> Vec<f64>
+where
+    C: Fn(usize) -> F + Send + 'static,
+    F: Future<Output = String> + Send,
+{
+    let mut calling = JoinSet::new();
+    calling.spawn(async move {
         let mut asked = Vec::with_capacity(calls);
         for n in 0..calls {
-            rest().await;
+            let rest = rand::rng().random_range(REST);
+            tokio::time::sleep(Duration::from_millis(rest)).await;
             let at = hollow::now();
-            asked.push((bed::create(&client, &contract, bed::task(format!("{name}-{n}"))).await, at));
+            asked.push((call(n).await, at));
         }
         asked
-    })
-    .await;
-    eventually("the daemons have told of all that were asked for", || async {
-        let began = bed.began();
+    });
+    let asked = calling.join_next().await.expect("a task").expect("the calls are answered");
+    eventually("what was asked for has begun", || async {
+        let began = began();
         let spans: Vec<f64> = asked.iter().filter_map(|(task, at)| Some(millis(*at, *began.get(task)?))).collect();
         if spans.len() == calls { Ok(spans) } else { Err(format!("{} of {calls}", spans.len())) }
     })
     .await
-}
-
-/// Calls on a thread of the runtime, as a program that makes tasks does; what waits for all of it has a thread of its own, and each
-/// answer would wake that first.
-pub async fn apart<T: Send + 'static>(calls: impl Future<Output = T> + Send + 'static) -> T {
-    let mut calling = JoinSet::new();
-    calling.spawn(calls);
-    calling.join_next().await.expect("a task").expect("the calls are answered")
-}
-
-/// Until the next call on an idle system.
-pub async fn rest() {
-    let rest = rand::rng().random_range(REST);
-    tokio::time::sleep(Duration::from_millis(rest)).await;
 }
 
 /// Each task depends on the one before.
@@ -107,7 +105,7 @@ async fn chain(bed: &Bed, before: usize, length: usize, figures: &mut Figures) {
 }
 
 /// When each began, once the daemons have told of so many.
-async fn all_began(bed: &Bed, wanted: usize) -> std::collections::HashMap<String, u64> {
+async fn all_began(bed: &Bed, wanted: usize) -> HashMap<String, u64> {
     eventually("the daemons have told of all that began", || async {
         let began = bed.began();
         if began.len() >= wanted { Ok(began) } else { Err(format!("{} of {wanted}", began.len())) }

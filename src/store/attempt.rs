@@ -135,7 +135,7 @@ impl Tx {
         self.put(&SQL, &rows(attempts)).await
     }
 
-    /// Attempts by their random ids; those that do not exist are absent.
+    /// Attempts by their ids; those that do not exist are absent.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn attempts_fetch(&mut self, wanted: &[AttemptId]) -> Result<Vec<Attempt>> {
         static SQL: LazySql = LazySql::new(|| {

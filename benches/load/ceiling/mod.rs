@@ -33,7 +33,7 @@ pub use store::in_batches;
 
 use crate::{
     harness::{
-        Database, eventually, postgres,
+        Database, postgres,
         process::{self, Program},
     },
     hollow, starts,
@@ -82,23 +82,11 @@ pub async fn lifecycles(database: Database, tasks: usize, in_flight: usize) -> f
 pub async fn starts(database: Database, calls: usize) -> Vec<f64> {
     let bare = Bare::start(database, true).await;
     let channel = bare.channel.clone();
-    let asked = starts::apart(async move {
-        let mut asked = Vec::with_capacity(calls);
-        for _ in 0..calls {
-            starts::rest().await;
-            let at = hollow::now();
-            asked.push((wire::create(&channel, Job { id: 0, text: "x".repeat(SPEC_BYTES) }).await.to_string(), at));
-        }
-        asked
-    })
-    .await;
-    eventually("the agents have told of all that were asked for", || async {
-        let began = hollow::began(&bare.agents);
-        let spans: Vec<f64> =
-            asked.iter().filter_map(|(task, at)| Some(starts::millis(*at, *began.get(task)?))).collect();
-        if spans.len() == calls { Ok(spans) } else { Err(format!("{} of {calls}", spans.len())) }
-    })
-    .await
+    let create = move |_| {
+        let channel = channel.clone();
+        async move { wire::create(&channel, Job { id: 0, text: "x".repeat(SPEC_BYTES) }).await.to_string() }
+    };
+    starts::spans(calls, create, || hollow::began(&bare.agents)).await
 }
 
 /// Messages a second through one stream and back, so many on the way.

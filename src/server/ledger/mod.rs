@@ -10,9 +10,9 @@
 //!                          └ commit ──> then speak: answers, commands to sessions, watchers
 //! ```
 //!
-//! A lone operation is committed at once, and under load the batch grows to what one commit takes; see `queue`. What
-//! the domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the
-//! culprit fails. A COMMIT whose answer was lost is looked up before anything is said.
+//! A lone operation is committed at once, and under load the batch grows to what one commit takes; see `queue`. What the
+//! domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the culprit
+//! fails. A COMMIT whose answer was lost is looked up before anything is said.
 
 mod beside;
 mod contracts;
