@@ -83,7 +83,8 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
         return;
     }
     let commands: Vec<Command> = accepted.iter().map(|taken| taken.command.clone()).collect();
-    let outcomes = match context.journal.accept(commands, clock::now()).await {
+    let now = clock::now();
+    let outcomes = match context.journal.accept(commands, now).await {
         Ok(outcomes) => outcomes,
         Err(error) => {
             tracing::error!(error = chain(&error), "the journal cannot be written; no commands are taken");
@@ -109,7 +110,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
             }
         }
     }
-    supervisor.accepted(new).await;
+    supervisor.accepted(new, now).await;
 }
 
 fn answer(context: &Context, taken: &Taken, answer: Answer) {

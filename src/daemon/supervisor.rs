@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     domain::{
-        AttemptRef,
+        AttemptRef, Timestamp,
         attempt::{Failure, FailureClass},
         checkpoint::Reason,
         order::{Command, DEFAULT_GRACE, Order},
@@ -68,8 +68,8 @@ pub struct Live {
 /// What can be asked of the supervisor.
 #[derive(Debug)]
 pub(super) enum Ask {
-    /// These are in the journal and new.
-    Accepted(Vec<Command>),
+    /// These are in the journal and new, since then.
+    Accepted(Vec<Command>, Timestamp),
     /// The server has judged what was listed.
     Verdicts(Vec<(AttemptRef, Verdict)>, oneshot::Sender<()>),
     /// The server wants these to end.
@@ -84,8 +84,8 @@ pub(super) enum Ask {
 
 impl Handle {
     /// Starts and ends what the journal has accepted.
-    pub async fn accepted(&self, commands: Vec<Command>) {
-        self.ask(Ask::Accepted(commands)).await;
+    pub async fn accepted(&self, commands: Vec<Command>, now: Timestamp) {
+        self.ask(Ask::Accepted(commands, now)).await;
     }
 
     /// Executes the server's verdicts: returns when each is on its way, not when everything has died.
@@ -145,6 +145,8 @@ pub struct Supervisor {
     found: HashMap<AttemptRef, Row>,
     /// Ended, and fenced since: what they made is being kept, or is. A verdict and the answer to a report both say so.
     kept: HashSet<AttemptRef>,
+    /// In the journal, and to end before it was heard that they are to begin: it may be over with them by then.
+    ended_early: HashSet<AttemptRef>,
     publish: watch::Sender<Live>,
     /// Runners say here that they have ended, also by breaking. At most one for each live attempt.
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
@@ -175,6 +177,7 @@ impl Supervisor {
             live: HashMap::new(),
             found: HashMap::new(),
             kept: HashSet::new(),
+            ended_early: HashSet::new(),
             publish,
             ended: mpsc::unbounded_channel(),
             stopped: Vec::new(),
@@ -216,7 +219,11 @@ impl Supervisor {
 
     async fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Accepted(commands) => self.accepted(commands).await,
+            Ask::Accepted(commands, now) => {
+                for command in commands {
+                    self.command(command, now).await;
+                }
+            }
             Ask::Verdicts(verdicts, done) => {
                 for (attempt, verdict) in verdicts {
                     self.verdict(attempt, verdict).await;
@@ -244,31 +251,14 @@ impl Supervisor {
 
     // === starting ===
 
-    async fn accepted(&mut self, commands: Vec<Command>) {
-        // One look for all: each would wait its turn at the journal.
-        let begun = commands.iter().filter(|command| matches!(command.order, Order::Spawn(_)));
-        let rows = match self.context.journal.attempts_fetch(begun.map(|command| command.attempt).collect()).await {
-            Ok(rows) => rows,
-            Err(error) => {
-                // They are in the journal: the next start of the daemon finds them.
-                tracing::error!(error = chain(&error), "the journal cannot be read");
-                Vec::new()
-            }
-        };
-        let mut rows: HashMap<AttemptRef, Row> = rows.into_iter().map(|row| (row.attempt, row)).collect();
-        for command in commands {
-            let row = rows.remove(&command.attempt);
-            self.command(command, row).await;
-        }
-    }
-
-    /// Does what a command asks for; `row` is what the journal has of an attempt that is to begin.
-    async fn command(&mut self, command: Command, row: Option<Row>) {
+    /// Does what a command asks for that is in the journal since then.
+    async fn command(&mut self, command: Command, now: Timestamp) {
         match command.order {
-            Order::Spawn(_) => {
+            Order::Spawn(spawn) => {
                 self.found.remove(&command.attempt);
-                if let Some(row) = row.filter(|row| row.state.is_live()) {
-                    self.start(row, None);
+                // What the journal has of it need not be read to know it, unless somebody was faster.
+                if !self.ended_early.remove(&command.attempt) {
+                    self.start(Row::accepted(command.attempt, *spawn, now), None);
                 }
             }
             Order::Cancel { reason, grace } => {
@@ -433,6 +423,9 @@ impl Supervisor {
         let over = |state| Change { state: Some(state), ..Change::default() };
         match (stop.why, row.state) {
             (_, State::Accepted | State::Running | State::Ending) => {
+                if row.state == State::Accepted {
+                    self.ended_early.insert(attempt);
+                }
                 self.start(Row { stop: Some(stop), ..row }, None);
             }
             (Why::Salvage, _) => {
@@ -599,20 +592,24 @@ pub(super) mod tests {
         runtime::lifecycle::Shutdown,
     };
 
+    /// To begin an attempt.
+    fn order() -> Command {
+        Command {
+            sequence: 1,
+            id: CommandId(Uuid::from_u128(1)),
+            epoch: Epoch(1),
+            attempt: attempt(1),
+            order: Order::Spawn(Box::new(spawn("one"))),
+        }
+    }
+
     /// A daemon's parts around a journal with one accepted attempt.
     pub async fn context(state: &Path, disk_floor: DiskFloor) -> Arc<Context> {
         let (server, key) = (Server::parse("127.0.0.1:1").unwrap(), Key::parse("mk_daemon_x").unwrap());
         let config = Config { disk_floor, ..Config::new(server, key, state) };
         let state = StateDir::open(state).unwrap();
         let journal = Journal::open(state.path(), clock::now()).unwrap().journal;
-        let command = Command {
-            sequence: 1,
-            id: CommandId(Uuid::from_u128(1)),
-            epoch: Epoch(1),
-            attempt: attempt(1),
-            order: Order::Spawn(Box::new(spawn("one"))),
-        };
-        journal.accept(vec![command], clock::now()).await.unwrap();
+        journal.accept(vec![order()], clock::now()).await.unwrap();
         let (bulk, _) = Bulk::new();
         Arc::new(Context {
             repositories: Repositories::new(state.repositories()),
@@ -653,6 +650,19 @@ pub(super) mod tests {
         sql(dir.path(), "ALTER TABLE away RENAME TO attempts");
         assert_eq!(handle.inventory().await.unwrap().len(), 1);
         context.shutdown.soft.cancel();
+    }
+
+    /// A wish that an attempt ends may be heard before it is heard that it begins: it does not begin once more afterwards.
+    #[tokio::test]
+    async fn what_has_ended_early_does_not_begin_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_handle, mut supervisor) = Supervisor::new(context(dir.path(), DiskFloor::default()).await);
+        supervisor.answer(Ask::Cancel(vec![attempt(1)])).await;
+        let ended = supervisor.ended.1.recv().await.unwrap();
+        assert_eq!(ended.how, Some(Finished::Ended));
+        supervisor.runner_ended(ended);
+        supervisor.answer(Ask::Accepted(vec![order()], clock::now())).await;
+        assert!(supervisor.live.is_empty());
     }
 
     /// However often its runner breaks, an attempt stays live; a wish that it ends is not kept waiting.

@@ -165,6 +165,24 @@ pub struct Row {
     pub updated: Timestamp,
 }
 
+impl Row {
+    /// An attempt that has just been accepted.
+    pub fn accepted(attempt: AttemptRef, spawn: Spawn, now: Timestamp) -> Self {
+        Self {
+            attempt,
+            state: State::Accepted,
+            spawn: Some(spawn),
+            directory: PathBuf::new(),
+            worktree: String::new(),
+            stop: None,
+            complete: None,
+            uploaded: false,
+            created: now,
+            updated: now,
+        }
+    }
+}
+
 /// Some of many attempts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Portion {
@@ -453,18 +471,6 @@ impl Journal {
     /// One attempt.
     pub async fn attempt(&self, attempt: AttemptRef) -> Result<Option<Row>, Error> {
         self.worker.call(Kind::Read, move |db| sql::attempt_fetch(db, attempt)).await
-    }
-
-    /// Those of these attempts that it has, and can be read.
-    pub async fn attempts_fetch(&self, attempts: Vec<AttemptRef>) -> Result<Vec<Row>, Error> {
-        let read = |db: &rusqlite::Connection, attempt: AttemptRef| match sql::attempt_fetch(db, attempt) {
-            Ok(row) => row,
-            Err(error) => {
-                tracing::error!(%attempt, %error, "an attempt in the journal cannot be read; left alone");
-                None
-            }
-        };
-        self.worker.call(Kind::Read, move |db| Ok(attempts.iter().filter_map(|it| read(db, *it)).collect())).await
     }
 
     /// The attempts of these tasks.

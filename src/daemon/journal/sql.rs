@@ -166,18 +166,7 @@ pub(super) fn command_accept(db: &Db, command: &Command, now: Timestamp) -> Resu
     db.has_command(command.sequence);
     match &command.order {
         Order::Spawn(spawn) => {
-            let row = Row {
-                attempt: command.attempt,
-                state: State::Accepted,
-                spawn: Some(spawn.as_ref().clone()),
-                directory: PathBuf::new(),
-                worktree: String::new(),
-                stop: None,
-                complete: None,
-                uploaded: false,
-                created: now,
-                updated: now,
-            };
+            let row = Row::accepted(command.attempt, spawn.as_ref().clone(), now);
             // An attempt that is known already, from its directory or because it was cancelled first, is not started again.
             Ok(if attempt_insert(db, &row)? { Accepted::New } else { Accepted::Known })
         }
