@@ -20,9 +20,14 @@ use crate::domain::{
 /// Warnings of one check; more of them say nothing new.
 const MAX_WARNINGS: usize = 10;
 
-/// What is odd about starting this now. `known` are the journal's attempts of the dependencies, `mine` is what the task's own
-/// plan touches.
-pub fn check(settings: DependencyOrdering, spawn: &Spawn, known: &[Row], mine: &[Category]) -> Vec<String> {
+/// What is odd about starting this now. `known` are the journal's attempts of the dependencies, `mine` finds what the task's own
+/// plan touches: it is asked only where there is something to compare with.
+pub fn check(
+    settings: DependencyOrdering,
+    spawn: &Spawn,
+    known: &[Row],
+    mine: impl FnOnce(&Spawn) -> Vec<Category>,
+) -> Vec<String> {
     if !settings.enabled {
         return Vec::new();
     }
@@ -31,8 +36,8 @@ pub fn check(settings: DependencyOrdering, spawn: &Spawn, known: &[Row], mine: &
         .iter()
         .flat_map(|dependency| incomplete(dependency).into_iter().chain(contradicted(dependency, known)))
         .collect();
-    if settings.auto_detect {
-        warnings.extend(violations(spawn, mine));
+    if settings.auto_detect && !spawn.contract_tasks.is_empty() {
+        warnings.extend(violations(spawn, &mine(spawn)));
     }
     warnings.truncate(MAX_WARNINGS);
     warnings
@@ -172,6 +177,14 @@ mod tests {
         }
     }
 
+    fn nothing(_: &Spawn) -> Vec<Category> {
+        Vec::new()
+    }
+
+    fn ui(_: &Spawn) -> Vec<Category> {
+        vec![Category::Ui]
+    }
+
     const ON: DependencyOrdering = DependencyOrdering { enabled: true, auto_detect: true, warn_on_violation: true };
 
     #[test]
@@ -184,7 +197,7 @@ mod tests {
             other(9, TaskStatus::Cancelled, &[Category::Schema]),
         ];
         let journal = [known(1, State::Over, &"a".repeat(40))];
-        assert_eq!(check(ON, &order, &journal, &[Category::Ui]), Vec::<String>::new());
+        assert_eq!(check(ON, &order, &journal, ui), Vec::<String>::new());
     }
 
     #[test]
@@ -192,10 +205,10 @@ mod tests {
         let mut order = spawn("ui");
         order.dependencies = vec![dependency(1, TaskStatus::Running)];
         assert_eq!(
-            check(ON, &order, &[], &[]),
+            check(ON, &order, &[], nothing),
             ["started although its dependency `dep-1` is not complete: it is RUNNING"]
         );
-        assert!(check(DependencyOrdering { enabled: false, ..ON }, &order, &[], &[]).is_empty());
+        assert!(check(DependencyOrdering { enabled: false, ..ON }, &order, &[], nothing).is_empty());
     }
 
     #[test]
@@ -203,7 +216,7 @@ mod tests {
         let mut order = spawn("ui");
         order.dependencies = vec![dependency(1, TaskStatus::Done), dependency(2, TaskStatus::Done)];
         let journal = [known(1, State::Running, ""), known(2, State::Over, &"b".repeat(40))];
-        let warnings = check(ON, &order, &journal, &[]);
+        let warnings = check(ON, &order, &journal, nothing);
         assert_eq!(warnings.len(), 2);
         assert!(warnings[0].contains("`dep-1` is DONE, but attempt 1 of it is still being worked on here"));
         assert!(warnings[1].contains("`dep-2`") && warnings[1].contains("ended here with bbbb"));
@@ -217,13 +230,13 @@ mod tests {
             other(4, TaskStatus::Pending, &[]),
         ];
         assert_eq!(
-            check(ON, &order, &[], &[Category::Ui]),
+            check(ON, &order, &[], ui),
             ["touches UI, while `task-3`, which touches schema and is not among its dependencies, is PENDING"]
         );
-        assert!(check(ON, &order, &[], &[]).is_empty());
-        assert!(check(DependencyOrdering { auto_detect: false, ..ON }, &order, &[], &[Category::Ui]).is_empty());
+        assert!(check(ON, &order, &[], nothing).is_empty());
+        assert!(check(DependencyOrdering { auto_detect: false, ..ON }, &order, &[], ui).is_empty());
         order.dependencies =
             vec![DependencyResult { task: order.contract_tasks[0].task, ..dependency(3, TaskStatus::Done) }];
-        assert!(check(ON, &order, &[], &[Category::Ui]).is_empty());
+        assert!(check(ON, &order, &[], ui).is_empty());
     }
 }

@@ -444,7 +444,7 @@ impl Runner {
             true => Vec::new(),
             false => self.context.journal.attempts_of(tasks).await.unwrap_or_default(),
         };
-        let warnings = sanity::check(settings, spawn, &known, &sanity::touched(spawn));
+        let warnings = sanity::check(settings, spawn, &known, sanity::touched);
         for warning in &warnings {
             tracing::warn!(warning, "sanity check");
         }

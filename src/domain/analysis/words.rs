@@ -1,64 +1,90 @@
 //! What words say, and which neighbours make them say something else.
 
+use std::sync::LazyLock;
+
 use super::{Category, plan::Word};
 
-/// A word that speaks for a category wherever nothing speaks against it, with the name it is counted under.
-pub(super) fn noun(word: &str) -> Option<(Category, &'static str)> {
+/// Words that speak for a category wherever nothing speaks against it, by the name they are counted under.
+const NOUNS: [(Category, &str, &[&str]); 48] = {
     use Category::{Backend, Schema, Types, Ui};
-    Some(match word {
-        "migration" | "migrations" => (Schema, "migration"),
-        "schema" | "schemas" => (Schema, "schema"),
-        "prisma" => (Schema, "prisma"),
-        "drizzle" => (Schema, "drizzle"),
-        "ddl" => (Schema, "ddl"),
+    [
+        (Schema, "migration", &["migration", "migrations"]),
+        (Schema, "schema", &["schema", "schemas"]),
+        (Schema, "prisma", &["prisma"]),
+        (Schema, "drizzle", &["drizzle"]),
+        (Schema, "ddl", &["ddl"]),
+        (Types, "types", &["types"]),
+        (Types, "typedef", &["typings", "typedef", "typedefs"]),
+        (Types, "model", &["model", "models"]),
+        (Types, "entity", &["entity", "entities"]),
+        (Types, "dto", &["dto", "dtos"]),
+        (Types, "enum", &["enum", "enums"]),
+        (Types, "struct", &["struct", "structs"]),
+        (Types, "dataclass", &["dataclass", "dataclasses"]),
+        (Backend, "api", &["api", "apis"]),
+        (Backend, "endpoint", &["endpoint", "endpoints"]),
+        (Backend, "backend", &["backend", "backends"]),
+        (Backend, "server", &["server", "servers"]),
+        (Backend, "handler", &["handler", "handlers"]),
+        (Backend, "controller", &["controller", "controllers"]),
+        (Backend, "route", &["route", "routes"]),
+        (Backend, "middleware", &["middleware", "middlewares"]),
+        (Backend, "graphql", &["graphql"]),
+        (Backend, "rpc", &["grpc", "rpc", "rpcs"]),
+        (Backend, "service", &["service", "services", "microservice", "microservices"]),
+        (Backend, "webhook", &["webhook", "webhooks"]),
+        (Backend, "resolver", &["resolver", "resolvers"]),
+        (Ui, "ui", &["ui", "uis", "ux"]),
+        (Ui, "frontend", &["frontend", "frontends"]),
+        (Ui, "component", &["component", "components"]),
+        (Ui, "page", &["page", "pages"]),
+        (Ui, "view", &["view", "views"]),
+        (Ui, "screen", &["screen", "screens"]),
+        (Ui, "button", &["button", "buttons"]),
+        (Ui, "dialog", &["modal", "modals", "dialog", "dialogs"]),
+        (Ui, "form", &["form", "forms"]),
+        (Ui, "css", &["css", "scss", "tailwind", "stylesheet", "stylesheets"]),
+        (Ui, "react", &["react"]),
+        (Ui, "vue", &["vue"]),
+        (Ui, "svelte", &["svelte"]),
+        (Ui, "angular", &["angular"]),
+        (Ui, "jsx", &["jsx", "tsx"]),
+        (Ui, "layout", &["layout", "layouts"]),
+        (Ui, "navbar", &["sidebar", "navbar"]),
+        (Ui, "dropdown", &["dropdown", "dropdowns"]),
+        (Ui, "widget", &["widget", "widgets"]),
+        (Ui, "tooltip", &["tooltip", "tooltips"]),
+        (Ui, "dashboard", &["dashboard", "dashboards"]),
+        (Ui, "storybook", &["storybook"]),
+    ]
+};
 
-        "types" => (Types, "types"),
-        "typings" | "typedef" | "typedefs" => (Types, "typedef"),
-        "model" | "models" => (Types, "model"),
-        "entity" | "entities" => (Types, "entity"),
-        "dto" | "dtos" => (Types, "dto"),
-        "enum" | "enums" => (Types, "enum"),
-        "struct" | "structs" => (Types, "struct"),
-        "dataclass" | "dataclasses" => (Types, "dataclass"),
+/// A word, its category, and the name it is counted under.
+type Noun = (&'static str, Category, &'static str);
 
-        "api" | "apis" => (Backend, "api"),
-        "endpoint" | "endpoints" => (Backend, "endpoint"),
-        "backend" | "backends" => (Backend, "backend"),
-        "server" | "servers" => (Backend, "server"),
-        "handler" | "handlers" => (Backend, "handler"),
-        "controller" | "controllers" => (Backend, "controller"),
-        "route" | "routes" => (Backend, "route"),
-        "middleware" | "middlewares" => (Backend, "middleware"),
-        "graphql" => (Backend, "graphql"),
-        "grpc" | "rpc" | "rpcs" => (Backend, "rpc"),
-        "service" | "services" | "microservice" | "microservices" => (Backend, "service"),
-        "webhook" | "webhooks" => (Backend, "webhook"),
-        "resolver" | "resolvers" => (Backend, "resolver"),
+/// [`NOUNS`] by their first letter: most words of a plan are none, and are told from all others by a look at a few.
+static BY_LETTER: LazyLock<[Vec<Noun>; 26]> = LazyLock::new(|| {
+    let mut letters: [Vec<Noun>; 26] = Default::default();
+    for (category, name, words) in NOUNS {
+        for word in words {
+            if let Some(letter) = letter(word) {
+                letters[letter].push((word, category, name));
+            }
+        }
+    }
+    letters
+});
 
-        "ui" | "uis" | "ux" => (Ui, "ui"),
-        "frontend" | "frontends" => (Ui, "frontend"),
-        "component" | "components" => (Ui, "component"),
-        "page" | "pages" => (Ui, "page"),
-        "view" | "views" => (Ui, "view"),
-        "screen" | "screens" => (Ui, "screen"),
-        "button" | "buttons" => (Ui, "button"),
-        "modal" | "modals" | "dialog" | "dialogs" => (Ui, "dialog"),
-        "form" | "forms" => (Ui, "form"),
-        "css" | "scss" | "tailwind" | "stylesheet" | "stylesheets" => (Ui, "css"),
-        "react" => (Ui, "react"),
-        "vue" => (Ui, "vue"),
-        "svelte" => (Ui, "svelte"),
-        "angular" => (Ui, "angular"),
-        "jsx" | "tsx" => (Ui, "jsx"),
-        "layout" | "layouts" => (Ui, "layout"),
-        "sidebar" | "navbar" => (Ui, "navbar"),
-        "dropdown" | "dropdowns" => (Ui, "dropdown"),
-        "widget" | "widgets" => (Ui, "widget"),
-        "tooltip" | "tooltips" => (Ui, "tooltip"),
-        "dashboard" | "dashboards" => (Ui, "dashboard"),
-        "storybook" => (Ui, "storybook"),
-        _ => return None,
-    })
+/// The place of a word's first letter in the alphabet, if it is one of it, and small.
+fn letter(word: &str) -> Option<usize> {
+    let first = *word.as_bytes().first()?;
+    first.is_ascii_lowercase().then(|| usize::from(first - b'a'))
+}
+
+/// What is said of a word in [`NOUNS`].
+pub(super) fn noun(word: &str) -> Option<(Category, &'static str)> {
+    let (_, category, name) = BY_LETTER[letter(word)?].iter().find(|(noun, ..)| *noun == word)?;
+    Some((*category, *name))
 }
 
 /// What a word says between its neighbours.
@@ -224,5 +250,22 @@ fn contradicted(before: &str, name: &str, capitals: bool, next: &str) -> bool {
                 | "keyboard"
         ),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each word is found, under its name and nothing else.
+    #[test]
+    fn every_noun_is_found() {
+        for (category, name, words) in NOUNS {
+            for word in words {
+                assert_eq!(noun(word), Some((category, name)), "{word}");
+                assert_eq!(noun(&format!("{word}x")), None);
+            }
+        }
+        assert_eq!((noun(""), noun("ähm"), noun("Api")), (None, None, None));
     }
 }
