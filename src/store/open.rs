@@ -168,13 +168,15 @@ impl Store {
             .await
             .map_err(|error| not_there(&options, &error).unwrap_or(error.into()))?;
         claim(&mut connection).await?;
+        // To look at the values that a statement is given, whenever it is run, costs more than it brings: the plan is the same.
+        let prepared = options.clone().options([("plan_cache_mode", "force_generic_plan")]);
         let pool = || PgPoolOptions::new().min_connections(1).acquire_timeout(PATIENCE);
         let read = pool().max_connections(READERS).connect_with(options.clone()).await?;
         let write = pool()
             .max_connections(WRITERS)
             // A restart of Postgres shows when a transaction begins; see there.
             .test_before_acquire(false)
-            .connect_with(options.clone())
+            .connect_with(prepared)
             .await?;
         POSTGRES.run(&write).await.map_err(schema_error)?;
         let id = Uuid::new_v4();
