@@ -1,9 +1,13 @@
 //! Half of what the system can do, for twenty minutes: does memory grow, do the journals, does an answer come later at the end?
 //!
 //! ```text
-//!   full rate, shortly ──> half of it, by the clock ──> each tenth: memory, files, how long a call takes
+//!   full rate, shortly ──> half of it, by the clock ──> each tenth: memory, files, how long a call takes,
+//!                                                        │          and after it how soon the bare model starts something
 //!                                                        └─ the last three tenths beside the second to fourth
 //! ```
+//!
+//! What wakes threads and syncs files changes its speed within twenty minutes on a machine that is shared. The bare model shows by
+//! how much: its database is new each time, so it does not know how long all this has been going on.
 //!
 //! The database grows with its tasks, which it keeps; how much each takes is told.
 
@@ -16,6 +20,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     bed::{self, Bed},
+    ceiling,
     figures::{Figures, Goal, median, percentile, word},
     harness::{Client, Database},
     lifecycles::{Made, per_second},
@@ -31,6 +36,8 @@ const TICK: Duration = Duration::from_millis(10);
 const PARTS: u32 = 10;
 /// Tasks of one contract.
 const CONTRACT: usize = 10_000;
+/// Calls of the bare model after each part, and how many of them come before those that count.
+const BARE: (usize, usize) = (180, 30);
 
 /// How it was in one part of the time.
 #[derive(Debug, Default)]
@@ -40,6 +47,8 @@ struct Part {
     journals: f64,
     median: f64,
     worst: f64,
+    /// The bare model's create to durable start, p50.
+    bare: f64,
 }
 
 /// One round on one database.
@@ -61,6 +70,7 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
             journals: mib((0..2).map(|n| journal_bytes(&bed.world.daemon_state(&format!("load-{n}")))).sum()),
             median: percentile(&took, 0.5),
             worst: percentile(&took, 0.99),
+            bare: percentile(&ceiling::starts(database, BARE.0).await.split_off(BARE.1), 0.5),
         };
         figures.note(format!("soak [{}], part {n} of {PARTS}: {part:.2?}", word(Some(database))));
         parts.push(part);
@@ -71,7 +81,16 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
     figures.add("soak: server's memory, end to begin", Some(database), "", grown(|it| it.server), Goal::most(1.1));
     figures.add("soak: daemons' memory, end to begin", Some(database), "", grown(|it| it.daemons), Goal::most(1.1));
     figures.add("soak: journals, end to begin", Some(database), "", grown(|it| it.journals), Goal::most(1.1));
-    figures.add("soak: call p50, end to begin", Some(database), "", grown(|it| it.median), Goal::most(1.1));
+    let (call, bare) = (grown(|it| it.median), grown(|it| it.bare));
+    figures.add("soak: call p50, end to begin", Some(database), "", call, Goal::default());
+    figures.add("soak: start of the bare model p50, end to begin", Some(database), "", bare, Goal::default());
+    figures.add(
+        "soak: call p50, end to begin, beside the bare model's",
+        Some(database),
+        "",
+        call / bare,
+        Goal::most(1.1),
+    );
     figures.add("soak: call p99, end to begin", Some(database), "", grown(|it| it.worst), Goal::most(1.2));
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let each = database_bytes(&bed).await.saturating_sub(before) as f64 / tasks as f64 / 1024.0;
