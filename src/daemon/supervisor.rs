@@ -84,8 +84,8 @@ pub(super) enum Ask {
 
 impl Handle {
     /// Starts and ends what the journal has accepted.
-    pub async fn accepted(&self, commands: Vec<Command>, now: Timestamp) {
-        self.ask(Ask::Accepted(commands, now)).await;
+    pub async fn accepted(&self, commands: Vec<Command>, since: Timestamp) {
+        self.ask(Ask::Accepted(commands, since)).await;
     }
 
     /// Executes the server's verdicts: returns when each is on its way, not when everything has died.
@@ -145,8 +145,9 @@ pub struct Supervisor {
     found: HashMap<AttemptRef, Row>,
     /// Ended, and fenced since: what they made is being kept, or is. A verdict and the answer to a report both say so.
     kept: HashSet<AttemptRef>,
-    /// In the journal, and to end before it was heard that they are to begin: it may be over with them by then.
-    ended_early: HashSet<AttemptRef>,
+    /// In the journal, and started for another reason before it was heard that they are to begin: it may be over with them by
+    /// then.
+    begun_early: HashSet<AttemptRef>,
     publish: watch::Sender<Live>,
     /// Runners say here that they have ended, also by breaking. At most one for each live attempt.
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
@@ -177,7 +178,7 @@ impl Supervisor {
             live: HashMap::new(),
             found: HashMap::new(),
             kept: HashSet::new(),
-            ended_early: HashSet::new(),
+            begun_early: HashSet::new(),
             publish,
             ended: mpsc::unbounded_channel(),
             stopped: Vec::new(),
@@ -219,11 +220,7 @@ impl Supervisor {
 
     async fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Accepted(commands, now) => {
-                for command in commands {
-                    self.command(command, now).await;
-                }
-            }
+            Ask::Accepted(commands, since) => self.accepted(commands, since).await,
             Ask::Verdicts(verdicts, done) => {
                 for (attempt, verdict) in verdicts {
                     self.verdict(attempt, verdict).await;
@@ -251,15 +248,27 @@ impl Supervisor {
 
     // === starting ===
 
-    /// Does what a command asks for that is in the journal since then.
-    async fn command(&mut self, command: Command, now: Timestamp) {
+    /// Does what commands ask for that are in the journal since then. What is to begin and to end at once begins with the wish
+    /// that it ends.
+    async fn accepted(&mut self, commands: Vec<Command>, since: Timestamp) {
+        let cancels = commands.iter().filter_map(|command| match &command.order {
+            Order::Cancel { reason, grace } => {
+                Some((command.attempt, Stop { why: Why::Cancelled, reason: reason.clone(), grace: *grace }))
+            }
+            Order::Spawn(_) | Order::Checkpoint => None,
+        });
+        let mut stops: HashMap<AttemptRef, Stop> = cancels.collect();
+        for command in commands {
+            let stop = stops.remove(&command.attempt).filter(|_| matches!(command.order, Order::Spawn(_)));
+            self.command(command, stop, since).await;
+        }
+    }
+
+    async fn command(&mut self, command: Command, stop: Option<Stop>, since: Timestamp) {
         match command.order {
             Order::Spawn(spawn) => {
                 self.found.remove(&command.attempt);
-                // What the journal has of it need not be read to know it, unless somebody was faster.
-                if !self.ended_early.remove(&command.attempt) {
-                    self.start(Row::accepted(command.attempt, *spawn, now), None);
-                }
+                self.begin(Row { stop, ..Row::accepted(command.attempt, *spawn, since) }).await;
             }
             Order::Cancel { reason, grace } => {
                 self.stop(command.attempt, Stop { why: Why::Cancelled, reason, grace }).await;
@@ -270,6 +279,19 @@ impl Supervisor {
                     tracing::info!(attempt = %command.attempt, "asked for a checkpoint of what does not run any more");
                 }
             },
+        }
+    }
+
+    /// Begins what was accepted. What the journal has of it need not be read, unless somebody was faster.
+    async fn begin(&mut self, row: Row) {
+        if !self.begun_early.remove(&row.attempt) {
+            return self.start(row, None);
+        }
+        match self.context.journal.attempt(row.attempt).await {
+            Ok(Some(row)) if row.state.is_live() => self.start(row, None),
+            Ok(_) => {}
+            // It is in the journal: the next start of the daemon finds it.
+            Err(error) => tracing::error!(error = chain(&error), "the journal cannot be read"),
         }
     }
 
@@ -392,6 +414,9 @@ impl Supervisor {
             self.found.insert(attempt, row);
             return;
         }
+        if row.state == State::Accepted {
+            self.begun_early.insert(attempt);
+        }
         let slot = Arc::clone(&self.context.slots).try_acquire_owned().ok();
         self.start(row, slot);
     }
@@ -423,8 +448,9 @@ impl Supervisor {
         let over = |state| Change { state: Some(state), ..Change::default() };
         match (stop.why, row.state) {
             (_, State::Accepted | State::Running | State::Ending) => {
-                if row.state == State::Accepted {
-                    self.ended_early.insert(attempt);
+                // One without an order was never to begin here.
+                if row.state == State::Accepted && row.spawn.is_some() {
+                    self.begun_early.insert(attempt);
                 }
                 self.start(Row { stop: Some(stop), ..row }, None);
             }
@@ -566,126 +592,4 @@ impl Drop for Guard {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::{path::Path, sync::RwLock};
-
-    use tokio::{sync::Semaphore, time::Instant};
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::{
-        daemon::{
-            agents::Profiles,
-            bulk::Bulk,
-            config::{Config, DiskFloor, Key, Server},
-            health::Health,
-            identity::StateDir,
-            journal::{
-                FILE, Journal,
-                tests::{attempt, spawn},
-            },
-            metrics::Metrics,
-            repository::Repositories,
-            watch::Watch,
-        },
-        domain::{BootId, CommandId, Epoch},
-        runtime::lifecycle::Shutdown,
-    };
-
-    /// To begin an attempt.
-    fn order() -> Command {
-        Command {
-            sequence: 1,
-            id: CommandId(Uuid::from_u128(1)),
-            epoch: Epoch(1),
-            attempt: attempt(1),
-            order: Order::Spawn(Box::new(spawn("one"))),
-        }
-    }
-
-    /// A daemon's parts around a journal with one accepted attempt.
-    pub async fn context(state: &Path, disk_floor: DiskFloor) -> Arc<Context> {
-        let (server, key) = (Server::parse("127.0.0.1:1").unwrap(), Key::parse("mk_daemon_x").unwrap());
-        let config = Config { disk_floor, ..Config::new(server, key, state) };
-        let state = StateDir::open(state).unwrap();
-        let journal = Journal::open(state.path(), clock::now()).unwrap().journal;
-        journal.accept(vec![order()], clock::now()).await.unwrap();
-        let (bulk, _) = Bulk::new();
-        Arc::new(Context {
-            repositories: Repositories::new(state.repositories()),
-            profiles: Profiles::load(config.profiles.clone()),
-            installed: RwLock::default(),
-            hollow: None,
-            health: Health::new(state.path(), config.disk_floor),
-            watch: Watch::new(&Shutdown::new()).0,
-            slots: Arc::new(Semaphore::new(1)),
-            captures: Semaphore::new(1),
-            metrics: Metrics::new(&journal, &config.name),
-            journal,
-            boot: BootId(Uuid::from_u128(2)),
-            attached: Notify::new(),
-            card_changed: Notify::new(),
-            shutdown: Shutdown::new(),
-            bulk,
-            state,
-            config,
-        })
-    }
-
-    fn sql(state: &Path, statement: &str) {
-        rusqlite::Connection::open(state.join(FILE)).unwrap().execute_batch(statement).unwrap();
-    }
-
-    const BREAK: &str = "ALTER TABLE attempts RENAME TO away";
-
-    #[tokio::test]
-    async fn an_inventory_that_cannot_be_read_is_not_an_empty_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let (handle, supervisor) = Supervisor::new(context(dir.path(), DiskFloor::default()).await);
-        let context = Arc::clone(&supervisor.context);
-        context.shutdown.spawn_loop("supervisor", supervisor.run());
-        assert_eq!(handle.inventory().await.unwrap().len(), 1);
-        sql(dir.path(), BREAK);
-        handle.inventory().await.unwrap_err();
-        sql(dir.path(), "ALTER TABLE away RENAME TO attempts");
-        assert_eq!(handle.inventory().await.unwrap().len(), 1);
-        context.shutdown.soft.cancel();
-    }
-
-    /// A wish that an attempt ends may be heard before it is heard that it begins: it does not begin once more afterwards.
-    #[tokio::test]
-    async fn what_has_ended_early_does_not_begin_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (_handle, mut supervisor) = Supervisor::new(context(dir.path(), DiskFloor::default()).await);
-        supervisor.answer(Ask::Cancel(vec![attempt(1)])).await;
-        let ended = supervisor.ended.1.recv().await.unwrap();
-        assert_eq!(ended.how, Some(Finished::Ended));
-        supervisor.runner_ended(ended);
-        supervisor.answer(Ask::Accepted(vec![order()], clock::now())).await;
-        assert!(supervisor.live.is_empty());
-    }
-
-    /// However often its runner breaks, an attempt stays live; a wish that it ends is not kept waiting.
-    #[tokio::test(start_paused = true)]
-    async fn an_attempt_whose_runner_breaks_is_never_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let (_handle, mut supervisor) = Supervisor::new(context(dir.path(), DiskFloor::default()).await);
-        sql(dir.path(), BREAK);
-        let attempt = attempt(1);
-        supervisor.live.insert(attempt, Entry { stop: watch::channel(None).0, asked: Arc::default(), restarts: 0 });
-        supervisor.runner_ended(Ended { attempt, how: None });
-        for restarts in 1..=QUICK_RESTARTS + 3 {
-            let begun = Instant::now();
-            let ended = supervisor.ended.1.recv().await.unwrap();
-            assert_eq!(ended.how, None);
-            let slow = begun.elapsed() >= SLOW_RESTART_DELAY;
-            assert_eq!(slow, restarts > QUICK_RESTARTS, "{restarts}: {:?}", begun.elapsed());
-            supervisor.runner_ended(ended);
-            assert!(supervisor.live.contains_key(&attempt));
-        }
-        let begun = Instant::now();
-        supervisor.live[&attempt].stop.send_replace(Some(stop(Why::Cancelled, "the server wants it to end")));
-        supervisor.ended.1.recv().await.unwrap();
-        assert!(begun.elapsed() < RESTART_DELAY, "{:?}", begun.elapsed());
-    }
-}
+pub(super) mod tests;

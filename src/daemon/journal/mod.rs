@@ -166,8 +166,8 @@ pub struct Row {
 }
 
 impl Row {
-    /// An attempt that has just been accepted.
-    pub fn accepted(attempt: AttemptRef, spawn: Spawn, now: Timestamp) -> Self {
+    /// An attempt that is accepted since then.
+    pub fn accepted(attempt: AttemptRef, spawn: Spawn, since: Timestamp) -> Self {
         Self {
             attempt,
             state: State::Accepted,
@@ -177,8 +177,8 @@ impl Row {
             stop: None,
             complete: None,
             uploaded: false,
-            created: now,
-            updated: now,
+            created: since,
+            updated: since,
         }
     }
 }
