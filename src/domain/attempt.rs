@@ -14,7 +14,7 @@
 //! A FINALIZING attempt has no process left and keeps its slot until its result has arrived: so a daemon that dies with the
 //! only copy of a result is a lost daemon like any other, and the task is tried again from its last checkpoint.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -424,7 +424,7 @@ pub enum AttemptEvent {
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttemptStep {
     /// This is the attempt now.
-    Moved(Box<Attempt>),
+    Moved(Arc<Attempt>),
     /// It had happened before.
     Already,
     /// It is over; nothing happens to it any more.
@@ -438,7 +438,7 @@ impl Attempt {
         let moved = |change: &dyn Fn(&mut Self)| {
             let mut attempt = self.clone();
             change(&mut attempt);
-            AttemptStep::Moved(Box::new(attempt))
+            AttemptStep::Moved(Arc::new(attempt))
         };
         match (&self.state, event) {
             (S::Ended { outcome, .. }, AttemptEvent::Ended { outcome: again }) if outcome == again => {
@@ -450,7 +450,7 @@ impl Attempt {
             {
                 let since = self.started.unwrap_or(now);
                 let state = if self.started.is_some() { S::Running { since } } else { S::Accepted { since } };
-                AttemptStep::Moved(Box::new(Self { state, ..self.clone() }))
+                AttemptStep::Moved(Arc::new(Self { state, ..self.clone() }))
             }
             (S::Ended { .. }, _) => AttemptStep::Over,
             (_, AttemptEvent::Ended { outcome }) => {
@@ -459,7 +459,7 @@ impl Attempt {
             (S::Disconnected { was, .. }, AttemptEvent::Finalizing { .. }) => {
                 let attempt = Self { state: (**was).clone(), ..self.clone() };
                 match attempt.apply(event, now) {
-                    AttemptStep::Already => AttemptStep::Moved(Box::new(attempt)),
+                    AttemptStep::Already => AttemptStep::Moved(Arc::new(attempt)),
                     step => step,
                 }
             }
@@ -475,9 +475,9 @@ impl Attempt {
             (S::Disconnected { was, .. }, AttemptEvent::Revived | AttemptEvent::Accepted | AttemptEvent::Started) => {
                 let mut attempt = Self { state: (**was).clone(), ..self.clone() };
                 if let AttemptStep::Moved(further) = attempt.apply(event, now) {
-                    attempt = *further;
+                    attempt = Arc::unwrap_or_clone(further);
                 }
-                AttemptStep::Moved(Box::new(attempt))
+                AttemptStep::Moved(Arc::new(attempt))
             }
             (_, AttemptEvent::Accepted | AttemptEvent::Revived) => AttemptStep::Already,
             (S::Assigned { .. } | S::Accepted { .. }, AttemptEvent::Started) => moved(&|attempt| {

@@ -1,8 +1,9 @@
 //! What somebody asks for before it exists or changes: checked in form by `wire`, in substance by the ledger.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
+    analysis::{Category, categorize_plan},
     contract::ContractLimits,
     id::{CheckpointId, ContractId, OwnerId, TaskId},
     task::{TaskLimits, TaskSpec},
@@ -44,9 +45,23 @@ pub struct NewTasks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewTask {
     /// What to do; empty repository and base are filled in from the contract.
-    pub spec: TaskSpec,
+    pub spec: Arc<TaskSpec>,
     /// Names of the same call, or names or ids of the contract.
     pub depends_on: Vec<String>,
+    /// What its plan touches, once that has been read.
+    pub touches: Option<Vec<Category>>,
+}
+
+impl NewTask {
+    /// Its plan is not read yet.
+    pub fn new(spec: TaskSpec, depends_on: Vec<String>) -> Self {
+        Self { spec: Arc::new(spec), depends_on, touches: None }
+    }
+
+    /// Finds what its plan touches: some microseconds for each kilobyte.
+    pub fn read_plan(&mut self) {
+        self.touches = Some(categorize_plan(&self.spec.name, &self.spec.plan));
+    }
 }
 
 /// A task to make of the work of another, in the same contract and with the same dependencies.

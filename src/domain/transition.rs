@@ -10,6 +10,8 @@
 //! Reports may repeat, so `Already` is ordinary; `Refused` is an answer too, never a panic. What an attempt says is believed
 //! only of the task's newest attempt, and only while the task is in its hands.
 
+use std::sync::Arc;
+
 use super::{
     attempt::{Failure, FailureClass, TaskResult, Usage},
     checkpoint::Here,
@@ -146,7 +148,7 @@ pub enum RetryFrom {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// This is the task now.
-    Moved(Box<Task>),
+    Moved(Arc<Task>),
     /// It had happened before.
     Already,
 }
@@ -464,7 +466,7 @@ impl Task {
         change(&mut task);
         task.version += 1;
         task.updated = now;
-        Step::Moved(Box::new(task))
+        Step::Moved(Arc::new(task))
     }
 }
 

@@ -283,7 +283,7 @@ impl Session {
     async fn begin(&mut self, welcome: &Welcome, unanswered: Vec<Command>) -> Result<(), End> {
         self.send(pb::attach_response::Kind::Welcome(welcome.into())).await?;
         for command in unanswered {
-            self.command(command).await?;
+            self.command(&command).await?;
         }
         Ok(())
     }
@@ -431,7 +431,7 @@ impl Session {
 
     async fn pushed(&mut self, push: Option<Push>) -> Result<(), End> {
         match push {
-            Some(Push::Command(command)) => self.command(*command).await,
+            Some(Push::Command(command)) => self.command(&command).await,
             Some(Push::Superseded) => {
                 let text = "another process with this daemon's identity has attached".to_owned();
                 Err(End::Closing(pb::ClosingReason::Superseded, text))
@@ -445,10 +445,10 @@ impl Session {
         }
     }
 
-    async fn command(&mut self, mut command: Command) -> Result<(), End> {
-        command.epoch = self.epoch;
+    async fn command(&mut self, command: &Command) -> Result<(), End> {
         self.outstanding.insert(command.sequence, (command.attempt, command.order.kind(), Instant::now()));
-        self.send(pb::attach_response::Kind::Command((&command).into())).await
+        let command = pb::DaemonCommand { session_epoch: self.epoch.0, ..command.into() };
+        self.send(pb::attach_response::Kind::Command(command)).await
     }
 
     async fn answer(&mut self, sequence: i64, journal: JournalId, outcome: &MessageOutcome) -> Result<(), End> {

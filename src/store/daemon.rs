@@ -1,5 +1,7 @@
 //! Daemons, and the commands they have not answered.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::{
@@ -136,7 +138,7 @@ impl Tx {
 
     /// Writes new commands.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> Result<()> {
+    pub async fn commands_insert(&mut self, commands: &[(DaemonId, Arc<Command>)]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
                 "INSERT INTO commands (daemon, sequence, doc) SELECT daemon, sequence, doc FROM {rows} WHERE true",

@@ -9,7 +9,7 @@ pub fn change(change: &Change) -> pb::Change {
     pb::Change {
         sequence: change.sequence,
         time: Some(common::timestamp(change.at)),
-        event: what.event.clone(),
+        event: what.event.to_string(),
         contract_id: change.contract.to_string(),
         task_id: common::id_text(change.task),
         task_name: what.task_name.clone(),
@@ -17,8 +17,8 @@ pub fn change(change: &Change) -> pb::Change {
         status: what.status.map_or(pb::TaskStatus::Unspecified, pb::TaskStatus::from).into(),
         attempt: what.attempt,
         daemon_id: common::id_text(what.daemon),
-        fields: what.fields.clone(),
-        actor: what.actor.clone(),
+        fields: what.fields.iter().map(ToString::to_string).collect(),
+        actor: what.actor().into_owned(),
         detail: what.detail.clone(),
         daemon_name: what.daemon_name.clone(),
     }

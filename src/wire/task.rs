@@ -154,7 +154,7 @@ fn draft(check: &mut Check, prefix: &str, given: pb::TaskSpec) -> NewTask {
         parent,
         branched_from,
     };
-    NewTask { spec, depends_on }
+    NewTask::new(spec, depends_on)
 }
 
 /// The work that a task is to begin from. Of which task it is, the ledger finds out.

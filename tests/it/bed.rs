@@ -193,15 +193,16 @@ impl Bed {
 
 /// A task that any daemon can run.
 pub fn task(name: &str, depends_on: &[&str]) -> NewTask {
-    NewTask {
-        spec: TaskSpec {
-            name: name.to_owned(),
-            plan: "true".to_owned(),
-            agent: "shell".to_owned(),
-            ..TaskSpec::default()
-        },
-        depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
-    }
+    let spec =
+        TaskSpec { name: name.to_owned(), plan: "true".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
+    NewTask::new(spec, depends_on.iter().map(|name| (*name).to_owned()).collect())
+}
+
+/// The same with something else in what is asked.
+pub fn task_with(name: &str, change: impl FnOnce(&mut TaskSpec)) -> NewTask {
+    let mut spec = (*task(name, &[]).spec).clone();
+    change(&mut spec);
+    NewTask::new(spec, Vec::new())
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
@@ -269,7 +270,7 @@ impl Daemon {
     pub async fn command(&mut self) -> Command {
         let next = tokio::time::timeout(Duration::from_secs(20), self.pushes.recv()).await;
         match next.expect("a command in time") {
-            Some(Push::Command(command)) => *command,
+            Some(Push::Command(command)) => (*command).clone(),
             other => panic!("not a command: {other:?}"),
         }
     }

@@ -20,7 +20,7 @@ use makima::{
 use tokio::task::JoinSet;
 
 use crate::{
-    bed::{Bed, Daemon, Kind, complete, crew, task},
+    bed::{Bed, Daemon, Kind, complete, crew, task, task_with},
     both,
     harness::eventually,
 };
@@ -261,11 +261,7 @@ async fn an_unanswered_attempt_is_fenced_in_time(kind: Kind) {
 /// An order takes along the unfinished tasks that its daemon could warn of, as they stand: those that touch what should be
 /// there before what this one touches. What has ended is left out, what was added since is not forgotten.
 async fn an_order_tells_what_should_be_there_first(kind: Kind) {
-    let planned = |name: &str, plan: &str| {
-        let mut task = task(name, &[]);
-        plan.clone_into(&mut task.spec.plan);
-        task
-    };
+    let planned = |name: &str, plan: &str| task_with(name, |spec| plan.clone_into(&mut spec.plan));
     let schema = |name: &str| planned(name, "Add a migration in migrations/001_create_users.sql.");
     let page = |name: &str| planned(name, "Implement src/components/UserProfile.tsx.");
     let told = |spawn: &Spawn| spawn.contract_tasks.iter().map(|it| it.name.clone()).collect::<Vec<_>>();

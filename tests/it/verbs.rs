@@ -21,7 +21,7 @@ use makima::{
 use tokio::task::JoinSet;
 
 use crate::{
-    bed::{Bed, Daemon, Kind, complete, crew, task},
+    bed::{Bed, Daemon, Kind, complete, crew, task, task_with},
     both,
     harness::{
         DaemonOptions, Database, World,
@@ -137,7 +137,7 @@ async fn live(bed: &Bed, contract: ContractId) -> u32 {
 async fn log(bed: &Bed, contract: ContractId) -> Vec<String> {
     let mut tx = bed.store.read().await.expect("read");
     let changes = tx.events_of_contract(contract, 0, 1_000).await.expect("read the log");
-    changes.iter().map(|it| format!("{}: {} ({})", it.what.event, it.what.detail, it.what.actor)).collect()
+    changes.iter().map(|it| format!("{}: {} ({})", it.what.event, it.what.detail, it.what.actor())).collect()
 }
 
 // === another try ===
@@ -246,8 +246,7 @@ async fn spawn_attempt(bed: &Bed, task: TaskId) -> AttemptRef {
 async fn a_foreign_checkpoint_serves_only_its_repository(kind: Kind) {
     let bed = Bed::new(kind).await;
     let mut daemon = bed.daemon("d", 4).await;
-    let mut elsewhere = task("elsewhere", &[]);
-    elsewhere.spec.repository = "https://example.com/other.git".to_owned();
+    let elsewhere = task_with("elsewhere", |spec| spec.repository = "https://example.com/other.git".to_owned());
     let (_, tasks) = bed.contract(vec![task("a", &[])]).await;
     let (first, _) = daemon.run_next(&bed).await;
     let checkpoint = checkpointed(&bed, first.attempt).await;
@@ -326,12 +325,10 @@ async fn a_move_names_what_the_daemon_lacks(kind: Kind) {
         assert!(text.contains(word), "{word}: {text}");
     }
     let (_, labelled) = bed
-        .contract(vec![{
-            let mut labelled = task("labelled", &[]);
-            labelled.spec.labels = vec!["gpu".to_owned()];
-            labelled.spec.agent = "claude".to_owned();
-            labelled
-        }])
+        .contract(vec![task_with("labelled", |spec| {
+            spec.labels = vec!["gpu".to_owned()];
+            spec.agent = "claude".to_owned();
+        })])
         .await;
     let roomy = bed.daemon("roomy", 3).await;
     let text = refused(&bed, reassign(&bed, labelled[0].id, Some(roomy.id))).await;
@@ -433,18 +430,18 @@ async fn a_new_task_begins_from_a_checkpoint(kind: Kind) {
     let (contract, tasks) = bed.contract(vec![task("a", &[])]).await;
     let (first, _) = daemon.run_next(&bed).await;
     let checkpoint = checkpointed(&bed, first.attempt).await;
-    let mut new = task("b", &[]);
-    new.spec.branched_from = Some(BranchedFrom::unnamed(checkpoint, false));
-    let made = bed.add(contract.id, vec![new.clone()]).await;
+    let begin = |checkpoint| Some(BranchedFrom::unnamed(checkpoint, false));
+    let made = bed.add(contract.id, vec![task_with("b", |spec| spec.branched_from = begin(checkpoint))]).await;
     let from = BranchedFrom { task: tasks[0].id, checkpoint, conversation: false };
     assert_eq!(made[0].spec.branched_from, Some(from));
     let (_, spawn) = daemon.run_next(&bed).await;
     assert_eq!(spawn.resume.unwrap().chain[0].id, checkpoint);
-    new.spec.name = "c".to_owned();
-    new.spec.repository = "https://example.com/other.git".to_owned();
-    let mut unknown = task("d", &[]);
-    unknown.spec.branched_from = Some(BranchedFrom::unnamed(CheckpointId(uuid::Uuid::now_v7()), false));
-    let tasks = vec![new, unknown];
+    let elsewhere = task_with("c", |spec| {
+        spec.repository = "https://example.com/other.git".to_owned();
+        spec.branched_from = begin(checkpoint);
+    });
+    let unknown = task_with("d", |spec| spec.branched_from = begin(CheckpointId(uuid::Uuid::now_v7())));
+    let tasks = vec![elsewhere, unknown];
     let op = Op::CreateTasks(makima::domain::draft::NewTasks { owner: bed.owner, contract: Some(contract.id), tasks });
     let text = refused(&bed, op).await;
     assert!(text.contains("tasks[0].checkpoint_id") && text.contains("tasks[1].checkpoint_id"), "{text}");

@@ -171,7 +171,7 @@ fn the_whole_matrix() {
 #[test]
 fn nothing_is_left_of_what_was_before() {
     let moved = |task: &Task, event: &TaskEvent| match task.apply(event, NOW) {
-        Ok(Step::Moved(after)) => *after,
+        Ok(Step::Moved(after)) => Arc::unwrap_or_clone(after),
         other => panic!("{event:?}: {other:?}"),
     };
     let mut running = task(TaskState::Running { since: NOW });
@@ -229,7 +229,7 @@ proptest! {
                         | TaskEvent::ResultStored { .. } | TaskEvent::AttemptFailed { .. } | TaskEvent::AttemptGone { .. }) {
                         prop_assert!(!matches!(after.apply(&event, now), Ok(Step::Moved(_))), "moved twice by {event:?}");
                     }
-                    current = *after;
+                    current = Arc::unwrap_or_clone(after);
                 }
                 Ok(Step::Already) | Err(_) => {}
             }

@@ -139,13 +139,16 @@ impl Work {
         for edge in &edges {
             *unmet.entry(edge.dependent).or_default() += u32::from(!edge.satisfied);
         }
-        for ((task, task_id), begin_from) in new.iter().zip(&ids).zip(begin_from) {
-            let mut spec = task.spec.clone();
-            spec.branched_from = begin_from;
-            if spec.repository.is_empty() {
-                spec.repository.clone_from(&contract.repository);
-                if spec.base_branch.is_empty() {
-                    spec.base_branch.clone_from(&contract.base_branch);
+        for ((draft, task_id), begin_from) in new.iter().zip(&ids).zip(begin_from) {
+            let mut spec = Arc::clone(&draft.spec);
+            if spec.repository.is_empty() || spec.branched_from != begin_from {
+                let own = Arc::make_mut(&mut spec);
+                own.branched_from = begin_from;
+                if own.repository.is_empty() {
+                    own.repository.clone_from(&contract.repository);
+                    if own.base_branch.is_empty() {
+                        own.base_branch.clone_from(&contract.base_branch);
+                    }
                 }
             }
             let class = Requirements::new(&spec.agent, &spec.labels, &spec.repository).class(owner);
@@ -155,13 +158,14 @@ impl Work {
                 contract: id,
                 owner,
                 depth,
-                spec: Arc::new(spec),
+                spec,
                 class,
                 unmet: unmet.get(task_id).copied().unwrap_or(0),
                 checkpoint: begin_from.map(|from| from.checkpoint),
                 now: self.now,
             }
             .task();
+            self.categories.extend(draft.touches.clone().map(|touches| (*task_id, touches)));
             self.task_new(task, actor);
         }
         let pairs = edges.iter().map(|edge| (edge.dependent, edge.dependency)).collect();
@@ -223,8 +227,8 @@ impl Work {
         &mut self,
         owner: OwnerId,
         id: ContractId,
-        event: &str,
-        fields: &[&str],
+        event: &'static str,
+        fields: &[&'static str],
         detail: &str,
         actor: &str,
         change: impl FnOnce(&mut Contract),

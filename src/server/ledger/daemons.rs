@@ -18,7 +18,7 @@ use crate::{
         order::{Answer, OrderKind},
         reconcile::reconcile,
         report::{Complete, Message, MessageOutcome, Report},
-        task::TaskStatus,
+        task::{Task, TaskStatus},
         transition::{Refused, TaskEvent},
     },
     server::blobs::Blobs,
@@ -244,7 +244,8 @@ impl Work {
 
     fn message(&mut self, daemon: DaemonId, message: &Message) -> MessageOutcome {
         let reference = message.attempt;
-        let Some(attempt) = self.attempt_named(reference).filter(|attempt| attempt.daemon == daemon).cloned() else {
+        let named = self.attempt_named(reference).filter(|attempt| attempt.daemon == daemon);
+        let Some(attempt) = named.and_then(|attempt| self.attempts.share(attempt.id)) else {
             return MessageOutcome::Fenced;
         };
         let actor = format!("daemon:{daemon}");
@@ -263,8 +264,9 @@ impl Work {
                 if attempt.fenced {
                     return MessageOutcome::Fenced;
                 }
-                if let Some(task) = self.tasks.get_mut(reference.task)
-                    && task.attempt == reference.number
+                let other = |task: &Task| task.attempt == reference.number && task.branch != *branch;
+                if self.tasks.get(reference.task).is_some_and(other)
+                    && let Some(task) = self.tasks.get_mut(reference.task)
                 {
                     task.branch.clone_from(branch);
                 }
@@ -288,8 +290,8 @@ impl Work {
                 if attempt.warnings.len() < MAX_WARNINGS {
                     attempt.warnings.push(message.clone());
                 }
-                if let Some(task) = self.tasks.get(reference.task).cloned() {
-                    self.log_task(&task, "task.warning", vec!["warnings".to_owned()], &actor, message.clone());
+                if let Some(task) = self.tasks.share(reference.task) {
+                    self.log_task(&task, "task.warning", vec!["warnings"], &actor, message.clone());
                 }
                 MessageOutcome::Applied
             }
@@ -297,8 +299,8 @@ impl Work {
                 let now = self.now;
                 let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
                 attempt.checkpoint_failed = Some((now, message.clone()));
-                if let Some(task) = self.tasks.get(reference.task).cloned() {
-                    let changed = vec!["checkpoint_error".to_owned()];
+                if let Some(task) = self.tasks.share(reference.task) {
+                    let changed = vec!["checkpoint_error"];
                     self.log_task(&task, "task.checkpoint_failed", changed, &actor, message.clone());
                 }
                 MessageOutcome::Applied
@@ -322,7 +324,7 @@ impl Work {
     }
 
     fn complete(&mut self, reference: AttemptRef, complete: &Complete, actor: &str) -> MessageOutcome {
-        let Some(before) = self.attempts.get(reference.id).cloned() else { return MessageOutcome::Fenced };
+        let Some(before) = self.attempts.share(reference.id) else { return MessageOutcome::Fenced };
         if let AttemptState::Ended { outcome: Err(failure), .. } = &before.state
             && failure.class == FailureClass::DaemonLost
             && !before.fenced
@@ -458,7 +460,7 @@ impl Work {
             let _ = self.task_event(reference.task, &event, &format!("daemon:{daemon}"));
         }
         let orphan = self.tasks.get(reference.task).is_none_or(|task| !task.follows(reference.number));
-        if orphan && let Some(task) = self.tasks.get(reference.task).cloned() {
+        if orphan && let Some(task) = self.tasks.share(reference.task) {
             let why = match task.attempt == reference.number {
                 true => "from which the next one does not go on",
                 false => "whose place is taken",
@@ -521,7 +523,7 @@ impl Work {
         finally: bool,
         here: Option<Here>,
     ) {
-        let Some(attempt) = self.attempts.get(reference.id).cloned() else { return };
+        let Some(attempt) = self.attempts.share(reference.id) else { return };
         let ended = AttemptEvent::Ended { outcome: Err(failure.clone()) };
         if let AttemptStep::Moved(_) = self.attempt_event(reference.id, &ended) {
             if attempt.fenced {
@@ -555,10 +557,10 @@ impl Work {
             self.attempt_event(attempt.id, &AttemptEvent::Lost { rerun_at });
             if attempt.fenced {
                 self.attempt_gone(attempt.task, attempt.number, "server");
-            } else if let Some(task) = self.tasks.get(attempt.task).cloned() {
+            } else if let Some(task) = self.tasks.share(attempt.task) {
                 let detail =
                     format!("daemon {name} has gone quiet; the task is tried elsewhere if it does not come back");
-                self.log_task(&task, "task.disconnected", vec!["attempt".to_owned()], "server", detail);
+                self.log_task(&task, "task.disconnected", vec!["attempt"], "server", detail);
             }
         }
         Ok(())
@@ -570,7 +572,7 @@ impl Work {
             let _ = self.task_event(id, &TaskEvent::WaitOver, "server");
         }
         for id in std::mem::take(&mut self.due_attempts) {
-            let Some(attempt) = self.attempts.get(id).cloned() else { continue };
+            let Some(attempt) = self.attempts.share(id) else { continue };
             match &attempt.state {
                 AttemptState::Assigned { answer_by } if *answer_by <= self.now => {
                     if attached(attempt.daemon) {
@@ -604,7 +606,7 @@ impl Work {
     /// The daemon said nothing to a command in time. It may still have started: the attempt is fenced, and its slot is held
     /// until the daemon says that nothing of it is left.
     fn not_answered(&mut self, reference: AttemptRef) {
-        let Some(attempt) = self.attempts.get(reference.id).cloned() else { return };
+        let Some(attempt) = self.attempts.share(reference.id) else { return };
         let failure = Failure::new(FailureClass::Refused, "the daemon did not answer in time");
         let event = self.failed_event(reference, &attempt.daemon, failure, Usage::default(), false, None);
         let _ = self.task_event(reference.task, &event, "server");

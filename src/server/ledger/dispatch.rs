@@ -10,9 +10,12 @@
 //! ([`schedule::shares`]). Each open lane has a task that may start, so that is enough to fill them. Where the heads that were read
 //! of a lane are all given away and it may have more (others are short, or its tasks are urgent), twice as many are read, and all
 //! is decided anew: what is decided in the end is what would be with all heads at hand. The backlog, the number of contracts and
-//! tasks that cannot run now do not count.
+//! tasks that cannot run now do not count. Classes that are known to have no such lane are not walked (`Kept::dry`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{beside, daemons::ANSWER_WITHIN, fleet::Fleet, rows::Rows, work::Work};
 use crate::{
@@ -105,11 +108,16 @@ impl Work {
             return Ok(false);
         }
         let window = room.clamp(MIN_LANES, MAX_LANES);
-        let mut lanes = tx.lanes_walk(&served, i64::from(window)).await?;
+        let walked: Vec<ClassId> = served.iter().filter(|class| !self.kept.dry.contains(class)).copied().collect();
+        let mut lanes = match walked.is_empty() {
+            true => Vec::new(),
+            false => tx.lanes_walk(&walked, i64::from(window)).await?,
+        };
         let mut seen: HashMap<ClassId, u32> = HashMap::new();
         for lane in &lanes {
             *seen.entry(lane.class).or_default() += 1;
         }
+        self.kept.dry.extend(walked.into_iter().filter(|class| !seen.contains_key(class)));
         let more_lanes = seen.values().any(|lanes| *lanes >= window);
         let served: HashSet<ClassId> = served.into_iter().collect();
         // The rows of contracts that this batch opens still say that they are closed.
@@ -129,8 +137,10 @@ impl Work {
             .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
             .collect();
         let assignments = loop {
-            let ready: Vec<Task> =
-                self.tasks.values().filter(|task| task.is_ready() && served.contains(&task.class)).cloned().collect();
+            let ready: Vec<Arc<Task>> = (self.tasks.shared())
+                .filter(|(_, task)| task.is_ready() && served.contains(&task.class))
+                .map(|(_, task)| Arc::clone(task))
+                .collect();
             if ready.is_empty() {
                 break Vec::new();
             }
@@ -242,9 +252,11 @@ impl Work {
     }
 
     /// Dependencies of ready tasks: where their results are, and what goes into the order.
-    async fn load_near(&mut self, tx: &mut impl Rows, ready: &[Task]) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
+    async fn load_near(&mut self, tx: &mut impl Rows, ready: &[Arc<Task>]) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
         let of: Vec<TaskId> = ready.iter().map(|task| task.id).collect();
-        for edge in tx.edges_from(&of).await? {
+        // Those of a new one are here.
+        let there: Vec<TaskId> = of.iter().filter(|id| !self.tasks.is_new(**id)).copied().collect();
+        for edge in tx.edges_from(&there).await? {
             self.edge_loaded(edge);
         }
         let dependencies: HashSet<TaskId> =
@@ -329,7 +341,7 @@ impl Work {
     }
 
     fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys, beside: Vec<ContractTask>) {
-        let Some(task) = self.tasks.get(id).cloned() else { return };
+        let Some(task) = self.tasks.share(id) else { return };
         let number = task.attempt + 1;
         let branch = branch(&task, number);
         let event = TaskEvent::Assigned { attempt: number, daemon, branch: branch.clone() };

@@ -6,20 +6,27 @@
 //! contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
 //! server may take the database over; then no transaction of this one begins any more (`Store::begin`).
 
-use std::{collections::HashMap, hash::Hash, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+};
 
 use super::{beside::Beside, work::Work};
 use crate::domain::{
-    AttemptId, ContractId, DaemonId, TaskId, attempt::Attempt, contract::Contract, daemon::Daemon, task::Task,
+    AttemptId, ClassId, ContractId, DaemonId, TaskId, attempt::Attempt, contract::Contract, daemon::Daemon, task::Task,
 };
 
 /// Bytes of one generation of a kind, roughly: several times what a few thousand attempts under way need.
 const GENERATION_BYTES: usize = 8 << 20;
+/// The same of tasks, which stand there from when the first of their dependencies is done until the last: in a graph without order
+/// that is nearly all of it.
+const TASK_GENERATION_BYTES: usize = 32 << 20;
 /// What a row takes beside its long texts, roughly.
 const ROW_BYTES: usize = 1 << 10;
 
 /// What is kept.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kept {
     contracts: Generations<ContractId, Contract>,
     tasks: Generations<TaskId, Task>,
@@ -27,6 +34,21 @@ pub(super) struct Kept {
     daemons: Generations<DaemonId, Daemon>,
     /// Unfinished tasks of contracts that start tasks.
     pub(super) beside: Beside,
+    /// Classes without an open lane that has a ready task: whatever becomes ready of them is in the batch that makes it so.
+    pub(super) dry: HashSet<ClassId>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            contracts: Generations::new(GENERATION_BYTES),
+            tasks: Generations::new(TASK_GENERATION_BYTES),
+            attempts: Generations::new(GENERATION_BYTES),
+            daemons: Generations::new(GENERATION_BYTES),
+            beside: Beside::default(),
+            dry: HashSet::new(),
+        }
+    }
 }
 
 impl Kept {
@@ -72,6 +94,13 @@ impl Kept {
         for (id, daemon) in work.daemons.shared() {
             self.daemons.put(id, daemon, ROW_BYTES);
         }
+        for (_, task) in work.tasks.dirty_pairs().filter(|(_, task)| task.is_ready()) {
+            self.dry.remove(&task.class);
+        }
+        // Of the lanes of one that is open again nothing is known.
+        if work.contracts.changed_rows().any(|(was, now)| !was.is_open() && now.is_open()) {
+            self.dry.clear();
+        }
         self.beside.learn(work);
     }
 }
@@ -84,15 +113,15 @@ struct Generations<K, V> {
     old: HashMap<K, Arc<V>>,
     /// Of the young ones.
     bytes: usize,
-}
-
-impl<K, V> Default for Generations<K, V> {
-    fn default() -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), bytes: 0 }
-    }
+    /// With more the young ones are old.
+    most: usize,
 }
 
 impl<K: Eq + Hash + Copy, V> Generations<K, V> {
+    fn new(most: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), bytes: 0, most }
+    }
+
     fn get(&self, key: K) -> Option<&Arc<V>> {
         self.young.get(&key).or_else(|| self.old.get(&key))
     }
@@ -102,7 +131,7 @@ impl<K: Eq + Hash + Copy, V> Generations<K, V> {
             return;
         }
         self.bytes += bytes;
-        if self.bytes > GENERATION_BYTES {
+        if self.bytes > self.most {
             self.old = std::mem::take(&mut self.young);
             self.bytes = 0;
         }
@@ -121,7 +150,7 @@ mod tests {
     /// What is newest is found, what is old goes, and what was put again is never found as it was before.
     #[test]
     fn generations_keep_the_newest() {
-        let mut kept: Generations<u32, u32> = Generations::default();
+        let mut kept: Generations<u32, u32> = Generations::new(GENERATION_BYTES);
         let half = GENERATION_BYTES / 2;
         for (key, value) in [(1, 10), (2, 20), (1, 11)] {
             kept.put(key, &Arc::new(value), half);

@@ -338,8 +338,9 @@ impl Writer {
         let writes = !work.is_clean();
         if writes {
             work.classes.retain(|id, _| !self.classes.knows(*id));
-            let last = work.flush(&mut tx).await?;
-            self.commit_tx(tx, last, work.now).await?;
+            let batch = self.store.commits_in_doubt().then(|| BatchId(uuid::Uuid::now_v7()));
+            let last = work.flush(&mut tx, batch).await?;
+            self.commit_tx(tx, last, batch).await?;
             work.measure(&self.metrics, clock::now());
         } else {
             tx.rollback().await?;
@@ -374,18 +375,13 @@ impl Writer {
     }
 
     /// Commits, and finds out whether it did.
-    async fn commit_tx(&mut self, mut tx: store::Tx, last: Option<i64>, now: Timestamp) -> Result<(), Failed> {
-        let batch = BatchId(uuid::Uuid::now_v7());
-        let in_doubt = self.store.commits_in_doubt();
-        if in_doubt {
-            tx.batch_insert(batch, now).await?;
-        }
+    async fn commit_tx(&mut self, tx: store::Tx, last: Option<i64>, batch: Option<BatchId>) -> Result<(), Failed> {
         let begun = Instant::now();
         let committed = tx.commit().await;
         self.metrics.committed(begun.elapsed());
-        match committed {
-            Err(error @ store::Error::Unavailable { .. }) if in_doubt => self.find_out(batch, error).await?,
-            other => other?,
+        match (committed, batch) {
+            (Err(error @ store::Error::Unavailable { .. }), Some(batch)) => self.find_out(batch, error).await?,
+            (committed, _) => committed?,
         }
         if let Some(last) = last {
             self.last.send_replace(last);

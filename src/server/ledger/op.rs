@@ -1,6 +1,8 @@
 //! What can be asked of the ledger: everything that changes a contract, task, attempt, daemon, command or key. Reading this
 //! file explains the subsystem.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 
 use crate::domain::{
@@ -135,7 +137,7 @@ pub struct Attach {
 #[derive(Clone, Debug)]
 pub enum Push {
     /// Send this.
-    Command(Box<Command>),
+    Command(Arc<Command>),
     /// Another process with the same identity has attached.
     Superseded,
     /// The key was revoked.

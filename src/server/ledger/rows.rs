@@ -2,9 +2,11 @@
 //! over whatever has rows. In production that is a transaction of the store, which is where each statement is explained;
 //! the simulation has tables in memory.
 
+use std::sync::Arc;
+
 use crate::{
     domain::{
-        AttemptId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        AttemptId, BatchId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
         attempt::Attempt,
         checkpoint::Checkpoint,
         contract::Contract,
@@ -86,10 +88,11 @@ rows! {
     fn checkpoints_insert(&mut self, checkpoints: &[&Checkpoint]) -> ();
     fn daemons_put(&mut self, daemons: &[&Daemon]) -> ();
     fn daemons_update(&mut self, daemons: &[&Daemon]) -> ();
-    fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> ();
+    fn commands_insert(&mut self, commands: &[(DaemonId, Arc<Command>)]) -> ();
     fn commands_delete(&mut self, commands: &[(DaemonId, i64)]) -> ();
     fn requests_insert(&mut self, requests: &[Remembered]) -> ();
     fn lanes_refresh(&mut self, lanes: &[Lane]) -> ();
     fn lanes_open(&mut self, contracts: &[(ContractId, bool)]) -> ();
+    fn batch_insert(&mut self, id: BatchId, at: Timestamp) -> ();
     fn events_insert(&mut self, events: &[Change]) -> Option<i64>;
 }

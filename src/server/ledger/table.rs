@@ -39,11 +39,21 @@ impl<K: Ord + Copy, V: Clone> Table<K, V> {
     }
 
     /// A row as it will be; does nothing for a key that is not there.
-    pub(super) fn set(&mut self, key: K, value: V) {
+    pub(super) fn set(&mut self, key: K, value: impl Into<Arc<V>>) {
         if let Some(row) = self.rows.get_mut(&key) {
-            row.now = Arc::new(value);
+            row.now = value.into();
             row.changed = true;
         }
+    }
+
+    /// A row as it is in the database; nothing for a new one.
+    pub(super) fn was(&self, key: K) -> Option<&V> {
+        self.rows.get(&key).and_then(|row| row.was.as_deref())
+    }
+
+    /// It was not there before this batch.
+    pub(super) fn is_new(&self, key: K) -> bool {
+        self.rows.get(&key).is_some_and(|row| row.was.is_none())
     }
 
     pub(super) fn contains(&self, key: K) -> bool {
@@ -52,6 +62,11 @@ impl<K: Ord + Copy, V: Clone> Table<K, V> {
 
     pub(super) fn get(&self, key: K) -> Option<&V> {
         self.rows.get(&key).map(|row| &*row.now)
+    }
+
+    /// A row as it is now, to be looked at while others change.
+    pub(super) fn share(&self, key: K) -> Option<Arc<V>> {
+        self.rows.get(&key).map(|row| Arc::clone(&row.now))
     }
 
     /// A row to change.

@@ -63,7 +63,7 @@ impl Work {
     pub(super) fn respec(
         &mut self,
         id: TaskId,
-        event: &str,
+        event: &'static str,
         actor: &str,
         change: impl FnOnce(&mut TaskSpec),
     ) -> Result<Reply, Error> {
@@ -83,8 +83,9 @@ impl Work {
         task.updated = self.now;
         self.names.insert((task.contract, task.spec.name.clone()), id);
         self.respecs.insert(id);
+        self.categories.remove(&id);
         self.look = true;
-        self.log_task(&task, event, vec!["spec".to_owned()], actor, String::new());
+        self.log_task(&task, event, vec!["spec"], actor, String::new());
         self.tasks.set(id, task.clone());
         Ok(Reply::Task(Box::new(task)))
     }
@@ -146,7 +147,7 @@ impl Work {
         if let Some(task) = self.tasks.get_mut(id) {
             task.version += 1;
             let task = task.clone();
-            let fields = vec!["depends_on".to_owned(), "unmet_dependencies".to_owned()];
+            let fields = vec!["depends_on", "unmet_dependencies"];
             self.log_task(&task, "task.dependencies_changed", fields, actor, String::new());
         }
         self.reply_task(id)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{dice::Dice, kept::Kept, op::Error, op::Push, rows::Rows, table::Table};
 use crate::{
     domain::{
-        AttemptId, AttemptRef, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
+        AttemptId, AttemptRef, BatchId, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
         Timestamp,
         analysis::Category,
         attempt::{Attempt, AttemptEvent, AttemptStep},
@@ -57,7 +57,7 @@ pub(super) struct Work {
     pub(super) checkpoints_new: Vec<CheckpointId>,
     /// Names of results' packs that the server has, of attempts that are loaded for their ends.
     pub(super) packs: HashSet<String>,
-    pub(super) commands: Vec<(DaemonId, Command)>,
+    pub(super) commands: Vec<(DaemonId, Arc<Command>)>,
     pub(super) commands_gone: HashSet<(DaemonId, i64)>,
     pub(super) unanswered: HashMap<DaemonId, Vec<Command>>,
     pub(super) changes: Vec<Change>,
@@ -213,11 +213,11 @@ impl Work {
         actor: &str,
         because: Option<&str>,
     ) -> Result<bool, Refused> {
-        let Some(before) = self.tasks.get(id).cloned() else { return Ok(false) };
+        let Some(before) = self.tasks.share(id) else { return Ok(false) };
         match before.apply(event, self.now)? {
             Step::Already => Ok(false),
             Step::Moved(after) => {
-                self.tasks.set(id, (*after).clone());
+                self.tasks.set(id, Arc::clone(&after));
                 if after.is_ready() && !before.is_ready() {
                     self.look = true;
                 }
@@ -256,8 +256,8 @@ impl Work {
         contract.updated = now;
         let after = contract.status();
         contract.ended = (contract.counts.unfinished() == 0 && contract.counts.total() > 0).then_some(now);
-        let contract = contract.clone();
         if before != after {
+            let contract = contract.clone();
             let word = match after {
                 ContractStatus::Active => "contract.active",
                 ContractStatus::Done => "contract.done",
@@ -285,10 +285,10 @@ impl Work {
         if task.is_ready() != ready_before {
             task.version += 1;
             task.updated = now;
-            let task = task.clone();
+            let Some(task) = self.tasks.share(dependent) else { return };
             let word = if task.is_ready() { "task.ready" } else { "task.waiting" };
             self.look |= task.is_ready();
-            let fields = vec!["unmet_dependencies".to_owned(), "pending_reason".to_owned()];
+            let fields = vec!["unmet_dependencies", "pending_reason"];
             self.log_task(&task, word, fields, "server", String::new());
         }
     }
@@ -320,10 +320,10 @@ impl Work {
 
     /// Moves an attempt, with what hangs on it: slots, concurrency, commands. Answers whether it moved.
     pub(super) fn attempt_event(&mut self, id: AttemptId, event: &AttemptEvent) -> AttemptStep {
-        let Some(before) = self.attempts.get(id).cloned() else { return AttemptStep::Over };
+        let Some(before) = self.attempts.share(id) else { return AttemptStep::Over };
         let step = before.apply(event, self.now);
         if let AttemptStep::Moved(after) = &step {
-            self.attempts.set(id, (**after).clone());
+            self.attempts.set(id, Arc::clone(after));
             if !before.is_live()
                 && after.is_live()
                 && let Some(contract) = self.contracts.get_mut(after.contract)
@@ -367,12 +367,12 @@ impl Work {
         let id = CommandId(self.new_id());
         let Some(to) = self.daemons.get_mut(daemon) else { return };
         to.last_command += 1;
-        let command = Command { sequence: to.last_command, id, epoch: to.epoch, attempt, order };
+        let command = Arc::new(Command { sequence: to.last_command, id, epoch: to.epoch, attempt, order });
         if let Some(attempt) = self.attempts.get_mut(attempt.id) {
             attempt.commands.push(command.sequence);
         }
-        self.commands.push((daemon, command.clone()));
-        self.pushes.push((daemon, Push::Command(Box::new(command))));
+        self.commands.push((daemon, Arc::clone(&command)));
+        self.pushes.push((daemon, Push::Command(command)));
     }
 
     /// A new task: counted, logged, its class known.
@@ -398,24 +398,30 @@ impl Work {
 
     // === the log ===
 
-    pub(super) fn log_task(&mut self, task: &Task, event: &str, fields: Vec<String>, actor: &str, detail: String) {
+    pub(super) fn log_task(
+        &mut self,
+        task: &Task,
+        event: &'static str,
+        fields: Vec<&'static str>,
+        actor: &str,
+        detail: String,
+    ) {
         let daemon_name = task.daemon.map(|daemon| self.daemon_name(daemon)).unwrap_or_default();
         self.changes.push(Change {
             sequence: 0,
             at: self.now,
-            owner: task.owner,
             contract: task.contract,
             task: Some(task.id),
             what: What {
-                event: event.to_owned(),
+                event: event.into(),
                 task_name: task.spec.name.clone(),
                 version: task.version,
                 status: Some(task.status()),
                 attempt: task.attempt,
                 daemon: task.daemon,
                 daemon_name,
-                fields,
-                actor: actor.to_owned(),
+                fields: fields.into_iter().map(Into::into).collect(),
+                said_by: What::said_by(actor, task.daemon),
                 detail,
             },
         });
@@ -424,27 +430,26 @@ impl Work {
     pub(super) fn log_contract(
         &mut self,
         contract: &Contract,
-        event: &str,
-        fields: &[&str],
+        event: &'static str,
+        fields: &[&'static str],
         actor: &str,
         detail: String,
     ) {
         self.changes.push(Change {
             sequence: 0,
             at: self.now,
-            owner: contract.owner,
             contract: contract.id,
             task: None,
             what: What {
-                event: event.to_owned(),
+                event: event.into(),
                 task_name: String::new(),
                 version: contract.version,
                 status: None,
                 attempt: 0,
                 daemon: None,
                 daemon_name: String::new(),
-                fields: fields.iter().map(|field| (*field).to_owned()).collect(),
-                actor: actor.to_owned(),
+                fields: fields.iter().map(|field| (*field).into()).collect(),
+                said_by: What::said_by(actor, None),
                 detail,
             },
         });
@@ -452,8 +457,9 @@ impl Work {
 
     // === writing ===
 
-    /// Writes everything that has changed. Answers the last sequence of the log, if it grew.
-    pub(super) async fn flush(&self, tx: &mut impl Rows) -> StoreResult<Option<i64>> {
+    /// Writes everything that has changed, and the mark by which the batch is found again, if it has one. Answers the last
+    /// sequence of the log, if it grew.
+    pub(super) async fn flush(&self, tx: &mut impl Rows, batch: Option<BatchId>) -> StoreResult<Option<i64>> {
         for (id, name) in &self.owners_new {
             tx.owner_insert(*id, name, self.now).await?;
         }
@@ -491,6 +497,9 @@ impl Work {
         let commands_gone: Vec<_> = self.commands_gone.iter().copied().collect();
         tx.commands_delete(&commands_gone).await?;
         tx.requests_insert(&self.remember).await?;
+        if let Some(batch) = batch {
+            tx.batch_insert(batch, self.now).await?;
+        }
         let last = tx.events_insert(&self.changes).await?;
         let respecs: Vec<&Task> = changed.iter().filter(|task| self.respecs.contains(&task.id)).copied().collect();
         tx.tasks_respec(&respecs).await?;
@@ -524,7 +533,16 @@ impl Work {
     }
 
     /// Lanes whose head may have changed.
+    ///
+    /// Not those that have none in the database and get none: where whatever becomes ready starts at once, as on any system that
+    /// is not full, that would be most. When such a lane was served last is not known then; it takes the first turn once there
+    /// is a backlog.
     fn lanes(&self) -> Vec<Lane> {
+        let ready: HashSet<(ContractId, ClassId)> =
+            self.tasks.values().filter(|task| task.is_ready()).map(|task| (task.contract, task.class)).collect();
+        let had_none = |(contract, class): &(ContractId, ClassId)| {
+            self.kept.dry.contains(class) && self.contracts.was(*contract).is_none_or(Contract::is_open)
+        };
         let mut lanes: BTreeMap<(ContractId, ClassId), OwnerId> = BTreeMap::new();
         for (was, task) in self.tasks.dirty_pairs() {
             if was.map(|was| (was.is_ready(), was.class)) != Some((task.is_ready(), task.class))
@@ -536,7 +554,8 @@ impl Work {
                 }
             }
         }
-        let lanes = lanes.into_iter().map(|((contract, class), owner)| Lane {
+        let changed = lanes.into_iter().filter(|(lane, _)| ready.contains(lane) || !had_none(lane));
+        let lanes = changed.map(|((contract, class), owner)| Lane {
             contract,
             class,
             owner,
@@ -614,7 +633,7 @@ fn detail(event: &TaskEvent, after: &Task) -> String {
 }
 
 /// Names of the fields of the API's task that differ.
-fn fields(before: &Task, after: &Task) -> Vec<String> {
+fn fields(before: &Task, after: &Task) -> Vec<&'static str> {
     let differs = [
         ("status", before.status() != after.status()),
         ("attempt", before.attempt != after.attempt),
@@ -629,5 +648,5 @@ fn fields(before: &Task, after: &Task) -> Vec<String> {
         ("interrupt_time", before.interrupted != after.interrupted),
         ("checkpoint_id", before.checkpoint != after.checkpoint),
     ];
-    differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
 }

@@ -43,7 +43,11 @@ use super::{
     uploads::Uploads,
 };
 use crate::{
-    domain::{OwnerId, TaskId, task::Task},
+    domain::{
+        OwnerId, TaskId,
+        draft::{NewContract, NewTask, NewTasks},
+        task::Task,
+    },
     runtime::lifecycle::Shutdown,
     store::{self, Store, Tx},
     wire::{
@@ -99,6 +103,27 @@ impl Deref for Api {
 /// Where the answers of a streaming rpc come from.
 pub type Answers<T> = ReceiverStream<Result<T, Status>>;
 
+/// Bytes of plans that are read at once, in less than a millisecond; with more a thread would be missed by others.
+const PLANS_AT_ONCE: usize = 64 << 10;
+
+/// Finds what the plans of new tasks touch. The ledger would, but everybody waits for that, and it takes longer than to make the tasks.
+async fn with_plans_read(mut op: Op) -> ApiResult<Op> {
+    let (Op::CreateContract(NewContract { tasks, .. }) | Op::CreateTasks(NewTasks { tasks, .. })) = &mut op else {
+        return Ok(op);
+    };
+    if tasks.iter().map(|task| task.spec.plan.len()).sum::<usize>() <= PLANS_AT_ONCE {
+        tasks.iter_mut().for_each(NewTask::read_plan);
+        return Ok(op);
+    }
+    let mut unread = std::mem::take(tasks);
+    let read = move || {
+        unread.iter_mut().for_each(NewTask::read_plan);
+        unread
+    };
+    *tasks = tokio::task::spawn_blocking(read).await.map_err(ApiError::internal)?;
+    Ok(op)
+}
+
 impl Api {
     /// Services on these. `Feed::run` and `OutputStore::run` must be run beside them.
     pub fn new(
@@ -122,6 +147,7 @@ impl Api {
 
     /// Does an operation for a caller.
     async fn submit(&self, caller: &Caller, repeat: Option<Repeat>, op: Op) -> ApiResult<Reply> {
+        let op = with_plans_read(op).await?;
         self.ledger.submit(Request { actor: caller.actor(), repeat, op }).await.map_err(api_error)
     }
 

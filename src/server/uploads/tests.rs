@@ -110,10 +110,10 @@ async fn bed(directory: &Path) -> (Bed, AttemptRef, Epoch, Blobs) {
         base_branch: String::new(),
         limits: ContractLimits { rerun_after: Duration::ZERO, ..ContractLimits::default() },
         hold: false,
-        tasks: vec![NewTask {
-            spec: TaskSpec { name: "a".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() },
-            depends_on: Vec::new(),
-        }],
+        tasks: vec![NewTask::new(
+            TaskSpec { name: "a".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() },
+            Vec::new(),
+        )],
     };
     bed.ledger.server(Op::CreateContract(contract)).await.unwrap();
     let Some(Push::Command(command)) = pushes.recv().await else { panic!("no command") };

@@ -1,5 +1,7 @@
 //! Attempts, daemons and their commands.
 
+use std::sync::Arc;
+
 use makima::domain::{
     AttemptId, AttemptRef, CommandId, DaemonId, Epoch,
     attempt::{Attempt, AttemptState},
@@ -193,7 +195,7 @@ async fn commands_in_order(kind: Kind) {
     let (spawn, last) = (spawn(&task, 9, 50), cancel(i64::MAX));
     let mut tx = fresh.begin().await;
     let written = [(d1, cancel(10)), (d2, last.clone()), (d1, spawn.clone()), (d2, cancel(9))];
-    tx.commands_insert(&written).await.unwrap();
+    tx.commands_insert(&written.map(|(daemon, command)| (daemon, Arc::new(command)))).await.unwrap();
     tx.commands_insert(&[]).await.unwrap();
     tx.commit().await.unwrap();
 

@@ -1,43 +1,42 @@
 //! The event log.
 
 use makima::{
-    domain::{ContractId, OwnerId, TaskId, event::Change},
+    domain::{ContractId, TaskId, event::Change},
     store::Tx,
 };
 
 use super::{
     Fresh,
-    samples::{ODD, at, change, id, owner},
+    samples::{ODD, at, change, id},
 };
 use crate::{bed::Kind, both};
 
 both!(changes_come_back_in_order, sequences_are_never_used_again);
 
 /// Appends changes that only their words tell apart.
-async fn append(tx: &mut Tx, owner: OwnerId, places: &[(u128, Option<u128>)]) -> Option<i64> {
+async fn append(tx: &mut Tx, places: &[(u128, Option<u128>)]) -> Option<i64> {
     let changes: Vec<_> = (0..)
         .zip(places)
         .map(|(n, (contract, task))| {
             let task = task.map(|task| TaskId(id(task)));
-            change(owner, ContractId(id(*contract)), task, at(n), &format!("task.{n}"))
+            change(ContractId(id(*contract)), task, at(n), &format!("task.{n}"))
         })
         .collect();
     tx.events_insert(&changes).await.unwrap()
 }
 
 fn words(changes: &[Change]) -> Vec<&str> {
-    changes.iter().map(|change| change.what.event.as_str()).collect()
+    changes.iter().map(|change| change.what.event.as_ref()).collect()
 }
 
 /// Whole, with the sequence filled in, in the order they were given, by contract and by task.
 async fn changes_come_back_in_order(kind: Kind) {
     let fresh = Fresh::new(kind).await;
-    let owner = owner();
     let mut tx = fresh.begin().await;
     assert_eq!(tx.events_last().await.unwrap(), 0);
     assert_eq!(tx.events_insert(&[]).await.unwrap(), None);
     let places = [(1, Some(10)), (1, None), (2, Some(20)), (1, Some(11)), (1, Some(10))];
-    let last = append(&mut tx, owner, &places).await.expect("a sequence");
+    let last = append(&mut tx, &places).await.expect("a sequence");
     tx.commit().await.unwrap();
 
     let mut tx = fresh.begin().await;
@@ -46,7 +45,7 @@ async fn changes_come_back_in_order(kind: Kind) {
     assert!(one.is_sorted_by(|a, b| a.sequence < b.sequence));
     assert_eq!(one[3].sequence, last);
     assert_eq!(tx.events_last().await.unwrap(), last);
-    let mut expected = change(owner, ContractId(id(1)), Some(TaskId(id(10))), at(0), "task.0");
+    let mut expected = change(ContractId(id(1)), Some(TaskId(id(10))), at(0), "task.0");
     expected.sequence = one[0].sequence;
     assert_eq!(one[0], expected);
     assert_eq!(one[0].what.detail, ODD);
@@ -64,7 +63,7 @@ async fn changes_come_back_in_order(kind: Kind) {
 
     // Many at once keep their order.
     let many: Vec<_> = (0..2_000).map(|_| (3, None)).collect();
-    append(&mut tx, owner, &many).await;
+    append(&mut tx, &many).await;
     let read = tx.events_of_contract(ContractId(id(3)), last, 10_000).await.unwrap();
     assert_eq!(words(&read), (0..2_000).map(|n| format!("task.{n}")).collect::<Vec<_>>());
 }
@@ -72,9 +71,8 @@ async fn changes_come_back_in_order(kind: Kind) {
 /// Not after what had them was rolled back or forgotten: a resume token that was given out never comes to mean another change.
 async fn sequences_are_never_used_again(kind: Kind) {
     let fresh = Fresh::new(kind).await;
-    let owner = owner();
     let mut tx = fresh.begin().await;
-    let first = append(&mut tx, owner, &[(1, None), (1, None)]).await.unwrap();
+    let first = append(&mut tx, &[(1, None), (1, None)]).await.unwrap();
     tx.commit().await.unwrap();
     let mut tx = fresh.begin().await;
     assert_eq!(tx.events_forgotten().await.unwrap(), 0);
@@ -82,6 +80,6 @@ async fn sequences_are_never_used_again(kind: Kind) {
     assert_eq!(tx.events_forgotten().await.unwrap(), first);
     tx.commit().await.unwrap();
     let mut tx = fresh.begin().await;
-    let next = append(&mut tx, owner, &[(1, None)]).await.unwrap();
+    let next = append(&mut tx, &[(1, None)]).await.unwrap();
     assert!(next > first, "{next} after {first}");
 }

@@ -1,5 +1,7 @@
 //! What is asked to show how the server stands.
 
+use std::sync::Arc;
+
 use makima::{
     domain::{
         CommandId, DaemonId, Timestamp,
@@ -21,9 +23,9 @@ use crate::{bed::Kind, both};
 both!(commands_that_wait_have_an_age, live_attempts_are_counted, unfinished_tasks_are_counted);
 
 /// A command with an id that was made then.
-fn command(template: &Command, sequence: i64, seconds: u64) -> Command {
+fn command(template: &Command, sequence: i64, seconds: u64) -> Arc<Command> {
     let made = Uuid::new_v7(uuid::Timestamp::from_unix(NoContext, seconds, 0));
-    Command { sequence, id: CommandId(made), ..template.clone() }
+    Arc::new(Command { sequence, id: CommandId(made), ..template.clone() })
 }
 
 /// The oldest is the first of some daemon, whichever daemon that is, and whatever its number.

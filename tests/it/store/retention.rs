@@ -78,7 +78,7 @@ async fn events_are_forgotten_in_portions(kind: Kind) {
     let fresh = Fresh::new(kind).await;
     let (owner, contract) = (owner(), ContractId(id(1)));
     let mut tx = fresh.begin().await;
-    let changes: Vec<_> = (0..10).map(|n| change(owner, contract, None, at(n), &format!("{n}"))).collect();
+    let changes: Vec<_> = (0..10).map(|n| change(contract, None, at(n), &format!("{n}"))).collect();
     tx.events_insert(&changes).await.unwrap();
     let kept = tx.events_of_contract(contract, 0, 100).await.unwrap();
     assert_eq!(tx.events_forget(at(0), 100).await.unwrap(), 0);
@@ -139,7 +139,7 @@ async fn contracts_go_with_all_of_theirs(kind: Kind) {
         let edge = Edge { dependent: task.id, dependency: TaskId(id(9)), contract: contract.id, satisfied: false };
         tx.edges_put(&[edge]).await.unwrap();
         tx.lanes_refresh(&[lane]).await.unwrap();
-        tx.events_insert(&[change(owner, contract.id, Some(task.id), at(1), "e")]).await.unwrap();
+        tx.events_insert(&[change(contract.id, Some(task.id), at(1), "e")]).await.unwrap();
     }
     tx.contracts_delete(&[]).await.unwrap();
     tx.contracts_delete(&[ids[1]]).await.unwrap();

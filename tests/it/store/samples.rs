@@ -341,23 +341,22 @@ pub fn spawn(task: &Task, sequence: i64, n: u128) -> Command {
     }
 }
 
-pub fn change(owner: OwnerId, contract: ContractId, task: Option<TaskId>, when: Timestamp, event: &str) -> Change {
+pub fn change(contract: ContractId, task: Option<TaskId>, when: Timestamp, event: &str) -> Change {
     Change {
         sequence: 0,
         at: when,
-        owner,
         contract,
         task,
         what: What {
-            event: event.to_owned(),
+            event: event.to_owned().into(),
             task_name: ODD.to_owned(),
             version: 9,
             status: Some(TaskStatus::AwaitingInput),
             attempt: 2,
             daemon: Some(DaemonId(id(7))),
             daemon_name: ODD.to_owned(),
-            fields: vec!["status".to_owned()],
-            actor: "server".to_owned(),
+            fields: vec!["status".into()],
+            said_by: "server".into(),
             detail: ODD.to_owned(),
         },
     }

@@ -70,9 +70,9 @@ impl Story {
             pushes: Vec::new(),
         };
         story.attach(0, &[]).unwrap();
-        let tasks = tasks.iter().map(|(name, depends_on)| NewTask {
-            spec: TaskSpec { name: (*name).to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() },
-            depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
+        let tasks = tasks.iter().map(|(name, depends_on)| {
+            let spec = TaskSpec { name: (*name).to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
+            NewTask::new(spec, depends_on.iter().map(|name| (*name).to_owned()).collect())
         });
         let contract = NewContract {
             owner: OWNER,
@@ -106,7 +106,7 @@ impl Story {
         let room = work.room(&self.fleet.read().unwrap());
         self.more = at_once(work.dispatch(&mut self.memory, room, &self.classes, &self.keys)).unwrap();
         self.dice = std::mem::take(&mut work.dice);
-        at_once(work.flush(&mut self.memory)).unwrap();
+        at_once(work.flush(&mut self.memory, None)).unwrap();
         self.classes.learn(&work);
         self.kept = work.keep();
         Writer::take_effect(&mut self.fleet.write().unwrap(), &work, &requests, &replies);

@@ -1,12 +1,15 @@
 //! The database, in memory: what [`Rows`] promises, by maps. Results come in the order of keys, whatever the order of the
 //! question, so that a history repeats.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::super::rows::Rows;
 use crate::{
     domain::{
-        AttemptId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
+        AttemptId, BatchId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
         attempt::Attempt,
         checkpoint::Checkpoint,
         contract::Contract,
@@ -311,8 +314,9 @@ impl Rows for Memory {
         Ok(())
     }
 
-    async fn commands_insert(&mut self, commands: &[(DaemonId, Command)]) -> Result<()> {
-        self.commands.extend(commands.iter().map(|(daemon, command)| ((*daemon, command.sequence), command.clone())));
+    async fn commands_insert(&mut self, commands: &[(DaemonId, Arc<Command>)]) -> Result<()> {
+        self.commands
+            .extend(commands.iter().map(|(daemon, command)| ((*daemon, command.sequence), (**command).clone())));
         Ok(())
     }
 
@@ -343,6 +347,10 @@ impl Rows for Memory {
                 row.is_open = *is_open;
             }
         }
+        Ok(())
+    }
+
+    async fn batch_insert(&mut self, _: BatchId, _: Timestamp) -> Result<()> {
         Ok(())
     }
 

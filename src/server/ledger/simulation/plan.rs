@@ -176,7 +176,7 @@ impl World {
                 priority: i32::try_from(self.below(3)).unwrap_or(0),
                 ..TaskSpec::default()
             };
-            NewTask { spec, depends_on }
+            NewTask::new(spec, depends_on)
         });
         let tasks = tasks.collect();
         let limits = ContractLimits {

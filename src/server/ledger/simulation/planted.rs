@@ -1,7 +1,7 @@
 //! Bugs put in on purpose, to see that the checks find them. They wrap what the ledger has done, or are habits of the model's
 //! own daemon and server; the ledger itself knows nothing of them.
 
-use super::super::{Fleet, Op, Request, work::Work};
+use super::super::{Fleet, Op, Request, kept::Kept, work::Work};
 use crate::domain::{
     report::{Message, Report},
     task::{Task, TaskState},
@@ -22,18 +22,31 @@ pub(super) enum Planted {
     EndSaidBeforeDeath,
     /// Silence is not noticed.
     LossIgnored,
+    /// A class that had nothing to start is not looked at again.
+    DryForEver,
 }
 
 impl Planted {
     /// All of them.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::FenceIgnored,
         Self::SatisfiedTwice,
         Self::SlotFreedEarly,
         Self::OutboxNotResent,
         Self::EndSaidBeforeDeath,
         Self::LossIgnored,
+        Self::DryForEver,
     ];
+}
+
+/// What is kept of a batch that was committed.
+pub(super) fn kept(planted: Option<Planted>, work: &mut Work) -> Kept {
+    let dry = work.kept.dry.clone();
+    let mut kept = work.keep();
+    if planted == Some(Planted::DryForEver) {
+        kept.dry.extend(dry);
+    }
+    kept
 }
 
 /// After an operation was folded.

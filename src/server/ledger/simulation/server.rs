@@ -252,7 +252,7 @@ impl World {
         }
         memory.changes.clear();
         if !work.is_clean() {
-            if let Err(error) = at_once(work.flush(memory)) {
+            if let Err(error) = at_once(work.flush(memory, None)) {
                 unreachable!("rows in memory can be written: {error}");
             }
             self.committed(&work);
@@ -264,7 +264,7 @@ impl World {
         }
         let Some(life) = &mut self.server.life else { return };
         life.classes.learn(&work);
-        life.kept = work.keep();
+        life.kept = planted::kept(planted, &mut work);
         life.look = more;
         if let Some(due) = work.earliest_due() {
             life.due.earlier(due);

@@ -155,7 +155,7 @@ impl World {
                     }
                     match open.pushes.try_recv() {
                         Ok(Push::Command(command)) => {
-                            self.commands(link, *command);
+                            self.commands(link, (*command).clone());
                             continue;
                         }
                         Ok(Push::Superseded) => return self.session_ends(link, Some(Closing::Superseded)),
