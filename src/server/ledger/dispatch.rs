@@ -109,10 +109,7 @@ impl Work {
         }
         let window = room.clamp(MIN_LANES, MAX_LANES);
         let walked: Vec<ClassId> = served.iter().filter(|class| !self.kept.dry.contains(class)).copied().collect();
-        let mut lanes = match walked.is_empty() {
-            true => Vec::new(),
-            false => tx.lanes_walk(&walked, i64::from(window)).await?,
-        };
+        let mut lanes = tx.lanes_walk(&walked, i64::from(window)).await?;
         let mut seen: HashMap<ClassId, u32> = HashMap::new();
         for lane in &lanes {
             *seen.entry(lane.class).or_default() += 1;
