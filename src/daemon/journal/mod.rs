@@ -49,7 +49,7 @@ use worker::{Kind, Worker};
 /// Name of the file in the state directory.
 pub const FILE: &str = "journal.sqlite";
 /// The form of the tables that this version writes.
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 /// Damaged journals kept aside before opening gives up: a disk that breaks every new file needs a person.
 const MAX_CORRUPT: u32 = 1_000;
 /// Commands kept after their attempts are gone, so that one sent again is known again.
@@ -357,7 +357,7 @@ impl Journal {
 
     /// How it stands, to be shown.
     pub async fn measure(&self) -> Result<Measured, Error> {
-        self.worker.call(Kind::Read, |db| sql::measure(db)).await
+        self.worker.call(Kind::Read, sql::measure).await
     }
 
     /// Takes commands into the journal, all in one transaction, and says of each what became of it.
@@ -422,7 +422,7 @@ impl Journal {
 
     /// Files that are to reach the server, in the order they were made.
     pub async fn uploads_pending(&self) -> Result<Vec<Upload>, Error> {
-        self.worker.call(Kind::Read, |db| uploads::list(db)).await
+        self.worker.call(Kind::Read, uploads::list).await
     }
 
     /// An upload has ended. The attempt whose last debt that was is over; one whose result cannot be brought to the server
@@ -455,17 +455,17 @@ impl Journal {
 
     /// The number of the hello that is about to be said: higher than that of any before it.
     pub async fn attach(&self) -> Result<i64, Error> {
-        self.worker.call(Kind::Durable, |db| sql::attach(db)).await
+        self.worker.call(Kind::Durable, sql::attach).await
     }
 
     /// Where it stands.
     pub async fn standing(&self) -> Result<Standing, Error> {
-        self.worker.call(Kind::Read, |db| sql::standing(db)).await
+        self.worker.call(Kind::Read, sql::standing).await
     }
 
     /// Every attempt.
     pub async fn attempts(&self) -> Result<Vec<Row>, Error> {
-        self.worker.call(Kind::Read, |db| sql::attempts_list(db)).await
+        self.worker.call(Kind::Read, sql::attempts_list).await
     }
 
     /// One attempt.
@@ -497,7 +497,7 @@ impl Journal {
 
     /// Forgets commands whose attempts are forgotten, and that are so old that nobody sends them again.
     pub async fn prune_commands(&self) -> Result<(), Error> {
-        self.worker.call(Kind::Lazy, |db| sql::prune_commands(db)).await
+        self.worker.call(Kind::Lazy, sql::prune_commands).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row as SqlRow, params};
+use rusqlite::{Connection, ErrorCode, Row as SqlRow, params};
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
@@ -22,19 +22,18 @@ use crate::domain::{
 };
 
 /// What each version adds to the one before; the number of the last is [`SCHEMA_VERSION`].
-const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
     include_str!("../../../migrations/daemon/0001_journal.sql"),
     include_str!("../../../migrations/daemon/0002_uploads.sql"),
     include_str!("../../../migrations/daemon/0003_attaches.sql"),
     include_str!("../../../migrations/daemon/0004_orders.sql"),
     include_str!("../../../migrations/daemon/0005_documents.sql"),
+    include_str!("../../../migrations/daemon/0006_places.sql"),
 ];
 /// Pages of the write-ahead log before they go to the file: 16 MiB, which are read in a few milliseconds when it is opened.
 const LOG_PAGES: i64 = 4_096;
 /// Bytes of the log that stay when it begins again: more than those pages, with their headers and the last transaction.
 const LOG_LIMIT: i64 = 24 * 1024 * 1024;
-/// Statements that stay prepared: all there are.
-const STATEMENTS: usize = 64;
 /// How long SQLite waits for a lock. Nobody else should have the file: this is for a person who looks into it.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -76,7 +75,6 @@ pub(super) fn open(path: &Path, now: Timestamp) -> Result<(Connection, JournalId
     // was, since to grow it costs more than to write it.
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failed)?;
     connection.pragma_update(None, "journal_size_limit", LOG_LIMIT).map_err(failed)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
     if check != "ok" {
         return Err(OpenError::Corrupt(check));
@@ -144,25 +142,20 @@ pub(super) fn move_aside(path: &Path) -> Result<PathBuf, Error> {
 
 // === commands ===
 
-pub(super) fn command_accept(db: &Db, command: &Command, now: Timestamp) -> Result<Accepted, Error> {
-    let known: Option<(i64, String, Option<String>)> = db
-        .prepare_cached("SELECT sequence, attempt_id, content FROM commands WHERE command_id = ?1")?
-        .query_row([command.id.to_string()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
-    if let Some((sequence, attempt, content)) = known {
-        let same = sequence == command.sequence
-            && attempt == command.attempt.id.to_string()
-            && same_content(db, command, content.as_deref())?;
-        return Ok(if same { Accepted::Known } else { Accepted::Conflict });
-    }
+pub(super) fn command_accept(db: &Db<'_>, command: &Command, now: Timestamp) -> Result<Accepted, Error> {
     let content = match &command.order {
         Order::Spawn(_) => None,
         Order::Cancel { .. } | Order::Checkpoint => Some(json(&command.order)?),
     };
-    db.prepare_cached(
-        "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute(params![command.id.to_string(), command.sequence, command.attempt.id.to_string(), content, now.0])?;
+    let (id, attempt) = (command.id.to_string(), command.attempt.id.to_string());
+    let inserted = db.run(
+        "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO NOTHING",
+        params![id, command.sequence, attempt, content, now.0],
+    )?;
+    if inserted == 0 {
+        return Ok(if is_same(db, command)? { Accepted::Known } else { Accepted::Conflict });
+    }
     db.has_command(command.sequence);
     match &command.order {
         Order::Spawn(spawn) => {
@@ -197,10 +190,19 @@ pub(super) fn command_accept(db: &Db, command: &Command, now: Timestamp) -> Resu
     }
 }
 
-fn same_content(db: &Connection, command: &Command, content: Option<&str>) -> Result<bool, Error> {
+/// Whether the command of this id is this one.
+fn is_same(db: &Db<'_>, command: &Command) -> Result<bool, Error> {
+    let text = "SELECT sequence, attempt_id, content FROM commands WHERE command_id = ?1";
+    let read = |row: &SqlRow<'_>| -> Result<(i64, String, Option<String>), Error> {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    };
+    let Some((sequence, attempt, content)) = db.row(text, [command.id.to_string()], read)? else { return Ok(false) };
+    if (sequence, attempt) != (command.sequence, command.attempt.id.to_string()) {
+        return Ok(false);
+    }
     Ok(match (&command.order, content) {
         (order @ (Order::Cancel { .. } | Order::Checkpoint), Some(content)) => {
-            parse::<Order>("commands", content)? == *order
+            parse::<Order>("commands", &content)? == *order
         }
         (Order::Spawn(spawn), None) => match attempt_fetch(db, command.attempt)? {
             Some(Row { spawn: Some(known), .. }) => known == **spawn,
@@ -213,42 +215,47 @@ fn same_content(db: &Connection, command: &Command, content: Option<&str>) -> Re
 
 // === attempts ===
 
-const COLUMNS: &str = "attempt_id, task_id, number, state,
-     (SELECT spawn FROM orders WHERE orders.attempt_id = attempts.attempt_id),
-     directory, worktree, stop, complete, uploaded, created, updated";
+/// A statement that reads attempts: some of them, in some order.
+macro_rules! attempts {
+    ($which:literal) => {
+        concat!(
+            "SELECT attempt_id, task_id, number, state,
+                    (SELECT spawn FROM orders WHERE orders.attempt = attempts.place),
+                    directory, worktree, stop, complete, uploaded, created, updated, place FROM attempts ",
+            $which
+        )
+    };
+}
 
 /// Puts an attempt in, unless it is there; answers whether it was put in.
-pub(super) fn attempt_insert(db: &Connection, row: &Row) -> Result<bool, Error> {
-    let spawn = row.spawn.as_ref().map(json).transpose()?;
-    let stop = row.stop.as_ref().map(json).transpose()?;
-    let complete = row.complete.as_ref().map(json).transpose()?;
-    let inserted = db
-        .prepare_cached(
-            "INSERT INTO attempts (attempt_id, task_id, number, state, directory, worktree, stop, complete, uploaded, created,
-                                   updated)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO NOTHING",
-        )?
-        .execute(params![
+pub(super) fn attempt_insert(db: &Db<'_>, row: &Row) -> Result<bool, Error> {
+    let inserted = db.run(
+        "INSERT INTO attempts (attempt_id, task_id, number, state, directory, worktree, stop, complete, packed, uploaded, created,
+                               updated)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING",
+        params![
             row.attempt.id.to_string(),
             row.attempt.task.to_string(),
             row.attempt.number,
             state_word(row.state),
             path_text(&row.directory),
             row.worktree,
-            stop,
-            complete,
+            row.stop.as_ref().map(json).transpose()?,
+            row.complete.as_ref().map(json).transpose()?,
+            row.complete.as_ref().is_some_and(uploads::has_pack),
             row.uploaded,
             row.created.0,
             row.updated.0,
-        ])?;
-    if let Some(spawn) = spawn.filter(|_| inserted > 0) {
-        db.prepare_cached("INSERT INTO orders (attempt_id, spawn) VALUES (?1, ?2)")?
-            .execute(params![row.attempt.id.to_string(), spawn])?;
+        ],
+    )?;
+    if let Some(spawn) = row.spawn.as_ref().filter(|_| inserted > 0) {
+        let place = db.last_insert_rowid();
+        db.run("INSERT INTO orders (attempt, spawn) VALUES (?1, ?2)", params![place, json(spawn)?])?;
     }
     Ok(inserted > 0)
 }
 
-pub(super) fn attempt_change(db: &Db, attempt: AttemptRef, change: &Change, now: Timestamp) -> Result<(), Error> {
+pub(super) fn attempt_change(db: &Db<'_>, attempt: AttemptRef, change: &Change, now: Timestamp) -> Result<(), Error> {
     let complete = change.reports.iter().find_map(|report| match report {
         Report::Complete(complete) => Some(complete),
         Report::Started { .. }
@@ -257,63 +264,53 @@ pub(super) fn attempt_change(db: &Db, attempt: AttemptRef, change: &Change, now:
         | Report::Warning { .. }
         | Report::CheckpointFailed { .. } => None,
     });
-    db.prepare_cached(
+    db.run(
         "UPDATE attempts SET state = coalesce(?2, state), directory = coalesce(?3, directory),
                 worktree = coalesce(?4, worktree), stop = coalesce(?5, stop), complete = coalesce(?6, complete),
-                answered = CASE WHEN ?6 IS NULL THEN answered ELSE 0 END,
+                packed = coalesce(?7, packed), answered = CASE WHEN ?6 IS NULL THEN answered ELSE 0 END,
                 -- One that ends before it has a directory has no output to bring.
-                uploaded = CASE WHEN ?6 IS NOT NULL AND coalesce(?3, directory) = '' THEN 1 ELSE uploaded END, updated = ?7
+                uploaded = CASE WHEN ?6 IS NOT NULL AND coalesce(?3, directory) = '' THEN 1 ELSE uploaded END, updated = ?8
          WHERE attempt_id = ?1",
-    )?
-    .execute(params![
-        attempt.id.to_string(),
-        change.state.map(state_word),
-        change.directory.as_deref().map(path_text),
-        change.worktree,
-        change.stop.as_ref().map(json).transpose()?,
-        complete.map(json).transpose()?,
-        now.0,
-    ])?;
+        params![
+            attempt.id.to_string(),
+            change.state.map(state_word),
+            change.directory.as_deref().map(path_text),
+            change.worktree,
+            change.stop.as_ref().map(json).transpose()?,
+            complete.map(json).transpose()?,
+            complete.map(uploads::has_pack),
+            now.0,
+        ],
+    )?;
     change.uploads.iter().try_for_each(|upload| uploads::put(db, upload))?;
     change.reports.iter().try_for_each(|report| outbox_append(db, attempt, report, now))
 }
 
-pub(super) fn attempt_uploaded(db: &Connection, attempt: AttemptRef) -> Result<(), Error> {
-    db.prepare_cached("UPDATE attempts SET uploaded = 1 WHERE attempt_id = ?1")?.execute([attempt.id.to_string()])?;
-    Ok(())
+pub(super) fn attempt_uploaded(db: &Db<'_>, attempt: AttemptRef) -> Result<(), Error> {
+    db.run("UPDATE attempts SET uploaded = 1 WHERE attempt_id = ?1", [attempt.id.to_string()]).map(|_| ())
 }
 
-pub(super) fn attempt_fetch(db: &Connection, attempt: AttemptRef) -> Result<Option<Row>, Error> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} FROM attempts WHERE attempt_id = ?1"))?
-        .query_and_then([attempt.id.to_string()], attempt_row)?
-        .next()
-        .transpose()
+pub(super) fn attempt_fetch(db: &Db<'_>, attempt: AttemptRef) -> Result<Option<Row>, Error> {
+    db.row(attempts!("WHERE attempt_id = ?1"), [attempt.id.to_string()], attempt_row)
 }
 
-pub(super) fn attempts_list(db: &Connection) -> Result<Vec<Row>, Error> {
-    let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM attempts ORDER BY created, attempt_id"))?;
-    let mut rows = statement.query([])?;
-    let mut attempts = Vec::new();
-    while let Some(row) = rows.next()? {
-        match attempt_row(row) {
-            Ok(attempt) => attempts.push(attempt),
-            // One row that cannot be read must not keep all others from being looked after.
-            Err(error @ Error::Row { .. }) => {
-                tracing::error!(%error, "an attempt in the journal cannot be read; left alone");
-            }
-            Err(error) => return Err(error),
+pub(super) fn attempts_list(db: &Db<'_>) -> Result<Vec<Row>, Error> {
+    let attempts = db.rows(attempts!("ORDER BY created, attempt_id"), [], |row| match attempt_row(row) {
+        Ok(attempt) => Ok(Some(attempt)),
+        // One row that cannot be read must not keep all others from being looked after.
+        Err(error @ Error::Row { .. }) => {
+            tracing::error!(%error, "an attempt in the journal cannot be read; left alone");
+            Ok(None)
         }
-    }
-    Ok(attempts)
+        Err(error) => Err(error),
+    })?;
+    Ok(attempts.into_iter().flatten().collect())
 }
 
-pub(super) fn attempts_of(db: &Connection, tasks: &[TaskId]) -> Result<Vec<Row>, Error> {
+pub(super) fn attempts_of(db: &Db<'_>, tasks: &[TaskId]) -> Result<Vec<Row>, Error> {
     let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
-    db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM attempts WHERE task_id IN (SELECT value FROM json_each(?1)) ORDER BY task_id, number"
-    ))?
-    .query_and_then([json(&tasks)?], attempt_row)?
-    .collect()
+    let which = attempts!("WHERE task_id IN (SELECT value FROM json_each(?1)) ORDER BY task_id, number");
+    db.rows(which, [json(&tasks)?], attempt_row)
 }
 
 fn attempt_row(row: &SqlRow<'_>) -> Result<Row, Error> {
@@ -332,94 +329,92 @@ fn attempt_row(row: &SqlRow<'_>) -> Result<Row, Error> {
     })
 }
 
-pub(super) fn prune(db: &Connection, attempts: &[AttemptRef]) -> Result<(), Error> {
+pub(super) fn prune(db: &Db<'_>, attempts: &[AttemptRef]) -> Result<(), Error> {
     for attempt in attempts {
-        db.prepare_cached(
+        let place: Option<i64> = db.row(
             "DELETE FROM attempts WHERE attempt_id = ?1 AND state IN ('over', 'salvage')
                 AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.attempt_id = attempts.attempt_id)
-                AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.attempt_id = attempts.attempt_id)",
-        )?
-        .execute([attempt.id.to_string()])?;
-        db.prepare_cached(
-            "DELETE FROM orders WHERE attempt_id = ?1
-                AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.attempt_id = orders.attempt_id)",
-        )?
-        .execute([attempt.id.to_string()])?;
+                AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.attempt_id = attempts.attempt_id)
+             RETURNING place",
+            [attempt.id.to_string()],
+            |row| Ok(row.get(0)?),
+        )?;
+        if let Some(place) = place {
+            db.run("DELETE FROM orders WHERE attempt = ?1", [place])?;
+        }
     }
     Ok(())
 }
 
-/// Rows are numbered in the order in which they came, so those beyond the newest are found without counting. Where no time is
+/// Attempts are numbered in the order in which they came, so those beyond the newest are found without counting. Where no time is
 /// given, what came last is not looked at.
 pub(super) fn not_needed(
-    db: &Connection,
+    db: &Db<'_>,
     after: i64,
     newest: i64,
     before: Option<Timestamp>,
     limit: usize,
 ) -> Result<Portion, Error> {
-    let mut statement = db.prepare_cached(&format!(
-        "SELECT {COLUMNS}, rowid FROM attempts
-         WHERE rowid > ?1 AND rowid <= iif(?3 IS NULL, (SELECT max(rowid) - ?2 FROM attempts), 9223372036854775807)
-            AND (?3 IS NULL OR updated < ?3 OR rowid <= (SELECT max(rowid) - ?2 FROM attempts))
+    let which = attempts!(
+        "WHERE place > ?1 AND place <= iif(?3 IS NULL, (SELECT max(place) - ?2 FROM attempts), 9223372036854775807)
+            AND (?3 IS NULL OR updated < ?3 OR place <= (SELECT max(place) - ?2 FROM attempts))
             AND state = 'over' AND uploaded
             AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.attempt_id = attempts.attempt_id)
             AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.attempt_id = attempts.attempt_id)
-         ORDER BY rowid LIMIT ?4"
-    ))?;
+         ORDER BY place LIMIT ?4"
+    );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut found = statement.query(params![after, newest, before.map(|at| at.0), limit])?;
     let mut portion = Portion::default();
-    while let Some(row) = found.next()? {
+    db.rows(which, params![after, newest, before.map(|at| at.0), limit], |row| {
         portion.last = Some(row.get(12)?);
         match attempt_row(row) {
             Ok(row) => portion.rows.push(row),
             Err(error) => tracing::error!(%error, "an attempt in the journal cannot be read; left alone"),
         }
-    }
+        Ok(())
+    })?;
     Ok(portion)
 }
 
-pub(super) fn prune_commands(db: &Connection) -> Result<(), Error> {
-    db.prepare_cached(
+pub(super) fn prune_commands(db: &Db<'_>) -> Result<(), Error> {
+    db.run(
         "DELETE FROM commands WHERE sequence <= (SELECT last_command FROM meta) - ?1
             AND NOT EXISTS (SELECT 1 FROM attempts WHERE attempts.attempt_id = commands.attempt_id)",
-    )?
-    .execute([KEEP_COMMANDS])?;
+        [KEEP_COMMANDS],
+    )?;
     Ok(())
 }
 
 // === outbox ===
 
-fn outbox_append(db: &Db, attempt: AttemptRef, report: &Report, now: Timestamp) -> Result<(), Error> {
+fn outbox_append(db: &Db<'_>, attempt: AttemptRef, report: &Report, now: Timestamp) -> Result<(), Error> {
     let (sequence, report) = (db.next_message(), report.clone().bounded());
-    db.prepare_cached(
+    db.run(
         "INSERT INTO outbox (sequence, attempt_id, task_id, number, at, kind, report) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )?
-    .execute(params![
-        sequence,
-        attempt.id.to_string(),
-        attempt.task.to_string(),
-        attempt.number,
-        now.0,
-        report_word(&report),
-        json(&report)?,
-    ])?;
+        params![
+            sequence,
+            attempt.id.to_string(),
+            attempt.task.to_string(),
+            attempt.number,
+            now.0,
+            report_word(&report),
+            json(&report)?,
+        ],
+    )?;
     db.add_written(Message { sequence, journal: db.id(), attempt, at: now, report });
     Ok(())
 }
 
-pub(super) fn outbox_has(db: &Connection, attempt: AttemptRef, kind: &str) -> Result<bool, Error> {
+pub(super) fn outbox_has(db: &Db<'_>, attempt: AttemptRef, kind: &str) -> Result<bool, Error> {
     outbox_has_text(db, &attempt.id.to_string(), kind)
 }
 
-fn outbox_has_text(db: &Connection, attempt: &str, kind: &str) -> Result<bool, Error> {
-    Ok(db
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM outbox WHERE attempt_id = ?1 AND kind = ?2)")?
-        .query_row(params![attempt, kind], |row| row.get(0))?)
+fn outbox_has_text(db: &Db<'_>, attempt: &str, kind: &str) -> Result<bool, Error> {
+    let text = "SELECT 1 FROM outbox WHERE attempt_id = ?1 AND kind = ?2";
+    Ok(db.row(text, params![attempt, kind], |_| Ok(()))?.is_some())
 }
 
-pub(super) fn report_again(db: &Db, attempt: AttemptRef, now: Timestamp) -> Result<bool, Error> {
+pub(super) fn report_again(db: &Db<'_>, attempt: AttemptRef, now: Timestamp) -> Result<bool, Error> {
     let Some(row) = attempt_fetch(db, attempt)? else { return Ok(false) };
     if outbox_has(db, attempt, "complete")? || outbox_has(db, attempt, "recovery_detected")? {
         return Ok(true);
@@ -431,11 +426,9 @@ pub(super) fn report_again(db: &Db, attempt: AttemptRef, now: Timestamp) -> Resu
     Ok(true)
 }
 
-pub(super) fn outbox_list(db: &Db, after: i64, limit: usize) -> Result<Vec<Message>, Error> {
-    db.prepare_cached(
-        "SELECT sequence, task_id, number, attempt_id, at, report FROM outbox WHERE sequence > ?1 ORDER BY sequence LIMIT ?2",
-    )?
-    .query_and_then(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+pub(super) fn outbox_list(db: &Db<'_>, after: i64, limit: usize) -> Result<Vec<Message>, Error> {
+    let text = "SELECT sequence, task_id, number, attempt_id, at, report FROM outbox WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
+    db.rows(text, params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
         Ok(Message {
             sequence: row.get(0)?,
             journal: db.id(),
@@ -446,21 +439,20 @@ pub(super) fn outbox_list(db: &Db, after: i64, limit: usize) -> Result<Vec<Messa
                 message: format!("a report in the daemon's journal could not be read: {error}"),
             }),
         })
-    })?
-    .collect()
+    })
 }
 
 pub(super) fn message_answered(
-    db: &Connection,
+    db: &Db<'_>,
     sequence: i64,
     outcome: &MessageOutcome,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let answered: Option<(String, String)> = db
-        .prepare_cached("DELETE FROM outbox WHERE sequence = ?1 RETURNING attempt_id, kind")?
-        .query_row([sequence], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    // Read and then deleted: to give back what it deletes SQLite makes a table of its own, which takes longer.
+    let read = |row: &SqlRow<'_>| -> Result<(String, String), Error> { Ok((row.get(0)?, row.get(1)?)) };
+    let answered = db.row("SELECT attempt_id, kind FROM outbox WHERE sequence = ?1", [sequence], read)?;
     let Some((attempt, kind)) = answered else { return Ok(()) };
+    db.run("DELETE FROM outbox WHERE sequence = ?1", [sequence])?;
     if kind != "complete" && kind != "recovery_detected" {
         return Ok(());
     }
@@ -477,11 +469,11 @@ pub(super) fn message_answered(
     uploads::settle(db, &attempt, uploads::Paid { answered: true, delivered: nothing_waits }, now)
 }
 
-pub(super) fn attach(db: &Connection) -> Result<i64, Error> {
+pub(super) fn attach(db: &Db<'_>) -> Result<i64, Error> {
     Ok(db.query_row("UPDATE meta SET attaches = attaches + 1 RETURNING attaches", [], |row| row.get(0))?)
 }
 
-pub(super) fn standing(db: &Connection) -> Result<Standing, Error> {
+pub(super) fn standing(db: &Db<'_>) -> Result<Standing, Error> {
     Ok(db.query_row(
         "SELECT last_command, coalesce((SELECT min(sequence) FROM outbox), 0),
                 coalesce((SELECT max(sequence) FROM outbox), 0) FROM meta",
@@ -490,15 +482,12 @@ pub(super) fn standing(db: &Connection) -> Result<Standing, Error> {
     )?)
 }
 
-pub(super) fn measure(db: &Connection) -> Result<Measured, Error> {
+pub(super) fn measure(db: &Db<'_>) -> Result<Measured, Error> {
     let count = |count: i64| u64::try_from(count).unwrap_or_default();
-    let (outbox, oldest) = db
-        .prepare_cached("SELECT count(*), min(at) FROM outbox")?
-        .query_row([], |row| Ok((count(row.get(0)?), row.get::<_, Option<i64>>(1)?.map(Timestamp))))?;
-    let attempts = db
-        .prepare_cached("SELECT state, count(*) FROM attempts GROUP BY state")?
-        .query_map([], |row| Ok((row.get(0)?, count(row.get(1)?))))?
-        .collect::<rusqlite::Result<_>>()?;
+    let read = |row: &SqlRow<'_>| Ok((count(row.get(0)?), row.get::<_, Option<i64>>(1)?.map(Timestamp)));
+    let (outbox, oldest) = db.row("SELECT count(*), min(at) FROM outbox", [], read)?.unwrap_or_default();
+    let text = "SELECT state, count(*) FROM attempts GROUP BY state";
+    let attempts = db.rows(text, [], |row| Ok((row.get(0)?, count(row.get(1)?))))?;
     Ok(Measured { outbox, oldest, attempts })
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fs, io::Write as _};
 
+use rusqlite::params;
+
 use super::*;
 use crate::domain::{
     CommandId, ContractId, Epoch,
@@ -292,7 +294,7 @@ async fn what_ends_before_it_begins_waits_for_no_output() {
     assert_eq!(forgettable.iter().map(|row| row.attempt).collect::<Vec<_>>(), [attempt(1)]);
 }
 
-/// A report that cannot be read names no pack that could be waited for: once it is answered, its attempt is over.
+/// A report that can no longer be read holds nothing up: its attempt is over once it is answered, and its pack stored or given up.
 #[tokio::test]
 async fn a_report_that_cannot_be_read_is_not_waited_for() {
     let state = tempfile::tempdir().unwrap();
@@ -303,8 +305,10 @@ async fn a_report_that_cannot_be_read_is_not_waited_for() {
     journal.worker.call(Kind::Durable, spoil).await.unwrap();
     journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
     let beside = rusqlite::Connection::open(state.path().join(FILE)).unwrap();
-    let word: String = beside.query_row("SELECT state FROM attempts", [], |row| row.get(0)).unwrap();
-    assert_eq!(word, "over");
+    let word = || beside.query_row("SELECT state FROM attempts", [], |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(word(), "reported");
+    journal.upload_settled(attempt(1), None, Settled::GivenUp("gone".to_owned()), NOW).await.unwrap();
+    assert_eq!(word(), "over");
     assert!(sequences(&journal).await.is_empty());
 }
 
@@ -563,12 +567,12 @@ async fn a_job_that_fails_leaves_nothing() {
 async fn a_transaction_that_is_lost_is_lost_for_all() {
     let state = tempfile::tempdir().unwrap();
     let journal = open(state.path());
-    let call = |work: fn(&db::Db) -> Result<(), Error>| journal.worker.call(Kind::Durable, work);
+    let call = |work: fn(&db::Db<'_>) -> Result<(), Error>| journal.worker.call(Kind::Durable, work);
     let full = || {
         call(|db| {
             let pages: i64 = db.query_row("PRAGMA page_count", [], |row| row.get(0))?;
             db.query_row(&format!("PRAGMA max_page_count = {}", pages + 4), [], |_| Ok(()))?;
-            db.execute("INSERT INTO orders (attempt_id, spawn) VALUES ('x', hex(zeroblob(100000)))", [])?;
+            db.execute("INSERT INTO orders (spawn) VALUES (hex(zeroblob(100000)))", [])?;
             Ok(())
         })
     };
@@ -627,8 +631,52 @@ async fn orders_of_an_older_journal_are_kept() {
             [attempt(2).id.to_string(), attempt(2).task.to_string(), String::new()],
         )
         .unwrap();
+    // One that is gone leaves a gap, which is kept.
+    older.execute("DELETE FROM attempts WHERE attempt_id = ?1", [attempt(1).id.to_string()]).unwrap();
+    let order = serde_json::to_string(&spawn("older")).unwrap();
+    older.execute(insert, [attempt(3).id.to_string(), attempt(3).task.to_string(), order]).unwrap();
     drop(older);
     let journal = open(state.path());
-    assert_eq!(journal.attempt(attempt(1)).await.unwrap().unwrap().spawn, Some(spawn("old")));
+    assert_eq!(journal.attempt(attempt(1)).await.unwrap(), None);
     assert_eq!(journal.attempt(attempt(2)).await.unwrap().unwrap().spawn, None);
+    assert_eq!(journal.attempt(attempt(3)).await.unwrap().unwrap().spawn, Some(spawn("older")));
+}
+
+/// Which attempts of an older journal wait for their packs is known afterwards, and commands that were taken are known again.
+#[tokio::test]
+async fn what_an_older_journal_owes_is_known() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join(FILE);
+    let older = rusqlite::Connection::open(&path).unwrap();
+    for migration in &sql::MIGRATIONS[..5] {
+        older.execute_batch(migration).unwrap();
+    }
+    older.pragma_update(None, "user_version", 5).unwrap();
+    let id = Uuid::from_u128(9).to_string();
+    older.execute("INSERT INTO meta (id, journal_id, created, last_command) VALUES (1, ?1, 0, 1)", [&id]).unwrap();
+    let Report::Complete(with_pack) = &result(1).0.reports[0] else { panic!("no terminal report") };
+    let document = |complete: &Complete| serde_json::to_string(complete).unwrap();
+    let documents = [document(with_pack), document(&complete(FailureClass::AgentError)), "{\"outcome\":".to_owned()];
+    for (n, complete) in (1..).zip(documents) {
+        let insert = "INSERT INTO attempts (attempt_id, task_id, number, state, complete, created, updated)
+                      VALUES (?1, ?2, 1, 'reported', ?3, 0, 0)";
+        older.execute(insert, [attempt(n).id.to_string(), attempt(n).task.to_string(), complete]).unwrap();
+        let owed = "INSERT INTO outbox (sequence, attempt_id, task_id, number, at, kind, report)
+                    VALUES (?1, ?2, ?3, 1, 0, 'complete', '')";
+        let sequence = i64::try_from(n).unwrap();
+        older.execute(owed, params![sequence, attempt(n).id.to_string(), attempt(n).task.to_string()]).unwrap();
+    }
+    let known = spawn_command(1);
+    let taken = "INSERT INTO commands (command_id, sequence, attempt_id, received) VALUES (?1, ?2, ?3, 0)";
+    older.execute(taken, params![known.id.to_string(), known.sequence, known.attempt.id.to_string()]).unwrap();
+    drop(older);
+    let journal = open(state.path());
+    for n in 1..=3 {
+        journal.answered(n, MessageOutcome::Applied, NOW).await.unwrap();
+    }
+    let beside = rusqlite::Connection::open(&path).unwrap();
+    let mut states = beside.prepare("SELECT state FROM attempts ORDER BY place").unwrap();
+    let states: Vec<String> = states.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(states, ["reported", "over", "over"]);
+    assert_eq!(journal.accept(vec![known], NOW).await.unwrap(), [Accepted::Known]);
 }

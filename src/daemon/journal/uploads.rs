@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rusqlite::{Connection, Row as SqlRow, params};
+use rusqlite::{Row as SqlRow, params};
 use uuid::Uuid;
 
 use super::{
@@ -18,45 +18,43 @@ use crate::domain::{
 
 const TABLE: &str = "uploads";
 
-pub(super) fn put(db: &Connection, upload: &Upload) -> Result<(), Error> {
-    db.prepare_cached(
+pub(super) fn put(db: &Db<'_>, upload: &Upload) -> Result<(), Error> {
+    db.run(
         "INSERT INTO uploads (attempt_id, task_id, number, checkpoint_id, path, bytes, sha256, about, created)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
          ON CONFLICT DO UPDATE SET path = excluded.path, bytes = excluded.bytes, sha256 = excluded.sha256,
              about = excluded.about",
-    )?
-    .execute(params![
-        upload.attempt.id.to_string(),
-        upload.attempt.task.to_string(),
-        upload.attempt.number,
-        checkpoint_text(upload.checkpoint),
-        path_text(&upload.path),
-        upload.whole.bytes,
-        upload.whole.sha256,
-        upload.about.as_ref().map(json).transpose()?,
-        upload.created.0,
-    ])?;
+        params![
+            upload.attempt.id.to_string(),
+            upload.attempt.task.to_string(),
+            upload.attempt.number,
+            checkpoint_text(upload.checkpoint),
+            path_text(&upload.path),
+            upload.whole.bytes,
+            upload.whole.sha256,
+            upload.about.as_ref().map(json).transpose()?,
+            upload.created.0,
+        ],
+    )?;
     Ok(())
 }
 
-pub(super) fn list(db: &Connection) -> Result<Vec<Upload>, Error> {
-    let mut statement = db.prepare_cached(
+pub(super) fn list(db: &Db<'_>) -> Result<Vec<Upload>, Error> {
+    let uploads = db.rows(
         "SELECT attempt_id, task_id, number, checkpoint_id, path, bytes, sha256, about, created FROM uploads
          ORDER BY created, checkpoint_id",
-    )?;
-    let mut rows = statement.query([])?;
-    let mut uploads = Vec::new();
-    while let Some(row) = rows.next()? {
-        match upload(row) {
-            Ok(upload) => uploads.push(upload),
+        [],
+        |row| match upload(row) {
+            Ok(upload) => Ok(Some(upload)),
             // One row that cannot be read must not keep all others from being sent.
             Err(error @ Error::Row { .. }) => {
                 tracing::error!(%error, "an upload in the journal cannot be read; left alone");
+                Ok(None)
             }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(uploads)
+            Err(error) => Err(error),
+        },
+    )?;
+    Ok(uploads.into_iter().flatten().collect())
 }
 
 fn upload(row: &SqlRow<'_>) -> Result<Upload, Error> {
@@ -73,15 +71,15 @@ fn upload(row: &SqlRow<'_>) -> Result<Upload, Error> {
 }
 
 pub(super) fn settled(
-    db: &Db,
+    db: &Db<'_>,
     attempt: AttemptRef,
     checkpoint: Option<CheckpointId>,
     how: &Settled,
     now: Timestamp,
 ) -> Result<(), Error> {
     let id = attempt.id.to_string();
-    db.prepare_cached("DELETE FROM uploads WHERE attempt_id = ?1 AND checkpoint_id = ?2")?
-        .execute(params![id, checkpoint_text(checkpoint)])?;
+    let text = "DELETE FROM uploads WHERE attempt_id = ?1 AND checkpoint_id = ?2";
+    db.run(text, params![id, checkpoint_text(checkpoint)])?;
     match (checkpoint, how) {
         (Some(_), _) => Ok(()),
         (None, Settled::Stored) => settle(db, &id, Paid { answered: false, delivered: true }, now),
@@ -89,9 +87,17 @@ pub(super) fn settled(
     }
 }
 
-/// The server waits for a result that will not come: the attempt ends without one after all.
-fn undeliverable(db: &Db, attempt: AttemptRef, why: &str, now: Timestamp) -> Result<(), Error> {
-    let Some(row) = attempt_fetch(db, attempt)? else { return Ok(()) };
+/// The server waits for a result that will not come: the attempt ends without one after all. Of one that cannot be read nothing
+/// can be said anew.
+fn undeliverable(db: &Db<'_>, attempt: AttemptRef, why: &str, now: Timestamp) -> Result<(), Error> {
+    let row = match attempt_fetch(db, attempt) {
+        Err(error @ Error::Row { .. }) => {
+            tracing::error!(%error, %attempt, "an attempt in the journal cannot be read; the server waits for its result in vain");
+            return settle(db, &attempt.id.to_string(), Paid { answered: false, delivered: true }, now);
+        }
+        found => found?,
+    };
+    let Some(row) = row else { return Ok(()) };
     let Some(complete) = row.complete.filter(|complete| row.state == State::Reported && has_pack(complete)) else {
         return Ok(());
     };
@@ -110,23 +116,22 @@ pub(super) struct Paid {
     pub delivered: bool,
 }
 
-/// An attempt whose terminal report is answered is over, once the server has the pack that the report names. A report that
-/// cannot be read names nothing.
-pub(super) fn settle(db: &Connection, attempt: &str, paid: Paid, now: Timestamp) -> Result<(), Error> {
-    db.prepare_cached(
+/// An attempt whose terminal report is answered is over, once the server has the pack that the report names.
+pub(super) fn settle(db: &Db<'_>, attempt: &str, paid: Paid, now: Timestamp) -> Result<(), Error> {
+    db.run(
         "UPDATE attempts SET answered = max(answered, ?2), delivered = max(delivered, ?3),
-                state = iif(is_over, 'over', state), updated = iif(is_over, ?4, updated)
-         FROM (SELECT state IN ('reported', 'interrupted') AND max(answered, ?2)
-                    AND (max(delivered, ?3)
-                         OR (CASE WHEN json_valid(complete) THEN complete ->> '$.outcome.Ok.pack' END) IS NULL) AS is_over
-               FROM attempts WHERE attempt_id = ?1)
+                state = iif(state IN ('reported', 'interrupted') AND max(answered, ?2) AND max(delivered, ?3, NOT packed),
+                            'over', state),
+                updated = iif(state IN ('reported', 'interrupted') AND max(answered, ?2) AND max(delivered, ?3, NOT packed),
+                              ?4, updated)
          WHERE attempt_id = ?1",
-    )?
-    .execute(params![attempt, paid.answered, paid.delivered, now.0])?;
+        params![attempt, paid.answered, paid.delivered, now.0],
+    )?;
     Ok(())
 }
 
-fn has_pack(complete: &Complete) -> bool {
+/// Whether a report names a pack that is to reach the server.
+pub(super) fn has_pack(complete: &Complete) -> bool {
     complete.outcome.as_ref().is_ok_and(|result| result.pack.is_some())
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Error,
-    db::{Db, Recent},
+    db::{Db, Numbers, Recent},
 };
 use crate::{
     domain::JournalId,
@@ -47,7 +47,7 @@ pub(super) enum Kind {
 /// last of them worked.
 trait Run: Send {
     /// Does it. What it found is kept for the answer.
-    fn run(&mut self, db: &Db) -> Result<(), Error>;
+    fn run(&mut self, db: &Db<'_>) -> Result<(), Error>;
     /// Tells whoever asked.
     fn answer(self: Box<Self>, committed: Result<(), Error>);
 }
@@ -67,10 +67,10 @@ struct Asked<T, W, A> {
 impl<T, W, A> Run for Asked<T, W, A>
 where
     T: Send,
-    W: Fn(&Db) -> Result<T, Error> + Send,
+    W: Fn(&Db<'_>) -> Result<T, Error> + Send,
     A: FnOnce(Result<T, Error>) + Send,
 {
-    fn run(&mut self, db: &Db) -> Result<(), Error> {
+    fn run(&mut self, db: &Db<'_>) -> Result<(), Error> {
         let found = self.found.insert((self.work)(db));
         found.as_ref().map(|_| ()).map_err(Clone::clone)
     }
@@ -93,15 +93,15 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn start(connection: Connection, id: JournalId) -> Result<Self, Error> {
-        let db = Db::new(connection, id)?;
+        let numbers = Numbers::read(&connection)?;
         let (jobs, inbox) = mpsc::channel(QUEUE);
-        let (publish, newest) = watch::channel(db.last_message());
+        let (publish, newest) = watch::channel(numbers.message);
         let (sizes, seconds) = (Sizes::new(9), Seconds::of_work());
         let (measured, recent) = ((sizes.clone(), seconds.clone()), Arc::<Recent>::default());
         let published = Arc::clone(&recent);
         thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || work(&db, inbox, &publish, &published, &measured))
+            .spawn(move || work(&Db::new(&connection, id, numbers), inbox, &publish, &published, &measured))
             .map_err(|e| Error::Open { path: super::FILE.into(), message: e.to_string() })?;
         Ok(Self { jobs, newest, recent, sizes, seconds })
     }
@@ -124,7 +124,7 @@ impl Worker {
     pub(super) async fn call<T: Send + 'static>(
         &self,
         kind: Kind,
-        work: impl Fn(&Db) -> Result<T, Error> + Send + 'static,
+        work: impl Fn(&Db<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (tell, answered) = oneshot::channel();
         // The caller may have gone away.
@@ -134,7 +134,7 @@ impl Worker {
 
     /// Runs `work` in a transaction that is made for something else, or after a while, and waits only for its place in the queue.
     /// A failure is said in the log.
-    pub(super) async fn post(&self, work: impl Fn(&Db) -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+    pub(super) async fn post(&self, work: impl Fn(&Db<'_>) -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
         let answer = |done: Result<(), Error>| {
             if let Err(error) = done {
                 tracing::warn!(%error, "the journal cannot be written");
@@ -146,7 +146,7 @@ impl Worker {
     async fn send<T: Send + 'static>(
         &self,
         kind: Kind,
-        work: impl Fn(&Db) -> Result<T, Error> + Send + 'static,
+        work: impl Fn(&Db<'_>) -> Result<T, Error> + Send + 'static,
         answer: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) -> Result<(), Error> {
         let run = Box::new(Asked { work, found: None, answer });
@@ -155,7 +155,7 @@ impl Worker {
 }
 
 fn work(
-    db: &Db,
+    db: &Db<'_>,
     mut inbox: mpsc::Receiver<Job>,
     newest: &watch::Sender<i64>,
     recent: &Recent,
@@ -245,7 +245,7 @@ fn take(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) {
 ///
 /// Jobs hardly ever fail. So at first nothing is kept to undo one of them: a savepoint costs two statements, and a copy of every
 /// page that a job changes. If one has failed, all is undone and done again, each behind a savepoint of its own.
-fn transaction(db: &Db, kind: Kind, synced: &mut bool, jobs: &mut [Job]) -> Result<(), Error> {
+fn transaction(db: &Db<'_>, kind: Kind, synced: &mut bool, jobs: &mut [Job]) -> Result<(), Error> {
     begin(db, kind, synced)?;
     let done = jobs.iter_mut().try_for_each(|job| job.run.run(db));
     if let Err(error) = done {
@@ -265,21 +265,21 @@ fn transaction(db: &Db, kind: Kind, synced: &mut bool, jobs: &mut [Job]) -> Resu
 
 /// Runs a job that takes nobody along if it fails. Fails itself where the whole transaction is lost: those before it are told as
 /// well, and those after it do not begin another.
-fn apart(db: &Db, job: &mut dyn Run) -> Result<(), Error> {
+fn apart(db: &Db<'_>, job: &mut dyn Run) -> Result<(), Error> {
     let mark = db.mark();
-    db.run("SAVEPOINT job")?;
+    db.run("SAVEPOINT job", [])?;
     if let Err(error) = job.run(db) {
         // A full disk has taken the transaction already.
         if db.is_autocommit() {
             return Err(error);
         }
-        db.run("ROLLBACK TO job")?;
+        db.run("ROLLBACK TO job", [])?;
         db.back_to(mark);
     }
-    db.run("RELEASE job")
+    db.run("RELEASE job", []).map(|_| ())
 }
 
-fn begin(db: &Db, kind: Kind, synced: &mut bool) -> Result<(), Error> {
+fn begin(db: &Db<'_>, kind: Kind, synced: &mut bool) -> Result<(), Error> {
     // One that could not be ended before.
     db.end();
     let sync = kind == Kind::Durable;
@@ -287,5 +287,5 @@ fn begin(db: &Db, kind: Kind, synced: &mut bool) -> Result<(), Error> {
         db.execute_batch(if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
         *synced = sync;
     }
-    db.run("BEGIN IMMEDIATE")
+    db.run("BEGIN IMMEDIATE", []).map(|_| ())
 }
