@@ -249,7 +249,7 @@ struct Pending {
 /// What a commit under way is of.
 enum Waiting {
     /// A message, which is answered.
-    Message(Box<Message>),
+    Message { sequence: i64, journal: JournalId, attempt: AttemptRef, is_final: bool },
     /// The answer to a command: nobody waits to hear that it was taken.
     Answer,
 }
@@ -375,9 +375,14 @@ impl Session {
                 }
             },
         };
-        let op = Op::Message { daemon: self.daemon, message: parsed.clone() };
-        let reply = self.enqueue(op).await?;
-        self.pending.push_back(Pending { what: Waiting::Message(Box::new(parsed)), reply });
+        let what = Waiting::Message {
+            sequence: parsed.sequence,
+            journal: parsed.journal,
+            attempt: parsed.attempt,
+            is_final: matches!(parsed.report, Report::Complete(_)),
+        };
+        let reply = self.enqueue(Op::Message { daemon: self.daemon, message: parsed }).await?;
+        self.pending.push_back(Pending { what, reply });
         Ok(())
     }
 
@@ -408,23 +413,20 @@ impl Session {
 
     async fn committed(&mut self, reply: Result<Reply, Error>) -> Result<(), End> {
         let Some(pending) = self.pending.pop_front() else { return Ok(()) };
-        let message = match pending.what {
-            Waiting::Message(message) => message,
-            Waiting::Answer => return told(Ok(reply)),
-        };
+        let Waiting::Message { sequence, journal, attempt, is_final } = pending.what else { return told(Ok(reply)) };
         let outcome = match reply {
             Ok(Reply::Message(outcome)) => outcome,
             Ok(_) => MessageOutcome::Applied,
             Err(Error::Unstorable(why)) => {
-                if matches!(message.report, Report::Complete(_)) {
-                    let instead = self.unreadable(message.sequence, message.attempt, &why);
+                if is_final {
+                    let instead = self.unreadable(sequence, attempt, &why);
                     self.tell(Op::Message { daemon: self.daemon, message: instead }).await?;
                 }
                 MessageOutcome::Invalid { detail: why }
             }
             Err(error) => return Err(End::Closing(pb::ClosingReason::Resync, error.to_string())),
         };
-        self.answer(message.sequence, message.journal, &outcome).await
+        self.answer(sequence, journal, &outcome).await
     }
 
     // === what the server says ===

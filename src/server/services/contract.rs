@@ -141,14 +141,18 @@ impl Api {
         let known = edges.and_then(|edges| Surroundings::of_new(self, &contract, &tasks, &edges));
         let (around, contract) = match known {
             Some(around) => (around, wire::contract::contract(&contract, false)),
+            // In a box: a call is as large as the largest thing that it may wait for, and this one hardly ever does.
             None => {
-                let mut tx = self.read().await?;
-                let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
-                (around, explain::contract_view(&mut tx, &contract).await?)
+                let read = async {
+                    let mut tx = self.read().await?;
+                    let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
+                    Ok::<_, ApiError>((around, explain::contract_view(&mut tx, &contract).await?))
+                };
+                Box::pin(read).await?
             }
         };
         let suggestions = match suggest {
-            true => self.suggestions(&tasks, |task| around.depends_on(task).to_vec()).await?,
+            true => Box::pin(self.suggestions(&tasks, |task| around.depends_on(task).to_vec())).await?,
             false => Vec::new(),
         };
         let mut tasks: Vec<pb::Task> = tasks.iter().map(|task| around.view(task)).collect();
