@@ -49,9 +49,11 @@ impl Tx {
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn events_insert(&mut self, events: &[Change]) -> Result<Option<i64>> {
         static SQL: LazySql = LazySql::new(|| {
-            Sql::new(
-                "INSERT INTO events (at, contract, task, doc) SELECT at, contract, task, doc FROM {rows} WHERE true
-                 RETURNING sequence",
+            let text =
+                "INSERT INTO events (at, contract, task, doc) SELECT at, contract, task, doc FROM {rows} WHERE true";
+            Sql::dialects(
+                &format!("{text} RETURNING sequence"),
+                text,
                 &[("at", Kind::Time), ("contract", Kind::Uuid), ("task", Kind::Uuid), ("doc", Kind::Json)],
             )
         });
@@ -62,8 +64,7 @@ impl Tx {
             .iter()
             .map(|change| EventRow { at: change.at, contract: change.contract, task: change.task, doc: change })
             .collect();
-        let sequences: Vec<(i64,)> = self.write(&SQL, &rows).await?;
-        Ok(sequences.into_iter().map(|(sequence,)| sequence).max())
+        self.append(&SQL, &rows).await
     }
 
     /// Changes of a contract and its tasks after a sequence, in commit order.

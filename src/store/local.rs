@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     Error, Result, cell,
     open::{PATIENCE, STATEMENTS},
-    row::Value,
+    row::{Value, Values},
 };
 
 /// The connection, for one at a time; nothing once it is closed.
@@ -98,19 +98,16 @@ impl Local {
     }
 
     /// Changes made of values; nothing is bound to the places that are left. Answers how many there were.
-    pub(super) fn execute(&mut self, text: &str, values: &[Value], places: usize) -> Result<u64> {
+    pub(super) fn execute(&mut self, text: &str, values: &Values, places: usize) -> Result<u64> {
         self.with(text, |statement| {
             bind(statement, values, places)?;
             Ok(u64::try_from(statement.raw_execute()?).unwrap_or(u64::MAX))
         })
     }
 
-    /// The same, with the rows that a RETURNING gives back.
-    pub(super) fn write<R: DeserializeOwned>(&mut self, text: &str, values: &[Value], places: usize) -> Result<Vec<R>> {
-        self.with(text, |statement| {
-            bind(statement, values, places)?;
-            rows(statement)
-        })
+    /// The number that the last row got which was put into a table that numbers its rows.
+    pub(super) fn last_number(&self) -> Result<i64> {
+        Ok(self.connection()?.last_insert_rowid())
     }
 
     /// Makes it all true, durably.
@@ -165,13 +162,14 @@ fn blocked<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-fn bind(statement: &mut rusqlite::Statement<'_>, values: &[Value], places: usize) -> Result<()> {
-    for at in 0..places {
-        let (at, value) = (at + 1, values.get(at).unwrap_or(&Value::Null));
+fn bind(statement: &mut rusqlite::Statement<'_>, values: &Values, places: usize) -> Result<()> {
+    let values = values.skip(0).chain(std::iter::repeat(Value::Null)).take(places);
+    for (at, value) in values.enumerate() {
+        let at = at + 1;
         match value {
             Value::Null => statement.raw_bind_parameter(at, rusqlite::types::Null)?,
             Value::Uuid(id) => statement.raw_bind_parameter(at, &id.as_bytes()[..])?,
-            Value::Text(text) => statement.raw_bind_parameter(at, text.as_str())?,
+            Value::Text(text) => statement.raw_bind_parameter(at, text)?,
             Value::Int(int) => statement.raw_bind_parameter(at, int)?,
             Value::Bool(bool) => statement.raw_bind_parameter(at, bool)?,
         }

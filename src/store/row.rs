@@ -18,53 +18,79 @@ use super::sql::Kind;
 type Result<T> = std::result::Result<T, serde_json::Error>;
 
 /// A value of a column.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value<T> {
     Null,
     Uuid(Uuid),
-    Text(String),
+    Text(T),
     Int(i64),
     Bool(bool),
 }
 
-impl Value {
+impl<T> Value<T> {
     /// An id.
-    pub(super) fn uuid(&self) -> Option<Uuid> {
-        if let Self::Uuid(id) = self { Some(*id) } else { None }
+    pub(super) fn uuid(self) -> Option<Uuid> {
+        if let Self::Uuid(id) = self { Some(id) } else { None }
     }
 
     /// A text, or a document.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(super) fn text(self) -> Option<T> {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 
     /// A number, or a time.
-    pub(super) fn int(&self) -> Option<i64> {
-        if let Self::Int(int) = self { Some(*int) } else { None }
+    pub(super) fn int(self) -> Option<i64> {
+        if let Self::Int(int) = self { Some(int) } else { None }
     }
 
     /// A yes or no.
-    pub(super) fn bool(&self) -> Option<bool> {
-        if let Self::Bool(bool) = self { Some(*bool) } else { None }
+    pub(super) fn bool(self) -> Option<bool> {
+        if let Self::Bool(bool) = self { Some(bool) } else { None }
+    }
+}
+
+/// Where a text begins and ends among all texts.
+type Place = (usize, usize);
+
+/// Values, with their texts one after the other in one piece of memory: a batch has some thousand of them.
+#[derive(Debug, Default)]
+pub(super) struct Values {
+    values: Vec<Value<Place>>,
+    texts: String,
+}
+
+impl Values {
+    /// The values from this place on.
+    pub(super) fn skip(&self, place: usize) -> impl Iterator<Item = Value<&str>> {
+        self.values.iter().skip(place).map(|value| match *value {
+            Value::Null => Value::Null,
+            Value::Uuid(id) => Value::Uuid(id),
+            Value::Text((start, end)) => Value::Text(&self.texts[start..end]),
+            Value::Int(int) => Value::Int(int),
+            Value::Bool(bool) => Value::Bool(bool),
+        })
     }
 }
 
 /// The values of all rows, row by row.
-pub(super) fn values<T: Serialize>(rows: &[T], columns: &[(&'static str, Kind)]) -> Result<Vec<Value>> {
+pub(super) fn values<T: Serialize>(rows: &[T], columns: &[(&'static str, Kind)]) -> Result<Values> {
     let mut values = vec![Value::Null; rows.len() * columns.len()];
+    let mut texts = Vec::with_capacity(rows.len() * ROW);
     for (row, values) in rows.iter().zip(values.chunks_exact_mut(columns.len())) {
-        row.serialize(Row { columns, values, next: 0 })?;
+        row.serialize(Row { columns, values, texts: &mut texts, next: 0 })?;
     }
-    Ok(values)
+    let texts = String::from_utf8(texts).map_err(serde_json::Error::custom)?;
+    Ok(Values { values, texts })
 }
 
-/// Bytes of most documents at most.
-const DOCUMENT: usize = 1 << 10;
+/// Bytes of the texts of most rows at most.
+const ROW: usize = 1 << 10;
 
 /// Takes a struct apart.
 struct Row<'a> {
     columns: &'a [(&'static str, Kind)],
-    values: &'a mut [Value],
+    values: &'a mut [Value<Place>],
+    texts: &'a mut Vec<u8>,
     /// Where the next field's column probably is.
     next: usize,
 }
@@ -80,16 +106,13 @@ impl SerializeStruct for Row<'_> {
         let Some(place) = Some(self.next).filter(is_here).or_else(anywhere) else { return Ok(()) };
         self.next = place + 1;
         self.values[place] = match self.columns[place].1 {
-            Kind::Json => match document(value)? {
-                text if text == "null" => Value::Null,
-                text => Value::Text(text),
-            },
+            Kind::Json => document(value, self.texts)?,
             // Postgres has no place for more.
-            Kind::Int => match value.serialize(Scalar)? {
+            Kind::Int => match value.serialize(Scalar(self.texts))? {
                 Value::Int(int) => Value::Int(i32::try_from(int).map_err(serde_json::Error::custom)?.into()),
                 other => other,
             },
-            Kind::Uuid | Kind::Text | Kind::Big | Kind::Bool | Kind::Time => value.serialize(Scalar)?,
+            Kind::Uuid | Kind::Text | Kind::Big | Kind::Bool | Kind::Time => value.serialize(Scalar(self.texts))?,
         };
         Ok(())
     }
@@ -99,11 +122,15 @@ impl SerializeStruct for Row<'_> {
     }
 }
 
-/// The JSON of a value. Most are of one size, and growing to it step by step takes as long as writing it.
-fn document<T: Serialize + ?Sized>(value: &T) -> Result<String> {
-    let mut text = Vec::with_capacity(DOCUMENT);
-    serde_json::to_writer(&mut text, value)?;
-    String::from_utf8(text).map_err(serde_json::Error::custom)
+/// The JSON of a value, unless it is nothing.
+fn document<T: Serialize + ?Sized>(value: &T, texts: &mut Vec<u8>) -> Result<Value<Place>> {
+    let start = texts.len();
+    serde_json::to_writer(&mut *texts, value)?;
+    if &texts[start..] == b"null" {
+        texts.truncate(start);
+        return Ok(Value::Null);
+    }
+    Ok(Value::Text((start, texts.len())))
 }
 
 /// What is no struct, where one is needed.
@@ -238,12 +265,20 @@ impl Serializer for Row<'_> {
 }
 
 /// Makes a value of what is one.
-struct Scalar;
+struct Scalar<'a>(&'a mut Vec<u8>);
 
-impl Serializer for Scalar {
-    type Ok = Value;
+impl Scalar<'_> {
+    fn text(self, text: &str) -> Value<Place> {
+        let start = self.0.len();
+        self.0.extend_from_slice(text.as_bytes());
+        Value::Text((start, self.0.len()))
+    }
+}
+
+impl Serializer for Scalar<'_> {
+    type Ok = Value<Place>;
     type Error = serde_json::Error;
-    type SerializeStruct = Impossible<Value, serde_json::Error>;
+    type SerializeStruct = Impossible<Value<Place>, serde_json::Error>;
 
     refused!(no_scalar);
     each! {
@@ -256,24 +291,27 @@ impl Serializer for Scalar {
         serialize_u16(u16) => |value| Ok(Value::Int(i64::from(value)));
         serialize_u32(u32) => |value| Ok(Value::Int(i64::from(value)));
         serialize_u64(u64) => |value| i64::try_from(value).map(Value::Int).map_err(serde_json::Error::custom);
-        serialize_str(&str) => |value: &str| Ok(Value::Text(value.to_owned()));
         // An id says its bytes to whoever does not read.
         serialize_bytes(&[u8]) => |value| Uuid::from_slice(value).map(Value::Uuid).map_err(serde_json::Error::custom);
     }
 
-    fn serialize_none(self) -> Result<Value> {
+    fn serialize_str(self, value: &str) -> Result<Self::Ok> {
+        Ok(self.text(value))
+    }
+
+    fn serialize_none(self) -> Result<Self::Ok> {
         Ok(Value::Null)
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<Value> {
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<Self::Ok> {
         value.serialize(self)
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<Value> {
-        Ok(Value::Text(variant.to_owned()))
+    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<Self::Ok> {
+        Ok(self.text(variant))
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<Value> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<Self::Ok> {
         value.serialize(self)
     }
 
@@ -326,9 +364,9 @@ mod tests {
             beside: 1,
         };
         let rows = [sample(Some(&[1, 2][..]), None), sample(None, Some(Timestamp(5)))];
-        let text = |text: &str| Value::Text(text.to_owned());
+        let text = Value::Text;
         assert_eq!(
-            values(&rows, COLUMNS).unwrap(),
+            values(&rows, COLUMNS).unwrap().skip(0).collect::<Vec<_>>(),
             [
                 [Value::Uuid(id), text("[1,2]"), text("done"), Value::Bool(true), Value::Null],
                 [Value::Uuid(id), Value::Null, text("done"), Value::Bool(true), Value::Int(5)],

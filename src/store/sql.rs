@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Result, Tx,
-    row::{Value, values},
+    row::{Value, Values, values},
     tx::Inner,
 };
 
@@ -242,7 +242,7 @@ fn reads_only() -> Error {
 #[derive(Debug)]
 pub(super) struct Later {
     sql: &'static Sql,
-    values: Vec<Value>,
+    values: Values,
 }
 
 /// The texts of statements that were put together, by the texts of their parts. There are few: batches are of a few kinds.
@@ -323,12 +323,10 @@ impl Tx {
         Ok(changed)
     }
 
-    /// The same, with the rows that a RETURNING gives back; together with what has been gathered.
-    pub(super) async fn write<T: Serialize, R: Row>(&mut self, sql: &'static Sql, rows: &[T]) -> Result<Vec<R>> {
-        let mut back = Vec::new();
-        if rows.is_empty() {
-            return Ok(back);
-        }
+    /// Writes rows to a table that numbers them, together with what has been gathered. Answers the last number. On Postgres the
+    /// statement gives the numbers back; on SQLite, where that would make another table of them, the connection knows the last.
+    pub(super) async fn append<T: Serialize>(&mut self, sql: &'static Sql, rows: &[T]) -> Result<Option<i64>> {
+        let mut last = None;
         let later = self.later.as_mut().map(std::mem::take).unwrap_or_default();
         for rows in rows.chunks(self.most_rows()) {
             let values = values(rows, sql.columns).map_err(|source| Error::Encode { source })?;
@@ -336,17 +334,18 @@ impl Tx {
                 Inner::Postgres(tx) => {
                     let query = together(&later, sql, &values);
                     for row in in_time(async { Ok(query.fetch_all(&mut **tx).await?) }).await? {
-                        back.push(R::from_row(&row)?);
+                        last = last.max(Some(<(i64,)>::from_row(&row)?.0));
                     }
                 }
                 Inner::Local(tx) => {
                     let (text, places) = sql.sqlite_write(rows.len());
-                    back.extend(tx.write::<R>(text, &values, places * sql.columns.len())?);
+                    tx.execute(text, &values, places * sql.columns.len())?;
+                    last = Some(tx.last_number()?);
                 }
                 Inner::Sqlite(_) => return Err(reads_only()),
             }
         }
-        Ok(back)
+        Ok(last)
     }
 
     /// Rows that one statement writes at most.
@@ -359,7 +358,7 @@ impl Tx {
 }
 
 /// One statement that writes all of these, and ends as the last of them does.
-fn together<'q>(before: &'q [Later], last: &'static Sql, last_values: &'q [Value]) -> Query<'q, Postgres, PgArguments> {
+fn together<'q>(before: &'q [Later], last: &'static Sql, last_values: &'q Values) -> Query<'q, Postgres, PgArguments> {
     let parts = || before.iter().map(|later| later.sql).chain([last]);
     let text = match before {
         [] => last.postgres_write,
@@ -395,10 +394,10 @@ fn joined(parts: impl Iterator<Item = &'static Sql>) -> String {
 fn bind_arrays<'q>(
     mut query: Query<'q, Postgres, PgArguments>,
     columns: Columns,
-    values: &[Value],
+    values: &Values,
 ) -> Query<'q, Postgres, PgArguments> {
     for (place, (_, kind)) in columns.iter().enumerate() {
-        let column = values.iter().skip(place).step_by(columns.len());
+        let column = values.skip(place).step_by(columns.len());
         query = match kind {
             Kind::Uuid => query.bind(column.map(Value::uuid).collect::<Vec<Option<Uuid>>>()),
             Kind::Text | Kind::Json => query.bind(column.map(Value::text).collect::<Vec<Option<&str>>>()),
