@@ -67,8 +67,10 @@ struct Cutter<'a> {
 impl<'a> Cutter<'a> {
     fn cut(&mut self) {
         let mut new_lines = 0;
-        for chunk in self.text.split_inclusive(is_delimiter) {
-            let body = chunk.trim_end_matches(is_delimiter);
+        let mut rest = self.text;
+        while !rest.is_empty() {
+            let (body, delimiter, after) = until_delimiter(rest);
+            rest = after;
             if !body.is_empty() {
                 if new_lines > 1 || matches!(body, "-" | "*" | "+" | "•") || body.starts_with('#') {
                     self.tokens.push(Token::Break);
@@ -79,7 +81,7 @@ impl<'a> Cutter<'a> {
                     self.tokens.push(Token::Break);
                 }
             }
-            match chunk[body.len()..].chars().next() {
+            match delimiter {
                 Some('\n') => new_lines += 1,
                 Some(',' | ';' | ')') => self.tokens.push(Token::Break),
                 Some('(') => self.tokens.push(Token::Open),
@@ -92,7 +94,11 @@ impl<'a> Cutter<'a> {
     fn chunk(&mut self, chunk: &'a str) {
         // Most of what people write.
         if chunk.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return self.words(chunk);
+            if chunk.bytes().skip(1).any(|b| b.is_ascii_uppercase()) {
+                return self.words(chunk);
+            }
+            let word = Word { text: self.in_small(chunk), capitals: false, context: false };
+            return self.tokens.push(Token::Word(word));
         }
         if chunk.contains("://") {
             return;
@@ -139,9 +145,14 @@ impl<'a> Cutter<'a> {
 
     /// A piece of the text as a word.
     fn word(&self, piece: &'a str) -> Word<'a> {
-        let at = piece.as_ptr() as usize - self.text.as_ptr() as usize;
         let capitals = piece.len() > 1 && piece.bytes().all(|b| b.is_ascii_uppercase());
-        Word { text: &self.small[at..at + piece.len()], capitals, context: false }
+        Word { text: self.in_small(piece), capitals, context: false }
+    }
+
+    /// A piece of the text in small letters.
+    fn in_small(&self, piece: &'a str) -> &'a str {
+        let at = piece.as_ptr() as usize - self.text.as_ptr() as usize;
+        &self.small[at..at + piece.len()]
     }
 
     fn looks_like_path(&self, text: &'a str) -> bool {
@@ -163,7 +174,54 @@ impl<'a> Cutter<'a> {
     }
 }
 
-fn is_delimiter(c: char) -> bool {
+/// What stands before the first delimiter, that delimiter, and what stands after it.
+pub(super) fn until_delimiter(text: &str) -> (&str, Option<char>, &str) {
+    let mut at = 0;
+    while let Some(step) = text.as_bytes()[at..].iter().position(|b| MAY_DELIMIT[usize::from(*b)]) {
+        at += step;
+        let Some(c) = text[at..].chars().next() else { break };
+        let after = at + c.len_utf8();
+        if is_delimiter(c) {
+            return (&text[..at], Some(c), &text[after..]);
+        }
+        at = after;
+    }
+    (text, None, "")
+}
+
+/// Bytes with which a delimiter begins, and, beyond ASCII, other letters as well: plans are long, and most of what is in them
+/// is passed over a byte at a time.
+const MAY_DELIMIT: [bool; 256] = {
+    let mut may = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        may[byte] = byte >= 0x80
+            || matches!(
+                byte as u8,
+                b'\t'
+                    ..=b'\r'
+                        | b' '
+                        | b','
+                        | b';'
+                        | b'('
+                        | b')'
+                        | b'{'
+                        | b'}'
+                        | b'['
+                        | b']'
+                        | b'<'
+                        | b'>'
+                        | b'|'
+                        | b'='
+                        | b'"'
+                        | b'`'
+            );
+        byte += 1;
+    }
+    may
+};
+
+pub(super) fn is_delimiter(c: char) -> bool {
     c.is_whitespace()
         || matches!(c, ',' | ';' | '(' | ')' | '{' | '}' | '[' | ']' | '<' | '>' | '|' | '=' | '"' | '`' | '“' | '”')
 }

@@ -5,6 +5,17 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Passing over bytes finds the delimiters that letters are, and no others.
+#[test]
+fn delimiters_are_found() {
+    for c in (0..0x1_1000).filter_map(char::from_u32) {
+        let text = format!("a{c}ä");
+        let found = plan::until_delimiter(&text);
+        let wanted = if plan::is_delimiter(c) { ("a", Some(c), "ä") } else { (text.as_str(), None, "") };
+        assert_eq!(found, wanted, "{c:?}");
+    }
+}
+
 #[test]
 fn paths() {
     let table: [(&str, Option<Category>); 46] = [
