@@ -11,7 +11,8 @@ use crate::domain::{
 /// Derives and recognises the keys with which agents speak of their own task.
 #[derive(Clone)]
 pub struct TaskKeys {
-    secret: [u8; 32],
+    /// Has taken in the secret, which is half of the work for a key.
+    keyed: Hmac<Sha256>,
 }
 
 impl std::fmt::Debug for TaskKeys {
@@ -23,7 +24,10 @@ impl std::fmt::Debug for TaskKeys {
 impl TaskKeys {
     /// Keys of a server with this secret.
     pub fn new(secret: [u8; 32]) -> Self {
-        Self { secret }
+        // HMAC fills a short key up with zeros to the block of its hash (RFC 2104, section 2), so this is the plain HMAC.
+        let mut block = [0; 64];
+        block[..secret.len()].copy_from_slice(&secret);
+        Self { keyed: Hmac::new(&block.into()) }
     }
 
     /// The key of an attempt: `mk_task_<attempt id>_<HMAC-SHA256 of the attempt>`.
@@ -44,10 +48,7 @@ impl TaskKeys {
     }
 
     fn mac(&self, attempt: AttemptRef) -> Hmac<Sha256> {
-        // HMAC fills a short key up with zeros to the block of its hash (RFC 2104, section 2), so this is the plain HMAC.
-        let mut block = [0; 64];
-        block[..self.secret.len()].copy_from_slice(&self.secret);
-        let mut mac = Hmac::<Sha256>::new(&block.into());
+        let mut mac = self.keyed.clone();
         mac.update(attempt.task.0.as_bytes());
         mac.update(&attempt.number.to_be_bytes());
         mac.update(attempt.id.0.as_bytes());

@@ -11,6 +11,7 @@ use crate::{
     domain::{
         ContractId, OwnerId,
         contract::{Contract, ContractStatus},
+        task::Task,
     },
     server::{
         auth::{Caller, Reader},
@@ -44,7 +45,7 @@ impl ContractService for Api {
         let repeat = repeat(owner, &request.request_id, "CreateContract", &request);
         let draft = wire::contract::create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateContract(draft)).await?;
-        Ok(Response::new(self.created(owner, reply, true).await?))
+        Ok(Response::new(self.created_contract(owner, reply).await?))
     }
 
     async fn get_contract(
@@ -130,34 +131,38 @@ impl ContractService for Api {
 }
 
 impl Api {
-    /// What was made, as a caller sees it; with what the analysis suggests, if that is wanted.
-    pub(super) async fn created(
-        &self,
-        owner: OwnerId,
-        reply: Reply,
-        suggest: bool,
-    ) -> ApiResult<pb::CreateContractResponse> {
+    /// A contract that was made, as a caller sees it, with what the analysis suggests.
+    async fn created_contract(&self, owner: OwnerId, reply: Reply) -> ApiResult<pb::CreateContractResponse> {
         let Reply::Created { contract, tasks, edges } = reply else { return Err(unexpected(&reply)) };
         let known = edges.and_then(|edges| Surroundings::of_new(self, &contract, &tasks, &edges));
         let (around, contract) = match known {
             Some(around) => (around, wire::contract::contract(&contract, false)),
+            None => {
+                let mut tx = self.read().await?;
+                let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
+                (around, explain::contract_view(&mut tx, &contract).await?)
+            }
+        };
+        let suggestions = self.suggestions(&tasks, |task| around.depends_on(task).to_vec()).await?;
+        Ok(pb::CreateContractResponse { contract: Some(contract), tasks: shown(&tasks, &around), suggestions })
+    }
+
+    /// Tasks that were made, as a caller sees them.
+    pub(super) async fn created_tasks(&self, owner: OwnerId, reply: Reply) -> ApiResult<Vec<pb::Task>> {
+        let Reply::Created { contract, tasks, edges } = reply else { return Err(unexpected(&reply)) };
+        let known = edges.and_then(|edges| Surroundings::of_new(self, &contract, &tasks, &edges));
+        let around = match known {
+            Some(around) => around,
             // In a box: a call is as large as the largest thing that it may wait for, and this one hardly ever does.
             None => {
                 let read = async {
                     let mut tx = self.read().await?;
-                    let around = Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await?;
-                    Ok::<_, ApiError>((around, explain::contract_view(&mut tx, &contract).await?))
+                    Surroundings::load(self, &mut tx, owner, &tasks, Detail::Brief).await
                 };
                 Box::pin(read).await?
             }
         };
-        let suggestions = match suggest {
-            true => Box::pin(self.suggestions(&tasks, |task| around.depends_on(task).to_vec())).await?,
-            false => Vec::new(),
-        };
-        let mut tasks: Vec<pb::Task> = tasks.iter().map(|task| around.view(task)).collect();
-        wire::task::fit_answer(&mut tasks);
-        Ok(pb::CreateContractResponse { contract: Some(contract), tasks, suggestions })
+        Ok(shown(&tasks, &around))
     }
 
     /// A contract that was changed, as a caller sees it.
@@ -208,6 +213,13 @@ impl Api {
         }
         Ok(answer(&list, contracts, before))
     }
+}
+
+/// Tasks as a caller sees them, as far as an answer has room for them.
+fn shown(tasks: &[Task], around: &Surroundings) -> Vec<pb::Task> {
+    let mut shown: Vec<pb::Task> = tasks.iter().map(|task| around.view(task)).collect();
+    wire::task::fit_answer(&mut shown);
+    shown
 }
 
 fn answer(list: &List, contracts: Vec<pb::Contract>, before: Option<ContractId>) -> pb::ListContractsResponse {

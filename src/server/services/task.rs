@@ -45,8 +45,8 @@ impl TaskService for Api {
         let repeat = repeat(owner, &request.request_id, "CreateTask", &request);
         let draft = wire::task::create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateTasks(draft)).await?;
-        let made = self.created(owner, reply, false).await?;
-        Ok(Response::new(pb::CreateTaskResponse { task: made.tasks.into_iter().next() }))
+        let made = self.created_tasks(owner, reply).await?;
+        Ok(Response::new(pb::CreateTaskResponse { task: made.into_iter().next() }))
     }
 
     async fn batch_create_tasks(
@@ -59,8 +59,8 @@ impl TaskService for Api {
         let repeat = repeat(owner, &request.request_id, "BatchCreateTasks", &request);
         let draft = wire::task::batch_create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateTasks(draft)).await?;
-        let made = self.created(owner, reply, false).await?;
-        Ok(Response::new(pb::BatchCreateTasksResponse { tasks: made.tasks }))
+        let tasks = self.created_tasks(owner, reply).await?;
+        Ok(Response::new(pb::BatchCreateTasksResponse { tasks }))
     }
 
     async fn get_task(&self, request: Request<pb::GetTaskRequest>) -> Result<Response<pb::GetTaskResponse>, Status> {
