@@ -75,7 +75,8 @@ impl Values {
 /// The values of all rows, row by row.
 pub(super) fn values<T: Serialize>(rows: &[T], columns: &[(&'static str, Kind)]) -> Result<Values> {
     let mut values = vec![Value::Null; rows.len() * columns.len()];
-    let mut texts = Vec::with_capacity(rows.len() * ROW);
+    let has_texts = columns.iter().any(|(_, kind)| matches!(kind, Kind::Text | Kind::Json));
+    let mut texts = Vec::with_capacity(if has_texts { (rows.len() * ROW).min(MOST) } else { 0 });
     for (row, values) in rows.iter().zip(values.chunks_exact_mut(columns.len())) {
         row.serialize(Row { columns, values, texts: &mut texts, next: 0 })?;
     }
@@ -85,6 +86,8 @@ pub(super) fn values<T: Serialize>(rows: &[T], columns: &[(&'static str, Kind)])
 
 /// Bytes of the texts of most rows at most.
 const ROW: usize = 1 << 10;
+/// Bytes for which room is made beforehand: a batch may have half a million rows.
+const MOST: usize = 1 << 20;
 
 /// Takes a struct apart.
 struct Row<'a> {

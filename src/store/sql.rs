@@ -326,6 +326,9 @@ impl Tx {
     /// Writes rows to a table that numbers them, together with what has been gathered. Answers the last number. On Postgres the
     /// statement gives the numbers back; on SQLite, where that would make another table of them, the connection knows the last.
     pub(super) async fn append<T: Serialize>(&mut self, sql: &'static Sql, rows: &[T]) -> Result<Option<i64>> {
+        if rows.is_empty() {
+            return Ok(None);
+        }
         let mut last = None;
         let later = self.later.as_mut().map(std::mem::take).unwrap_or_default();
         for rows in rows.chunks(self.most_rows()) {

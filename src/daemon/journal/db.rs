@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use rusqlite::{Connection, Params, Row, Statement, params};
+use rusqlite::{Connection, Params, PrepFlags, Row, Statement, params};
 
 use super::Error;
 use crate::domain::{JournalId, report::Message};
@@ -121,9 +121,11 @@ impl<'c> Db<'c> {
         let known = self.statements.borrow_mut().remove(&place);
         let mut statement = match known {
             Some(statement) => statement,
-            None => self.connection.prepare(text)?,
+            None => self.connection.prepare_with_flags(text, PrepFlags::SQLITE_PREPARE_PERSISTENT)?,
         };
         let done = work(&mut statement);
+        // An order with its key is kept no longer than it takes.
+        statement.clear_bindings();
         self.statements.borrow_mut().insert(place, statement);
         done
     }

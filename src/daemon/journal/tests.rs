@@ -294,20 +294,24 @@ async fn what_ends_before_it_begins_waits_for_no_output() {
     assert_eq!(forgettable.iter().map(|row| row.attempt).collect::<Vec<_>>(), [attempt(1)]);
 }
 
-/// A report that can no longer be read holds nothing up: its attempt is over once it is answered, and its pack stored or given up.
+/// A report that can no longer be read holds nothing up: what the server is to know of its pack it is told all the same.
 #[tokio::test]
 async fn a_report_that_cannot_be_read_is_not_waited_for() {
     let state = tempfile::tempdir().unwrap();
     let journal = open(state.path());
     journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
     journal.record(attempt(1), result(1).0, NOW).await.unwrap();
-    let spoil = |db: &db::Db| Ok(db.execute(r#"UPDATE attempts SET complete = '{"outcome":'"#, []).map(|_| ())?);
+    let spoil = |db: &db::Db<'_>| Ok(db.execute(r#"UPDATE attempts SET complete = '{"outcome":'"#, []).map(|_| ())?);
     journal.worker.call(Kind::Durable, spoil).await.unwrap();
     journal.answered(1, MessageOutcome::Applied, NOW).await.unwrap();
     let beside = rusqlite::Connection::open(state.path().join(FILE)).unwrap();
     let word = || beside.query_row("SELECT state FROM attempts", [], |row| row.get::<_, String>(0)).unwrap();
     assert_eq!(word(), "reported");
     journal.upload_settled(attempt(1), None, Settled::GivenUp("gone".to_owned()), NOW).await.unwrap();
+    let messages = journal.outbox(0, 10).await.unwrap();
+    let Report::Complete(last) = &messages[0].report else { panic!("{messages:?}") };
+    assert_eq!(last.outcome.as_ref().unwrap_err().class, FailureClass::WorktreeLost);
+    journal.answered(2, MessageOutcome::Applied, NOW).await.unwrap();
     assert_eq!(word(), "over");
     assert!(sequences(&journal).await.is_empty());
 }
@@ -631,7 +635,7 @@ async fn orders_of_an_older_journal_are_kept() {
             [attempt(2).id.to_string(), attempt(2).task.to_string(), String::new()],
         )
         .unwrap();
-    // One that is gone leaves a gap, which is kept.
+    // One that is gone leaves a gap: orders do not slip to the next attempt.
     older.execute("DELETE FROM attempts WHERE attempt_id = ?1", [attempt(1).id.to_string()]).unwrap();
     let order = serde_json::to_string(&spawn("older")).unwrap();
     older.execute(insert, [attempt(3).id.to_string(), attempt(3).task.to_string(), order]).unwrap();
@@ -656,7 +660,8 @@ async fn what_an_older_journal_owes_is_known() {
     older.execute("INSERT INTO meta (id, journal_id, created, last_command) VALUES (1, ?1, 0, 1)", [&id]).unwrap();
     let Report::Complete(with_pack) = &result(1).0.reports[0] else { panic!("no terminal report") };
     let document = |complete: &Complete| serde_json::to_string(complete).unwrap();
-    let documents = [document(with_pack), document(&complete(FailureClass::AgentError)), "{\"outcome\":".to_owned()];
+    let (packed, failed) = (document(with_pack), document(&complete(FailureClass::AgentError)));
+    let documents = [packed.clone(), failed, "{\"outcome\":".to_owned(), packed.clone(), packed];
     for (n, complete) in (1..).zip(documents) {
         let insert = "INSERT INTO attempts (attempt_id, task_id, number, state, complete, created, updated)
                       VALUES (?1, ?2, 1, 'reported', ?3, 0, 0)";
@@ -669,14 +674,19 @@ async fn what_an_older_journal_owes_is_known() {
     let known = spawn_command(1);
     let taken = "INSERT INTO commands (command_id, sequence, attempt_id, received) VALUES (?1, ?2, ?3, 0)";
     older.execute(taken, params![known.id.to_string(), known.sequence, known.attempt.id.to_string()]).unwrap();
+    // What is half paid.
+    older.execute("UPDATE attempts SET answered = 1 WHERE attempt_id = ?1", [attempt(4).id.to_string()]).unwrap();
+    older.execute("UPDATE attempts SET delivered = 1 WHERE attempt_id = ?1", [attempt(5).id.to_string()]).unwrap();
     drop(older);
     let journal = open(state.path());
-    for n in 1..=3 {
+    for n in [1, 2, 3, 5] {
         journal.answered(n, MessageOutcome::Applied, NOW).await.unwrap();
     }
+    journal.upload_settled(attempt(4), None, Settled::Stored, NOW).await.unwrap();
     let beside = rusqlite::Connection::open(&path).unwrap();
     let mut states = beside.prepare("SELECT state FROM attempts ORDER BY place").unwrap();
     let states: Vec<String> = states.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    assert_eq!(states, ["reported", "over", "over"]);
-    assert_eq!(journal.accept(vec![known], NOW).await.unwrap(), [Accepted::Known]);
+    assert_eq!(states, ["reported", "over", "over", "over", "over"]);
+    let other = Command { sequence: 2, ..known.clone() };
+    assert_eq!(journal.accept(vec![other, known], NOW).await.unwrap(), [Accepted::Conflict, Accepted::Known]);
 }

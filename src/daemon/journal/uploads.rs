@@ -6,14 +6,14 @@ use rusqlite::{Row as SqlRow, params};
 use uuid::Uuid;
 
 use super::{
-    Change, Error, Settled, State, Upload,
+    Change, Error, Settled, Upload,
     db::Db,
     sql::{attempt_change, attempt_fetch, attempt_ref, json, parse, path_text},
 };
 use crate::domain::{
     AttemptRef, CheckpointId, Timestamp,
     attempt::{Failure, FailureClass, Pack},
-    report::{Complete, Report},
+    report::{Complete, Progress, Report},
 };
 
 const TABLE: &str = "uploads";
@@ -87,22 +87,26 @@ pub(super) fn settled(
     }
 }
 
-/// The server waits for a result that will not come: the attempt ends without one after all. Of one that cannot be read nothing
-/// can be said anew.
+/// The server waits for a result that will not come: the attempt ends without one after all.
 fn undeliverable(db: &Db<'_>, attempt: AttemptRef, why: &str, now: Timestamp) -> Result<(), Error> {
-    let row = match attempt_fetch(db, attempt) {
-        Err(error @ Error::Row { .. }) => {
-            tracing::error!(%error, %attempt, "an attempt in the journal cannot be read; the server waits for its result in vain");
-            return settle(db, &attempt.id.to_string(), Paid { answered: false, delivered: true }, now);
-        }
-        found => found?,
-    };
-    let Some(row) = row else { return Ok(()) };
-    let Some(complete) = row.complete.filter(|complete| row.state == State::Reported && has_pack(complete)) else {
+    let waits = "SELECT 1 FROM attempts WHERE attempt_id = ?1 AND state = 'reported' AND packed";
+    if db.row(waits, [attempt.id.to_string()], |_| Ok(()))?.is_none() {
         return Ok(());
+    }
+    let reported = match attempt_fetch(db, attempt) {
+        Ok(row) => row.and_then(|row| row.complete),
+        Err(error @ Error::Row { .. }) => {
+            tracing::error!(%error, %attempt, "an attempt in the journal cannot be read; its end is reported without what it said");
+            None
+        }
+        Err(error) => return Err(error),
     };
     let text = format!("its result could not be brought to the server: {why}");
-    let failed = Complete { outcome: Err(Failure::new(FailureClass::WorktreeLost, text)), ..complete };
+    let outcome = Err(Failure::new(FailureClass::WorktreeLost, text));
+    let failed = match reported {
+        Some(complete) => Complete { outcome, ..complete },
+        None => Complete { outcome, progress: Progress::default(), output_bytes: 0, exit_code: None, signal: 0 },
+    };
     let change = Change { reports: vec![Report::Complete(failed)], ..Change::default() };
     attempt_change(db, attempt, &change, now)
 }

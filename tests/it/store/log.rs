@@ -63,8 +63,9 @@ async fn changes_come_back_in_order(kind: Kind) {
 
     // Many at once keep their order.
     let many: Vec<_> = (0..2_000).map(|_| (3, None)).collect();
-    append(&mut tx, &many).await;
+    let newest = append(&mut tx, &many).await;
     let read = tx.events_of_contract(ContractId(id(3)), last, 10_000).await.unwrap();
+    assert_eq!(read.last().map(|change| change.sequence), newest);
     assert_eq!(words(&read), (0..2_000).map(|n| format!("task.{n}")).collect::<Vec<_>>());
 }
 
