@@ -112,6 +112,23 @@ impl<'c> Db<'c> {
         })
     }
 
+    /// All rows that can be read. One that cannot must not keep the others, which are `what`, from being looked after.
+    pub(super) fn readable<T>(
+        &self,
+        text: &'static str,
+        what: &'static str,
+        mut read: impl FnMut(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let rows = self.rows(text, [], |row| match read(row) {
+            Err(error @ Error::Row { .. }) => {
+                tracing::error!(%error, "{what} in the journal cannot be read; left alone");
+                Ok(None)
+            }
+            read => read.map(Some),
+        })?;
+        Ok(rows.into_iter().flatten().collect())
+    }
+
     fn with<T>(
         &self,
         text: &'static str,

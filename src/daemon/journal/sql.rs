@@ -295,16 +295,7 @@ pub(super) fn attempt_fetch(db: &Db<'_>, attempt: AttemptRef) -> Result<Option<R
 }
 
 pub(super) fn attempts_list(db: &Db<'_>) -> Result<Vec<Row>, Error> {
-    let attempts = db.rows(attempts!("ORDER BY created, attempt_id"), [], |row| match attempt_row(row) {
-        Ok(attempt) => Ok(Some(attempt)),
-        // One row that cannot be read must not keep all others from being looked after.
-        Err(error @ Error::Row { .. }) => {
-            tracing::error!(%error, "an attempt in the journal cannot be read; left alone");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    })?;
-    Ok(attempts.into_iter().flatten().collect())
+    db.readable(attempts!("ORDER BY created, attempt_id"), "an attempt", attempt_row)
 }
 
 pub(super) fn attempts_of(db: &Db<'_>, tasks: &[TaskId]) -> Result<Vec<Row>, Error> {

@@ -40,21 +40,12 @@ pub(super) fn put(db: &Db<'_>, upload: &Upload) -> Result<(), Error> {
 }
 
 pub(super) fn list(db: &Db<'_>) -> Result<Vec<Upload>, Error> {
-    let uploads = db.rows(
+    db.readable(
         "SELECT attempt_id, task_id, number, checkpoint_id, path, bytes, sha256, about, created FROM uploads
          ORDER BY created, checkpoint_id",
-        [],
-        |row| match upload(row) {
-            Ok(upload) => Ok(Some(upload)),
-            // One row that cannot be read must not keep all others from being sent.
-            Err(error @ Error::Row { .. }) => {
-                tracing::error!(%error, "an upload in the journal cannot be read; left alone");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        },
-    )?;
-    Ok(uploads.into_iter().flatten().collect())
+        "an upload",
+        upload,
+    )
 }
 
 fn upload(row: &SqlRow<'_>) -> Result<Upload, Error> {

@@ -195,33 +195,13 @@ const MAY_DELIMIT: [bool; 256] = {
     let mut may = [false; 256];
     let mut byte = 0;
     while byte < 256 {
-        may[byte] = byte >= 0x80
-            || matches!(
-                byte as u8,
-                b'\t'
-                    ..=b'\r'
-                        | b' '
-                        | b','
-                        | b';'
-                        | b'('
-                        | b')'
-                        | b'{'
-                        | b'}'
-                        | b'['
-                        | b']'
-                        | b'<'
-                        | b'>'
-                        | b'|'
-                        | b'='
-                        | b'"'
-                        | b'`'
-            );
+        may[byte] = byte >= 0x80 || is_delimiter(byte as u8 as char);
         byte += 1;
     }
     may
 };
 
-pub(super) fn is_delimiter(c: char) -> bool {
+pub(super) const fn is_delimiter(c: char) -> bool {
     c.is_whitespace()
         || matches!(c, ',' | ';' | '(' | ')' | '{' | '}' | '[' | ']' | '<' | '>' | '|' | '=' | '"' | '`' | '“' | '”')
 }
