@@ -70,7 +70,7 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
             journals: mib((0..2).map(|n| journal_bytes(&bed.world.daemon_state(&format!("load-{n}")))).sum()),
             median: percentile(&took, 0.5),
             worst: percentile(&took, 0.99),
-            bare: percentile(&ceiling::starts(database, BARE.0).await.split_off(BARE.1), 0.5),
+            bare: percentile(&ceiling::starts(database, BARE.0, 0, 1).await.split_off(BARE.1), 0.5),
         };
         figures.note(format!("soak [{}], part {n} of {PARTS}: {part:.2?}", word(Some(database))));
         parts.push(part);

@@ -1,5 +1,5 @@
-//! How soon a task starts on an idle system, and its dependent after it: from the call to the moment at which the order is
-//! durable in the daemon's journal, which is when a daemon would begin to work on it.
+//! How soon a task starts on an idle system, and its dependent after it: from the call to the moment at which the daemon knows
+//! that the order is durable in its journal, which is when it begins to work on it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,6 +12,7 @@ use crate::{
     figures::{Figures, Goal, percentile},
     harness::{Client, Database, eventually},
     hollow,
+    lifecycles::Made,
     options::Options,
     proof,
 };
@@ -26,16 +27,23 @@ const PARTS: [(&str, &str, f64, f64); 2] = [
 ];
 /// Calls before those that count.
 const WARM_UP: usize = 30;
+/// Tasks before these, as fast as they go: a system that has run for a while has written its logs to their lengths and begins them
+/// again, and a log that grows takes a sync longer.
+const BEFORE: usize = 6_000;
+/// Of these at once.
+const IN_FLIGHT: usize = 64;
 
 /// One round on one database.
 pub async fn measure(options: &Options, database: Database, figures: &mut Figures) {
     let calls = options.size(500, 100) + WARM_UP;
     // What wire, disk and the threads in between take by themselves, at this moment.
-    let bare = ceiling::starts(database, calls).await.split_off(WARM_UP);
+    let before = options.size(BEFORE, 500);
+    let bare = ceiling::starts(database, calls, before, IN_FLIGHT).await.split_off(WARM_UP);
     for (_, name, part, _) in PARTS {
         figures.add(name, Some(database), "ms", percentile(&bare, part), Goal::default());
     }
     let bed = Bed::with_daemons(database, true).await;
+    Made::start(&bed).await.run(before, IN_FLIGHT).await;
     let client = bed.world.client();
     let (contract, _) = bed::contract(&client, Vec::new(), false).await;
     let spans = probe(&bed, &client, &contract, "task", calls).await.split_off(WARM_UP);
@@ -43,8 +51,8 @@ pub async fn measure(options: &Options, database: Database, figures: &mut Figure
         figures.add(name, Some(database), "ms", percentile(&spans, part), Goal::most(most).against(bare));
     }
     let length = options.size(200, 50);
-    chain(&bed, calls, length, figures).await;
-    proof::of_done(&bed, calls + length).await;
+    chain(&bed, before + calls, length, figures).await;
+    proof::of_done(&bed, before + calls + length).await;
 }
 
 /// So many tasks of a contract, one now and then: how long each took from the call to its durable start, in milliseconds.

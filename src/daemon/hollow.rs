@@ -11,7 +11,7 @@ use crate::domain::{AttemptRef, daemon};
 /// The only agent profile of a daemon without work.
 pub const PROFILE: &str = "hollow";
 
-/// Called with each attempt that begins, once the order for it is in the journal.
+/// Called with each attempt once the order for it is durable in the journal: from there on it will begin, whatever dies.
 type Begun = dyn Fn(AttemptRef) + Send + Sync;
 
 /// That a daemon has no work, and who hears of what begins.
@@ -24,7 +24,7 @@ impl Hollow {
         Self::default()
     }
 
-    /// `begun` is called with each attempt that begins, when the order for it is durable in the journal. It must not block.
+    /// `begun` is called with each attempt when the order for it is durable in the journal. It must not block.
     pub fn telling(begun: impl Fn(AttemptRef) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(begun)))
     }

@@ -78,9 +78,11 @@ pub async fn lifecycles(database: Database, tasks: usize, in_flight: usize) -> f
     crate::lifecycles::per_second(tasks, took)
 }
 
-/// One call now and then: how long each took to the moment at which its order was durable with an agent, in milliseconds.
-pub async fn starts(database: Database, calls: usize) -> Vec<f64> {
+/// One call now and then, after `before` of them with so many in flight: how long each took to the moment at which its order was
+/// durable with an agent, in milliseconds.
+pub async fn starts(database: Database, calls: usize, before: usize, in_flight: usize) -> Vec<f64> {
     let bare = Bare::start(database, true).await;
+    bare.run(before, in_flight, before).await;
     let channel = bare.channel.clone();
     let create = move |_| {
         let channel = channel.clone();

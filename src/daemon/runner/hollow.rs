@@ -2,7 +2,7 @@
 //! that of any other attempt, and is written by the same code.
 //!
 //! ```text
-//!   accepted ─> slot ─> sanity ─> begun ──Started──> Complete
+//!   accepted ─> slot ─> sanity ──Started──> Complete
 //! ```
 //!
 //! Programs that measure the rest ask for it (see [`run_hollow`](crate::daemon::run_hollow)); nobody else can.
@@ -33,9 +33,6 @@ impl Runner {
             },
         };
         if self.row.state == State::Accepted {
-            if let Some(hollow) = &self.context.hollow {
-                hollow.begun(self.attempt);
-            }
             let warnings = self.sanity(spawn).await.into_iter().map(|message| Report::Warning { message });
             let started = Report::Started {
                 worktree: String::new(),

@@ -340,15 +340,18 @@ impl Writer {
             work.classes.retain(|id, _| !self.classes.knows(*id));
             let batch = self.store.commits_in_doubt().then(|| BatchId(uuid::Uuid::now_v7()));
             let last = work.flush(&mut tx, batch).await?;
-            self.commit_tx(tx, last, batch).await?;
+            self.commit_tx(tx, batch).await?;
+            self.speak(&work, requests, &replies, more);
+            if let Some(last) = last {
+                self.last.send_replace(last);
+            }
             work.measure(&self.metrics, clock::now());
         } else {
             tx.rollback().await?;
+            self.speak(&work, requests, &replies, more);
         }
         self.classes.learn(&work);
         self.kept = work.keep();
-        self.look = more;
-        self.speak(&work, requests, &replies);
         Ok((replies, writes))
     }
 
@@ -375,18 +378,14 @@ impl Writer {
     }
 
     /// Commits, and finds out whether it did.
-    async fn commit_tx(&mut self, tx: store::Tx, last: Option<i64>, batch: Option<BatchId>) -> Result<(), Failed> {
+    async fn commit_tx(&mut self, tx: store::Tx, batch: Option<BatchId>) -> Result<(), Failed> {
         let begun = Instant::now();
         let committed = tx.commit().await;
         self.metrics.committed(begun.elapsed());
         match (committed, batch) {
-            (Err(error @ store::Error::Unavailable { .. }), Some(batch)) => self.find_out(batch, error).await?,
-            (committed, _) => committed?,
+            (Err(error @ store::Error::Unavailable { .. }), Some(batch)) => self.find_out(batch, error).await,
+            (committed, _) => Ok(committed?),
         }
-        if let Some(last) = last {
-            self.last.send_replace(last);
-        }
-        Ok(())
     }
 
     /// Looks a batch up whose COMMIT was not answered. Under the ledger's lock, so that it is over one way or the other.
@@ -413,8 +412,13 @@ impl Writer {
         }
     }
 
-    /// What was committed takes effect in memory, and is said.
-    fn speak(&mut self, work: &Work, requests: &[&Request], replies: &[Result<Reply, Error>]) {
+    /// What was committed takes effect in memory, and is said: orders first, which a daemon waits for with nothing to do.
+    fn speak(&mut self, work: &Work, requests: &[&Request], replies: &[Result<Reply, Error>], more: bool) {
+        let ready = {
+            let fleet = &mut self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            Self::take_effect(fleet, work, requests, replies)
+        };
+        self.look = more || ready;
         if let Some(due) = work.earliest_due() {
             self.due.earlier(due);
         }
@@ -423,8 +427,6 @@ impl Writer {
                 self.metrics.daemon_lost();
             }
         }
-        let fleet = &mut self.fleet.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.look |= Self::take_effect(fleet, work, requests, replies);
     }
 
     /// Brings the fleet up to what was committed, and tells the sessions. Answers whether a daemon can take work now that
