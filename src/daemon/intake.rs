@@ -99,7 +99,8 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
     for (taken, outcome) in accepted.into_iter().zip(outcomes) {
         match outcome {
             Accepted::New => {
-                if let Some(hollow) = context.hollow.as_ref().filter(|_| matches!(taken.command.order, Order::Spawn(_))) {
+                if let Some(hollow) = context.hollow.as_ref().filter(|_| matches!(taken.command.order, Order::Spawn(_)))
+                {
                     hollow.begun(taken.command.attempt);
                 }
                 answer(context, &taken, Answer::Persisted);

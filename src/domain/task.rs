@@ -49,8 +49,9 @@ pub struct Task {
     pub class: ClassId,
     /// Where it stands.
     pub state: TaskState,
-    /// Dependencies that are not complete; kept in step with the edges by the ledger.
-    #[serde(default, skip_serializing_if = "is_default")]
+    /// Dependencies that are not complete. The edges say so, and it is counted from them when the rest is read: to store it would
+    /// mean to write a task anew whenever one of its dependencies ends, of a large graph each on a page of its own.
+    #[serde(skip)]
     pub unmet: u32,
     /// Number of the newest attempt; 0 for none.
     pub attempt: u32,
@@ -491,13 +492,14 @@ mod tests {
         let text = r#"{"id":"01a2187a-a29b-7087-a04c-f29e8140ebd2","contract":"01a2187a-a169-70de-afd6-4c3606edd2fb",
             "owner":"01a2187a-a128-73c2-aa42-4aa76eebf890","depth":0,"class":"62e54780-3901-59a3-96a3-5ce56f95499c",
             "state":{"status":"done","result":{"commit":"1","branch":"b","result_ref":"r","published":true,"pack":null,"blob":""},
-            "at":5},"unmet":0,"attempt":1,"ending":null,"daemon":"01a2187a-a135-70f1-b4f3-49fab717d890",
+            "at":5},"unmet":7,"attempt":1,"ending":null,"daemon":"01a2187a-a135-70f1-b4f3-49fab717d890",
             "tries":{"total":0,"counted":0,"backoffs":0,"lost_daemons":[],"avoid":[],"last_failure":null},"branch":"b",
             "usage":{"input_tokens":7,"output_tokens":0,"cache_read_tokens":0,"cache_write_tokens":0,"cost_micro_usd":0,
             "turns":0},"version":5,"created":1,"updated":5,"started":4,"interrupted":null,"checkpoint":null,"here":null,
             "chosen":null,"prefer":null}"#;
         let task: Task = serde_json::from_str(text).unwrap();
         assert_eq!((task.version, task.usage.input_tokens, task.status()), (5, 7, TaskStatus::Done));
+        assert_eq!(task.unmet, 0, "the edges say how many there are");
         let short = serde_json::to_string(&task).unwrap();
         assert!(short.contains(r#""usage":{"input_tokens":7}"#) && !short.contains("null"), "{short}");
         assert!(!short.contains("01a2187a-a29b") && !short.contains("contract"), "what is beside it: {short}");

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Result, Tx,
     sql::{Kind, LazySql, Sql},
-    task::TaskDoc,
+    task::{READ, TaskDoc},
 };
 use crate::domain::{ClassId, ContractId, OwnerId, Timestamp, daemon::Requirements, task::Task};
 
@@ -198,15 +198,18 @@ impl Tx {
     pub async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                "SELECT h.id, h.contract, h.owner, h.class, h.spec, h.doc FROM {rows} JOIN LATERAL (
-                     SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM tasks t
-                     WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
-                     ORDER BY t.priority DESC, t.id LIMIT $2) AS h ON true",
+                &format!(
+                    "SELECT h.* FROM {{rows}} JOIN LATERAL (
+                         {READ} FROM tasks t WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
+                         ORDER BY t.priority DESC, t.id LIMIT $2) AS h ON true"
+                ),
                 // SQLite has no LATERAL; an IN that depends on the row before it is run once for each lane.
-                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} CROSS JOIN tasks t
-                 WHERE t.id IN (
-                     SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
-                     ORDER BY x.priority DESC, x.id LIMIT $2)",
+                &format!(
+                    "{READ} FROM {{rows}} CROSS JOIN tasks t
+                     WHERE t.id IN (
+                         SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
+                         ORDER BY x.priority DESC, x.id LIMIT $2)"
+                ),
                 LANE,
             )
         });

@@ -74,6 +74,10 @@ const COLUMNS: &[(&str, Kind)] = &[
     ("doc", Kind::Json),
 ];
 
+/// What a task `t` is read from. Of one that is ready no dependency is unmet.
+pub(super) const READ: &str = "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc, CASE WHEN t.ready THEN 0 ELSE
+     (SELECT count(*) FROM edges e WHERE e.dependent = t.id AND NOT e.satisfied) END AS unmet";
+
 #[derive(sqlx::FromRow, serde::Deserialize)]
 pub(super) struct TaskDoc {
     id: Uuid,
@@ -82,6 +86,7 @@ pub(super) struct TaskDoc {
     class: Uuid,
     spec: Json<TaskSpec>,
     doc: Json<Task>,
+    unmet: i64,
 }
 
 impl TaskDoc {
@@ -92,6 +97,7 @@ impl TaskDoc {
             owner: OwnerId(self.owner),
             class: ClassId(self.class),
             spec: Arc::new(self.spec.0),
+            unmet: u32::try_from(self.unmet).unwrap_or(u32::MAX),
             ..self.doc.0
         }
     }
@@ -174,12 +180,8 @@ impl Tx {
     /// Tasks by id; those that do not exist are absent.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn tasks_fetch(&mut self, wanted: &[TaskId]) -> Result<Vec<Task>> {
-        static SQL: LazySql = LazySql::new(|| {
-            Sql::new(
-                "SELECT id, contract, owner, class, spec, doc FROM tasks WHERE id IN (SELECT rows.id FROM {rows})",
-                ID,
-            )
-        });
+        static SQL: LazySql =
+            LazySql::new(|| Sql::new(&format!("{READ} FROM tasks t WHERE t.id IN (SELECT rows.id FROM {{rows}})"), ID));
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -197,7 +199,7 @@ impl Tx {
     pub async fn tasks_named(&mut self, names: &[(ContractId, String)]) -> Result<Vec<Task>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} JOIN tasks t ON t.contract = rows.contract AND t.name = rows.name",
+                &format!("{READ} FROM {{rows}} JOIN tasks t ON t.contract = rows.contract AND t.name = rows.name"),
                 &[("contract", Kind::Uuid), ("name", Kind::Text)],
             )
         });
@@ -217,11 +219,12 @@ impl Tx {
             short: &'a str,
         }
         static SQL: LazySql = LazySql::new(|| {
+            let text = |digits: &str| {
+                format!("{READ} FROM {{rows}} JOIN tasks t ON t.owner = rows.owner WHERE {digits} = rows.short LIMIT 2")
+            };
             Sql::dialects(
-                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} JOIN tasks t ON t.owner = rows.owner
-                 WHERE right(t.id::text, 12) = rows.short LIMIT 2",
-                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {rows} JOIN tasks t ON t.owner = rows.owner
-                 WHERE lower(hex(substr(t.id, 11))) = rows.short LIMIT 2",
+                &text("right(t.id::text, 12)"),
+                &text("lower(hex(substr(t.id, 11)))"),
                 &[("owner", Kind::Uuid), ("short", Kind::Text)],
             )
         });
@@ -243,7 +246,7 @@ impl Tx {
         ];
         fn text(key: &str, member: &str) -> String {
             format!(
-                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM {{rows}} JOIN tasks t ON t.{key} = rows.{key}
+                "{READ} FROM {{rows}} JOIN tasks t ON t.{key} = rows.{key}
                  WHERE t.owner = rows.owner AND (rows.after IS NULL OR t.id > rows.after)
                    AND (rows.hidden OR NOT t.hidden)
                    AND (rows.statuses IS NULL OR t.status IN ({member}))
@@ -275,9 +278,11 @@ impl Tx {
         let after = after.unwrap_or(TaskId(Uuid::nil()));
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT t.id, t.contract, t.owner, t.class, t.spec, t.doc FROM tasks t
-                 WHERE t.contract = (SELECT rows.contract FROM {rows}) AND NOT t.final
-                   AND t.id > (SELECT rows.after FROM {rows}) ORDER BY t.id LIMIT $2",
+                &format!(
+                    "{READ} FROM tasks t
+                     WHERE t.contract = (SELECT rows.contract FROM {{rows}}) AND NOT t.final
+                       AND t.id > (SELECT rows.after FROM {{rows}}) ORDER BY t.id LIMIT $2"
+                ),
                 &[("contract", Kind::Uuid), ("after", Kind::Uuid)],
             )
         });

@@ -125,6 +125,14 @@ impl Bed {
         Self { store, ledger, owner: key.owner.expect("an owner"), key: key.id, _claim: claim, place }
     }
 
+    /// Another ledger on the same database, which knows nothing but what is written there.
+    pub async fn restart(&mut self) {
+        let started = Ledger::start(self.store.clone(), TaskKeys::new([7; 32])).await;
+        let (ledger, writer) = started.expect("start the ledger");
+        spawn(writer);
+        self.ledger = ledger;
+    }
+
     /// Where its database is.
     pub fn url(&self) -> &Url {
         &self.place.url

@@ -37,6 +37,7 @@ both!(
     an_unanswered_attempt_is_fenced_in_time,
     an_order_tells_what_should_be_there_first,
     a_blocked_contract_moves_when_its_parent_is_retried,
+    what_is_unmet_outlives_the_server,
     holds_stop_and_releases_start,
     concurrency_is_kept,
     a_bad_operation_fails_alone,
@@ -301,6 +302,36 @@ async fn a_blocked_contract_moves_when_its_parent_is_retried(kind: Kind) {
     assert_eq!(child.attempt.task, tasks[1].id);
     daemon.done(&bed, child.attempt).await;
     bed.task_is(tasks[1].id, TaskStatus::Done).await;
+}
+
+/// A task is not written when one of several dependencies ends; a server that starts in between counts the others.
+async fn what_is_unmet_outlives_the_server(kind: Kind) {
+    let mut bed = Bed::new(kind).await;
+    let mut daemon = bed.daemon("d", 1).await;
+    let of = vec![task("a", &[]), task("b", &[]), task("c", &["a", "b"])];
+    let (contract, tasks) = bed.contract(of).await;
+    let before = bed.task(tasks[2].id).await;
+    assert_eq!(before.unmet, 2);
+    let (first, _) = daemon.run_next(&bed).await;
+    daemon.done(&bed, first.attempt).await;
+    let (second, _) = daemon.run_next(&bed).await;
+    bed.restart().await;
+    let after = bed.task(tasks[2].id).await;
+    assert_eq!((after.unmet, after.version), (1, before.version));
+    let running = InventoryItem {
+        attempt: second.attempt,
+        state: InventoryState::Running,
+        worktree: "/w".to_owned(),
+        worktree_intact: true,
+    };
+    let mut daemon = Daemon::attach(&bed, daemon.id, "d", 1, vec![running]).await;
+    daemon.ready(&bed).await;
+    daemon.done(&bed, second.attempt).await;
+    let (third, _) = daemon.run_next(&bed).await;
+    assert_eq!(third.attempt.task, tasks[2].id);
+    assert_eq!(bed.task(tasks[2].id).await.unmet, 0);
+    daemon.done(&bed, third.attempt).await;
+    assert_eq!(bed.contract_now(contract.id).await.status(), ContractStatus::Done);
 }
 
 async fn holds_stop_and_releases_start(kind: Kind) {

@@ -77,6 +77,11 @@ impl<K: Ord + Copy, V: Clone> Table<K, V> {
         })
     }
 
+    /// A row of which only that changes which is counted from other rows: it is not written for that.
+    pub(super) fn get_counted(&mut self, key: K) -> Option<&mut V> {
+        self.rows.get_mut(&key).map(|row| Arc::make_mut(&mut row.now))
+    }
+
     pub(super) fn values(&self) -> impl Iterator<Item = &V> {
         self.rows.values().map(|row| &*row.now)
     }

@@ -268,8 +268,9 @@ impl Work {
         }
     }
 
-    /// A dependency has become complete, or is no longer: the edge and the dependent's counter follow, once. A dependent
-    /// that has started goes on with what it started from; should it be tried again, it waits like any other.
+    /// A dependency has become complete, or is no longer: the edge and the dependent's counter follow, once. The dependent itself
+    /// is written only if it is ready now, or no longer. One that has started goes on with what it started from; should it be
+    /// tried again, it waits like any other.
     fn satisfy(&mut self, dependent: TaskId, dependency: TaskId, complete: bool) {
         let key = (dependent, dependency);
         let Some(task) = self.tasks.get(dependent) else { return };
@@ -280,9 +281,10 @@ impl Work {
         }
         self.edges.set(key, Edge { satisfied: complete, ..edge });
         let now = self.now;
-        let Some(task) = self.tasks.get_mut(dependent) else { return };
+        let Some(task) = self.tasks.get_counted(dependent) else { return };
         task.unmet = if complete { task.unmet.saturating_sub(1) } else { task.unmet + 1 };
         if task.is_ready() != ready_before {
+            let Some(task) = self.tasks.get_mut(dependent) else { return };
             task.version += 1;
             task.updated = now;
             let Some(task) = self.tasks.share(dependent) else { return };
@@ -293,7 +295,8 @@ impl Work {
         }
     }
 
-    /// Makes a task's edges and counter anew from its dependencies as they stand; all of them must be loaded.
+    /// Makes a task's edges and counter anew from its dependencies as they stand; all of them must be loaded. The task is to be
+    /// written anyway.
     pub(super) fn recount(&mut self, id: TaskId) {
         let mut unmet = 0;
         for dependency in self.dependencies.get(&id).cloned().unwrap_or_default() {

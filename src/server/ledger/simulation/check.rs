@@ -159,6 +159,9 @@ impl World {
         if usize::try_from(task.unmet).unwrap_or(usize::MAX) != unmet {
             wrong.push(format!("edges: {} counts {} unmet dependencies, its edges {unmet}", id.short(), task.unmet));
         }
+        if memory.ready.contains(&id) != task.is_ready() {
+            wrong.push(format!("edges: {} is ready by its row, or by its edges, not by both", id.short()));
+        }
         for edge in edges {
             let complete = memory.tasks.get(&edge.dependency).is_some_and(|task| task.status().is_complete());
             if complete != edge.satisfied {

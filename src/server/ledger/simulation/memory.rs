@@ -27,6 +27,8 @@ use crate::{
 pub(super) struct Memory {
     pub(super) contracts: BTreeMap<ContractId, Contract>,
     pub(super) tasks: BTreeMap<TaskId, Task>,
+    /// Tasks that were ready when they were last written.
+    pub(super) ready: BTreeSet<TaskId>,
     pub(super) attempts: BTreeMap<AttemptId, Attempt>,
     pub(super) daemons: BTreeMap<DaemonId, Daemon>,
     pub(super) edges: BTreeMap<(TaskId, TaskId), Edge>,
@@ -58,11 +60,30 @@ fn most(limit: i64) -> usize {
 
 impl Memory {
     /// Ready tasks of a lane, the most urgent first.
-    fn ready(&self, contract: ContractId, class: ClassId) -> Vec<&Task> {
-        let ready = self.tasks.values().filter(|t| t.contract == contract && t.class == class && t.is_ready());
+    fn ready_of(&self, contract: ContractId, class: ClassId) -> Vec<&Task> {
+        let in_lane = |t: &&Task| t.contract == contract && t.class == class && self.ready.contains(&t.id);
+        let ready = self.tasks.values().filter(in_lane);
         let mut ready: Vec<_> = ready.collect();
         ready.sort_by_key(|task| (std::cmp::Reverse(task.spec.priority), task.id));
         ready
+    }
+
+    /// Says of a task that is written whether it is ready.
+    fn mark(&mut self, task: &Task) {
+        match task.is_ready() {
+            true => _ = self.ready.insert(task.id),
+            false => _ = self.ready.remove(&task.id),
+        }
+    }
+
+    /// Counts what is unmet of tasks whose edges have changed, as whoever reads a task does.
+    fn count(&mut self, edges: &[Edge]) {
+        for edge in edges {
+            let unmet = self.edges.values().filter(|e| e.dependent == edge.dependent && !e.satisfied).count();
+            if let Some(task) = self.tasks.get_mut(&edge.dependent) {
+                task.unmet = u32::try_from(unmet).unwrap();
+            }
+        }
     }
 
     fn lane_head((contract, class): (ContractId, ClassId), row: &LaneRow) -> LaneHead {
@@ -225,7 +246,8 @@ impl Rows for Memory {
     }
 
     async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
-        let heads = lanes.iter().flat_map(|lane| self.ready(lane.contract, lane.class).into_iter().take(most(limit)));
+        let heads =
+            lanes.iter().flat_map(|lane| self.ready_of(lane.contract, lane.class).into_iter().take(most(limit)));
         Ok(heads.cloned().collect())
     }
 
@@ -249,14 +271,21 @@ impl Rows for Memory {
 
     async fn tasks_insert(&mut self, tasks: &[&Task]) -> Result<()> {
         self.tasks.extend(tasks.iter().map(|task| (task.id, (*task).clone())));
+        tasks.iter().for_each(|task| self.mark(task));
         Ok(())
     }
 
     async fn tasks_update(&mut self, tasks: &[&Task]) -> Result<()> {
         for task in tasks {
-            // What was asked, and what that needs, are columns of their own, which this does not write.
+            // What was asked, and what that needs, are columns of their own, which this does not write; what is unmet is counted.
             if let Some(row) = self.tasks.get_mut(&task.id) {
-                *row = Task { spec: std::sync::Arc::clone(&row.spec), class: row.class, ..(*task).clone() };
+                *row = Task {
+                    spec: std::sync::Arc::clone(&row.spec),
+                    class: row.class,
+                    unmet: row.unmet,
+                    ..(*task).clone()
+                };
+                self.mark(task);
             }
         }
         Ok(())
@@ -274,11 +303,13 @@ impl Rows for Memory {
 
     async fn edges_put(&mut self, edges: &[Edge]) -> Result<()> {
         self.edges.extend(edges.iter().map(|edge| ((edge.dependent, edge.dependency), *edge)));
+        self.count(edges);
         Ok(())
     }
 
     async fn edges_delete(&mut self, edges: &[Edge]) -> Result<()> {
         self.edges.retain(|key, _| !edges.iter().any(|edge| *key == (edge.dependent, edge.dependency)));
+        self.count(edges);
         Ok(())
     }
 
@@ -332,7 +363,7 @@ impl Rows for Memory {
 
     async fn lanes_refresh(&mut self, lanes: &[Lane]) -> Result<()> {
         for lane in lanes {
-            let head = self.ready(lane.contract, lane.class).first().map(|task| task.spec.priority);
+            let head = self.ready_of(lane.contract, lane.class).first().map(|task| task.spec.priority);
             let served = lane.served.unwrap_or_default();
             let key = (lane.contract, lane.class);
             let served = self.lanes.get(&key).map_or(served, |known| known.served.max(served));
