@@ -68,6 +68,16 @@ impl Writer {
     }
 }
 
+/// What a statement is asked with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asked<'a> {
+    Nothing,
+    /// Rows as one document.
+    Document(&'a str),
+    /// Rows as values, and for how many values there are places; nothing is bound to those that are left.
+    Values(&'a Values, usize),
+}
+
 /// A transaction; rolled back when it is dropped. A statement that fails ends it, as on Postgres: what it has written by then is
 /// not undone by itself, which would mean to keep a copy of every page that each statement touches.
 #[derive(Debug)]
@@ -79,19 +89,27 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Rows that come of a document and a limit, as far as the statement takes them.
+    /// Rows that come of what is asked, and of a limit where the statement has one, in the place after that.
     pub(super) fn fetch<R: DeserializeOwned>(
         &mut self,
         text: &str,
-        doc: Option<&str>,
+        asked: Asked<'_>,
         limit: Option<i64>,
     ) -> Result<Vec<R>> {
         self.with(text, |statement| {
-            if let Some(doc) = doc {
-                statement.raw_bind_parameter(1, doc)?;
-            }
+            let places = match asked {
+                Asked::Nothing => 0,
+                Asked::Document(doc) => {
+                    statement.raw_bind_parameter(1, doc)?;
+                    1
+                }
+                Asked::Values(values, places) => {
+                    bind(statement, values, places)?;
+                    places
+                }
+            };
             if let Some(limit) = limit {
-                statement.raw_bind_parameter(2, limit)?;
+                statement.raw_bind_parameter(places + 1, limit)?;
             }
             rows(statement)
         })

@@ -6,13 +6,13 @@
 //! ```text
 //!               what is written                              what is asked for
 //!   Postgres    unnest($1::uuid[], $2::bigint[], ..)         json_to_recordset($1::json) AS r(id uuid, at bigint, ..)
-//!   SQLite      VALUES (?, ?, ..), (..), ..                  json_each(?1)
+//!   SQLite      VALUES (?1, ?2, ..), (..), ..                the same for the one writer, json_each(?1) for whoever only reads
 //! ```
 //!
 //! What is written has documents in it, which are bound as they are: taken apart as JSON by the database they cost it more than
 //! everything else it did (SQLite, 64 tasks at a time: two thirds of its time). SQLite has one text for each number of rows that
 //! is a power of two, and rows of nothing fill up what is missing, so few texts are prepared. What is asked for is a few ids, for
-//! which one document is the simplest.
+//! which one document is the simplest; only where the ledger asks on SQLite, in every batch, do they go as values too.
 
 use std::{
     collections::BTreeMap,
@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Result, Tx,
+    local::{Asked, Local},
     row::{Value, Values, values},
     tx::Inner,
 };
@@ -64,7 +65,7 @@ pub(super) struct Sql {
     postgres_write: &'static str,
     sqlite: &'static str,
     /// With a list of values, by the logarithm of its length; made when first used.
-    sqlite_write: [OnceLock<&'static str>; MOST_ROWS_LOG + 1],
+    sqlite_values: [OnceLock<&'static str>; MOST_ROWS_LOG + 1],
     sqlite_text: String,
 }
 
@@ -79,22 +80,25 @@ impl Sql {
 
     /// Where the dialects differ (LATERAL on one, correlated IN on the other).
     pub(super) fn dialects(postgres: &str, sqlite: &str, columns: Columns) -> Self {
+        let sqlite = &rows_first(sqlite);
         Self {
             columns,
             postgres: leak(postgres.replace("{rows}", &postgres_rows(columns))),
             postgres_write: leak(postgres.replace("{rows}", &postgres_arrays(columns))),
             sqlite: leak(numbered(&sqlite.replace("{rows}", &sqlite_rows(columns)))),
-            sqlite_write: Default::default(),
+            sqlite_values: Default::default(),
             sqlite_text: all_or_nothing(sqlite),
         }
     }
 
-    /// The text for writing at least so many rows, and how many it has places for.
-    fn sqlite_write(&self, rows: usize) -> (&'static str, usize) {
-        let places = rows.next_power_of_two().min(MOST_ROWS);
-        let size = places.trailing_zeros() as usize;
-        let text = self.sqlite_write[size]
-            .get_or_init(|| leak(self.sqlite_text.replace("{rows}", &sqlite_values(self.columns, places))));
+    /// The text for at least so many rows as values, and for how many values it has places. A limit has the place after these.
+    fn sqlite_values(&self, rows: usize) -> (&'static str, usize) {
+        let rows = rows.next_power_of_two().min(MOST_ROWS);
+        let places = rows * self.columns.len();
+        let text = self.sqlite_values[rows.trailing_zeros() as usize].get_or_init(|| {
+            let text = self.sqlite_text.replace("$2", &format!("?{}", places + 1));
+            leak(text.replace("{rows}", &sqlite_values(self.columns, rows)))
+        });
         (text, places)
     }
 }
@@ -108,6 +112,16 @@ fn all_or_nothing(text: &str) -> String {
         }
     }
     text.to_owned()
+}
+
+/// What is asked for comes first, and its index finds the rest of each: of several rows SQLite would read whole tables and look each
+/// row up in what is asked for. Postgres is told not to (`Store::open`).
+fn rows_first(text: &str) -> String {
+    let joined = |part: &str| match part.trim_start().strip_prefix("JOIN") {
+        Some(rest) => format!(" CROSS JOIN{rest}"),
+        None => part.to_owned(),
+    };
+    text.split("{rows}").map(joined).collect::<Vec<_>>().join("{rows}")
 }
 
 /// SQLite numbers what is written `?1`; `$1` it would take for a name.
@@ -176,16 +190,21 @@ fn sqlite_rows(columns: Columns) -> String {
     format!("(SELECT {select} FROM json_each($1)) AS rows")
 }
 
-/// Rows whose first column is nothing are those that fill up: each row that is written has a key there, or a time.
-fn sqlite_values(columns: Columns, places: usize) -> String {
+/// Rows whose first column is nothing are those that fill up: each of several rows has a key there, or a time. One alone may have
+/// nothing there.
+fn sqlite_values(columns: Columns, rows: usize) -> String {
     let mut select = String::new();
     for (i, (name, _)) in columns.iter().enumerate() {
         let comma = if i == 0 { "" } else { ", " };
         let _ = write!(select, "{comma}column{} AS {name}", i + 1);
     }
-    let row = format!("({})", vec!["?"; columns.len()].join(", "));
-    let values = vec![row; places].join(", ");
-    format!("(SELECT {select} FROM (VALUES {values}) WHERE column1 IS NOT NULL) AS rows")
+    let row = |row: usize| {
+        let places = (1..=columns.len()).map(|column| format!("?{}", row * columns.len() + column));
+        format!("({})", places.collect::<Vec<_>>().join(", "))
+    };
+    let values = (0..rows).map(row).collect::<Vec<_>>().join(", ");
+    let filled = if rows == 1 { "" } else { " WHERE column1 IS NOT NULL" };
+    format!("(SELECT {select} FROM (VALUES {values}){filled}) AS rows")
 }
 
 /// How long Postgres may take for a statement. A machine that vanishes closes no connection: without a bound the one writer
@@ -214,10 +233,9 @@ impl<T> Row for T where
 {
 }
 
-/// Expands a body for both of sqlx's drivers, with `tx` bound to the native transaction; what writes to SQLite reads by itself,
-/// with this document and limit.
+/// Expands a body for both of sqlx's drivers, with `tx` bound to the native transaction; what writes to SQLite reads by itself.
 macro_rules! on {
-    ($self:expr, $sql:expr, ($doc:expr, $limit:expr), |$tx:ident, $text:ident| $body:expr) => {{
+    ($self:expr, $sql:expr, |$local:ident| $read:expr, |$tx:ident, $text:ident| $body:expr) => {{
         $self.settle().await?;
         match &mut $self.inner {
             Inner::Postgres($tx) => {
@@ -228,7 +246,7 @@ macro_rules! on {
                 let $text = $sql.sqlite;
                 Ok($body)
             }
-            Inner::Local(tx) => tx.fetch($sql.sqlite, $doc, $limit),
+            Inner::Local($local) => $read,
         }
     }};
 }
@@ -250,24 +268,29 @@ static TOGETHER: Mutex<BTreeMap<Vec<usize>, &'static str>> = Mutex::new(BTreeMap
 
 impl Tx {
     /// Rows that come of rows.
-    pub(super) async fn fetch<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize) -> Result<Vec<R>> {
-        let rows = encode(rows)?;
-        on!(self, sql, (Some(&rows), None), |tx, text| sqlx::query_as(text).bind(rows).fetch_all(&mut **tx).await?)
+    pub(super) async fn fetch<R: Row, T: Serialize>(&mut self, sql: &Sql, rows: &[T]) -> Result<Vec<R>> {
+        on!(self, sql, |tx| local(tx, sql, rows, None), |tx, text| {
+            sqlx::query_as(text).bind(encode(rows)?).fetch_all(&mut **tx).await?
+        })
     }
 
     /// Rows that come of rows, at most so many (`$2`).
-    pub(super) async fn fetch_some<R: Row>(&mut self, sql: &Sql, rows: &impl Serialize, limit: i64) -> Result<Vec<R>> {
-        let rows = encode(rows)?;
-        on!(self, sql, (Some(&rows), Some(limit)), |tx, text| sqlx::query_as(text)
-            .bind(rows)
-            .bind(limit)
-            .fetch_all(&mut **tx)
-            .await?)
+    pub(super) async fn fetch_some<R: Row, T: Serialize>(
+        &mut self,
+        sql: &Sql,
+        rows: &[T],
+        limit: i64,
+    ) -> Result<Vec<R>> {
+        on!(self, sql, |tx| local(tx, sql, rows, Some(limit)), |tx, text| {
+            sqlx::query_as(text).bind(encode(rows)?).bind(limit).fetch_all(&mut **tx).await?
+        })
     }
 
     /// Rows of a statement without arguments.
     pub(super) async fn fetch_plain<R: Row>(&mut self, sql: &Sql) -> Result<Vec<R>> {
-        on!(self, sql, (None, None), |tx, text| sqlx::query_as(text).fetch_all(&mut **tx).await?)
+        on!(self, sql, |tx| tx.fetch(sql.sqlite, Asked::Nothing, None), |tx, text| {
+            sqlx::query_as(text).fetch_all(&mut **tx).await?
+        })
     }
 
     /// From here on what is put by [`Self::put`] may be written together with what follows, on Postgres, where each statement
@@ -314,8 +337,8 @@ impl Tx {
                     in_time(async { Ok(query.execute(&mut **tx).await?.rows_affected()) }).await?
                 }
                 Inner::Local(tx) => {
-                    let (text, places) = sql.sqlite_write(rows.len());
-                    tx.execute(text, &values, places * sql.columns.len())?
+                    let (text, places) = sql.sqlite_values(rows.len());
+                    tx.execute(text, &values, places)?
                 }
                 Inner::Sqlite(_) => return Err(reads_only()),
             };
@@ -341,8 +364,8 @@ impl Tx {
                     }
                 }
                 Inner::Local(tx) => {
-                    let (text, places) = sql.sqlite_write(rows.len());
-                    tx.execute(text, &values, places * sql.columns.len())?;
+                    let (text, places) = sql.sqlite_values(rows.len());
+                    tx.execute(text, &values, places)?;
                     last = Some(tx.last_number()?);
                 }
                 Inner::Sqlite(_) => return Err(reads_only()),
@@ -358,6 +381,21 @@ impl Tx {
             Inner::Sqlite(_) | Inner::Local(_) => MOST_ROWS,
         }
     }
+}
+
+/// Rows that come of rows, on the connection that writes: as values where there is a text for so many.
+fn local<R: DeserializeOwned, T: Serialize>(
+    tx: &mut Local,
+    sql: &Sql,
+    rows: &[T],
+    limit: Option<i64>,
+) -> Result<Vec<R>> {
+    if !(1..=MOST_ROWS).contains(&rows.len()) {
+        return tx.fetch(sql.sqlite, Asked::Document(&encode(rows)?), limit);
+    }
+    let values = values(rows, sql.columns).map_err(|source| Error::Encode { source })?;
+    let (text, places) = sql.sqlite_values(rows.len());
+    tx.fetch(text, Asked::Values(&values, places), limit)
 }
 
 /// One statement that writes all of these, and ends as the last of them does.
@@ -415,10 +453,70 @@ fn bind_arrays<'q>(
     query
 }
 
-fn encode(rows: &impl Serialize) -> Result<String> {
+fn encode<T: Serialize>(rows: &[T]) -> Result<String> {
     serde_json::to_string(rows).map_err(|source| Error::Encode { source })
 }
 
 // Named so that `sqlx::Transaction<'static, _>` in `tx` stays readable.
 pub(super) type PgTx = sqlx::Transaction<'static, Postgres>;
 pub(super) type SqliteTx = sqlx::Transaction<'static, Sqlite>;
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::{Connection, params_from_iter, types};
+
+    use super::*;
+
+    const PAIR: Columns = &[("id", Kind::Uuid), ("most", Kind::Int)];
+
+    #[derive(Serialize)]
+    struct Pair {
+        id: Option<Uuid>,
+        most: i64,
+    }
+
+    fn native(value: Value<&str>) -> types::Value {
+        match value {
+            Value::Uuid(id) => types::Value::Blob(id.as_bytes().to_vec()),
+            value => value.int().map_or(types::Value::Null, types::Value::Integer),
+        }
+    }
+
+    /// However many rows are asked for, none is lost and none is made up, and the table is not read from end to end.
+    #[test]
+    fn what_is_asked_for_comes_first() {
+        let database = Connection::open_in_memory().unwrap();
+        let text = "CREATE TABLE things (of blob, live integer); CREATE INDEX things_of ON things (of) WHERE live";
+        database.execute_batch(text).unwrap();
+        for id in 0..1_000 {
+            let of = Uuid::from_u128(id);
+            database.execute("INSERT INTO things VALUES (?1, true)", [&of.as_bytes()[..]]).unwrap();
+        }
+        let sql = Sql::new("SELECT t.of FROM {rows}\n    JOIN things t ON t.of = rows.id WHERE t.live LIMIT $2", PAIR);
+        for count in [1, 2, 3, 5, 200] {
+            let rows: Vec<Pair> = (0..count).map(|id| Pair { id: Some(Uuid::from_u128(id)), most: 5 }).collect();
+            let (text, places) = sql.sqlite_values(rows.len());
+            let values = values(&rows, PAIR).unwrap();
+            let mut bound: Vec<types::Value> = values.skip(0).map(native).collect();
+            bound.resize(places, types::Value::Null);
+            bound.push(types::Value::Integer(500));
+            let column = |text: &str, column: usize| -> Vec<types::Value> {
+                let mut statement = database.prepare(text).unwrap();
+                let rows = statement.query_map(params_from_iter(&bound), |row| row.get(column)).unwrap();
+                rows.map(Result::unwrap).collect()
+            };
+            assert_eq!(column(text, 0).len(), rows.len());
+            let plan = format!("{:?}", column(&format!("EXPLAIN QUERY PLAN {text}"), 3));
+            assert!(plan.contains("SEARCH t USING INDEX things_of (of=?)"), "{count}: {plan}");
+        }
+    }
+
+    /// One row may have nothing in its first column.
+    #[test]
+    fn one_row_may_have_no_key() {
+        let database = Connection::open_in_memory().unwrap();
+        let sql = Sql::new("SELECT rows.most FROM {rows} WHERE rows.id IS NULL", PAIR);
+        let most: i64 = database.query_row(sql.sqlite_values(1).0, (None::<i64>, 7), |row| row.get(0)).unwrap();
+        assert_eq!(most, 7);
+    }
+}
