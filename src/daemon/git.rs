@@ -2,7 +2,8 @@
 //! checkout), looking goes through `git2`.
 //!
 //! Promises: no command waits for a person, runs a hook, signs, starts housekeeping in the background or takes for ever; and
-//! a lock file that a dead git left behind does not stop a task ([`STALE_LOCK`]), while one that somebody uses stays.
+//! neither a lock file nor a half made worktree that a dead git left behind stops a task ([`STALE_LOCK`]), while what somebody
+//! uses stays.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -100,7 +101,9 @@ pub(super) async fn attempt(
 ) -> Result<Output, Error> {
     let deadline = Instant::now() + LOCK_FILE_PATIENCE;
     loop {
-        let output = command().run(timeout).await.map_err(|error| explain(what, &error))?;
+        let process = command();
+        let dir = process.directory().map(Path::to_owned).unwrap_or_default();
+        let output = process.run(timeout).await.map_err(|error| explain(what, &error))?;
         if output.success() {
             return Ok(output);
         }
@@ -108,7 +111,10 @@ pub(super) async fn attempt(
         if complaint.contains("No space left on device") || complaint.contains("Disk quota exceeded") {
             return Err(Error::refused(format!("cannot {what}: the disk is full; free some space on the daemon")));
         }
-        if is_half_made(&complaint) {
+        if let Some(file) = half_made(&complaint) {
+            if make_whole(&dir.join(file)) {
+                continue;
+            }
             if Instant::now() >= deadline {
                 return Err(Error::refused(format!("cannot {what}: {complaint}; a worktree there is half made")));
             }
@@ -156,8 +162,22 @@ fn lock_in_the_way(complaint: &str) -> Option<PathBuf> {
 }
 
 /// `fatal: failed to read worktrees/x/commondir: Success`: another git is adding a worktree, and has not written that file yet.
-fn is_half_made(complaint: &str) -> bool {
-    complaint.lines().any(|line| line.contains("failed to read ") && line.contains("worktrees/"))
+/// Answers the file, as git names it from where it runs.
+fn half_made(complaint: &str) -> Option<PathBuf> {
+    let file = complaint.lines().find_map(|line| line.split_once("failed to read ")?.1.rsplit_once(": "))?.0;
+    file.contains("worktrees/").then(|| PathBuf::from(file))
+}
+
+/// Writes what a git that died while it added a worktree had not written yet: until then no git lists or adds a worktree in that
+/// repository. It is the same for every worktree, and nothing is removed: whoever had work there still has it. Answers whether the
+/// file was one that nobody will write any more.
+fn make_whole(file: &Path) -> bool {
+    let is_one = file.ends_with("commondir") && file.ancestors().nth(2).is_some_and(|dir| dir.ends_with("worktrees"));
+    if !is_one || !is_stale(file) || fs::metadata(file).is_ok_and(|found| found.len() > 0) {
+        return false;
+    }
+    tracing::warn!(file = %file.display(), "a git died while it added a worktree; writing what is missing");
+    fs::write(file, "../..\n").is_ok()
 }
 
 /// A person may be writing a commit message under it.
@@ -259,12 +279,30 @@ mod tests {
         fs::write(&file, "").unwrap();
         let list = || git(&repository).args(["worktree", "list", "--porcelain"]);
         let refused = list().run(LOCAL_TIMEOUT).await.unwrap();
-        assert!(is_half_made(&String::from_utf8_lossy(&refused.stderr)), "{refused:?}");
+        assert!(half_made(&String::from_utf8_lossy(&refused.stderr)).is_some(), "{refused:?}");
         let (listed, ()) = tokio::join!(succeed("list worktrees", LOCAL_TIMEOUT, list), async {
             sleep(Duration::from_millis(100)).await;
             fs::write(&file, whole).unwrap();
         });
         assert!(String::from_utf8_lossy(&listed.unwrap().stdout).contains("other"));
+    }
+
+    /// One that nobody makes any more is made whole, with what was written there, and stops nobody.
+    #[tokio::test]
+    async fn a_worktree_that_stays_half_made_is_made_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = testing::repository(dir.path()).await;
+        testing::run(&repository, &["worktree", "add", "-q", "--detach", "../other"]).await;
+        fs::write(dir.path().join("other/work"), "of an agent").unwrap();
+        let file = repository.join(".git/worktrees/other/commondir");
+        let whole = fs::read(&file).unwrap();
+        let half = File::create(&file).unwrap();
+        half.set_modified(half.metadata().unwrap().modified().unwrap() - 2 * STALE_LOCK).unwrap();
+        let add = || git(&repository).args(["worktree", "add", "-q", "--detach", "../third"]);
+        succeed("make a worktree", LOCAL_TIMEOUT, add).await.unwrap();
+        assert_eq!(fs::read(&file).unwrap(), whole);
+        let status = testing::run(&dir.path().join("other"), &["status", "--porcelain"]).await;
+        assert_eq!(status, "?? work");
     }
 
     /// A lock file that nobody holds any more is removed, and the command works.

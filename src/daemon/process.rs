@@ -80,6 +80,7 @@ pub struct Process {
     stdout_file: Option<File>,
     output: Option<File>,
     keep_background: bool,
+    tidies_up: bool,
 }
 
 /// What a process left.
@@ -141,6 +142,7 @@ impl Process {
             stdout_file: None,
             output: None,
             keep_background: false,
+            tidies_up: false,
         }
     }
 
@@ -229,8 +231,20 @@ impl Process {
         self
     }
 
+    /// It takes back what it has half made when it is asked to end (TERM), which is what it is when nobody waits for it any more.
+    #[must_use]
+    pub(super) fn tidies_up(mut self) -> Self {
+        self.tidies_up = true;
+        self
+    }
+
+    /// The directory that it is to run in, if that was said.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
     /// Runs it in a process group of its own and answers its output. The group is killed when `timeout` has passed, when
-    /// the future is dropped, and when the process has ended and left something behind.
+    /// the future is dropped (see [`Self::tidies_up`]), and when the process has ended and left something behind.
     pub async fn run(self, timeout: Duration) -> Result<Output, Error> {
         let program = self.program.display().to_string();
         let span = tracing::debug_span!("process", program);
@@ -253,8 +267,9 @@ impl Process {
         let (stdin_file, stdout_file) = (self.stdin_file.take(), self.stdout_file.take());
         let captured = self.output.is_none();
         let keep_background = self.keep_background;
+        let on_drop = if self.tidies_up { Signal::TERM } else { Signal::KILL };
         let mut command = self.into_tokio().map_err(talk)?;
-        command.process_group(0).kill_on_drop(true);
+        command.process_group(0).kill_on_drop(on_drop == Signal::KILL);
         command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
         if captured {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -266,7 +281,7 @@ impl Process {
             command.stdout(file);
         }
         let mut child = command.spawn().map_err(|source| Error::Start { program: program.clone(), source })?;
-        let group = Group::of(&child);
+        let mut group = Group::of(&child, on_drop);
         let (mut input, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (mut out, mut err) = (Capture::head(MAX_STDOUT), Capture::tail(MAX_STDERR));
         let ended = {
@@ -294,6 +309,7 @@ impl Process {
             };
             tokio::time::timeout(timeout, work).await
         };
+        group.signal = Signal::KILL;
         let Ok(status) = ended else {
             drop(group);
             return Err(Error::Timeout { program, after: timeout });
@@ -423,24 +439,27 @@ fn starts_with(name: &OsStr, prefix: &str) -> bool {
 
 // === impl Group ===
 
-/// Kills a process group when dropped.
-struct Group(Option<Pid>);
+/// Sends a signal to a process group when dropped.
+struct Group {
+    pid: Option<Pid>,
+    signal: Signal,
+}
 
 impl Group {
-    fn of(child: &tokio::process::Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    fn of(child: &tokio::process::Child, signal: Signal) -> Self {
+        Self { pid: child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw), signal }
     }
 
     fn spare(mut self) {
-        self.0 = None;
+        self.pid = None;
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
+        if let Some(group) = self.pid {
             // Usually there is nobody left.
-            let _ = kill_process_group(group, Signal::KILL);
+            let _ = kill_process_group(group, self.signal);
         }
     }
 }
@@ -514,6 +533,31 @@ mod tests {
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
         let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
         await_gone(pid).await;
+    }
+
+    /// What tidies up may do so when nobody waits for it any more.
+    #[tokio::test]
+    async fn what_tidies_up_is_asked_to_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (begun, tidy) = (dir.path().join("begun"), dir.path().join("tidy"));
+        let script = format!(
+            "exec 2>/dev/null; trap 'touch {}; exit' TERM; touch {}; while true; do sleep 0.01; done",
+            tidy.display(),
+            begun.display()
+        );
+        let process = Process::new("sh").args(["-c", &script]).tidies_up();
+        let there = async |path: &Path| {
+            let deadline = tokio::time::Instant::now() + LONG;
+            while !path.exists() {
+                assert!(tokio::time::Instant::now() < deadline, "{} is not there", path.display());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            ended = process.run(LONG) => panic!("it ended: {ended:?}"),
+            () = there(&begun) => {}
+        }
+        there(&tidy).await;
     }
 
     /// What is left in the background holds nobody up, and is ended.

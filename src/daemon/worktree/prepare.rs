@@ -42,6 +42,7 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
             .args(["worktree", "add", "--quiet", "--no-checkout", "--force", "--force", "-B", &branch])
             .arg(path)
             .arg(start.to_string())
+            .tidies_up()
     })
     .await?;
     drop(lock);
