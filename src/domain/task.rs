@@ -50,7 +50,8 @@ pub struct Task {
     /// Where it stands.
     pub state: TaskState,
     /// Dependencies that are not complete. The edges say so, and it is counted from them when the rest is read: to store it would
-    /// mean to write a task anew whenever one of its dependencies ends, of a large graph each on a page of its own.
+    /// mean to write a task anew whenever one of its dependencies ends, of a large graph each on a page of its own. The price is that
+    /// reading a row costs its in-degree, which the ledger, who keeps what is under way, seldom does.
     #[serde(skip)]
     pub unmet: u32,
     /// Number of the newest attempt; 0 for none.

@@ -150,7 +150,8 @@ impl Tx {
     pub async fn contracts_cancelling(&mut self, limit: i64) -> Result<Vec<Contract>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT c.doc FROM {rows} JOIN contracts c ON c.cancelling AND rows.id IS NULL ORDER BY c.id LIMIT $2",
+                "SELECT c.doc FROM contracts c WHERE c.cancelling AND (SELECT rows.id FROM {rows}) IS NULL
+                 ORDER BY c.id LIMIT $2",
                 ID,
             )
         });

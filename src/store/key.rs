@@ -187,8 +187,9 @@ impl Tx {
         }
         static SQL: LazySql = LazySql::new(|| {
             let text = format!(
-                "{KEY} FROM {{rows}} JOIN keys k ON (rows.before IS NULL OR k.id < rows.before)
-                     AND (rows.revoked OR k.revoked IS NULL) LEFT JOIN owners o ON o.id = k.owner
+                "{KEY} FROM keys k LEFT JOIN owners o ON o.id = k.owner
+                 WHERE ((SELECT rows.before FROM {{rows}}) IS NULL OR k.id < (SELECT rows.before FROM {{rows}}))
+                     AND ((SELECT rows.revoked FROM {{rows}}) OR k.revoked IS NULL)
                  ORDER BY k.id DESC LIMIT $2"
             );
             Sql::new(&text, &[("before", Kind::Uuid), ("revoked", Kind::Bool)])

@@ -30,8 +30,8 @@ static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 const SERVER_LOCK: i64 = 0x006d_616b_696d_6102;
 /// Readers at a time. Reads are short; more would only wait for the two cores a small server has.
 const READERS: u32 = 8;
-/// Prepared statements that a connection that writes keeps: on SQLite those that write have a text for each power of two of
-/// rows, on Postgres one for each set of them that is written at once.
+/// Prepared statements that a connection that writes keeps: on SQLite they have a text for each power of two of rows, on
+/// Postgres one for each set of them that is written at once.
 pub(super) const STATEMENTS: usize = 512;
 /// How long a connection or a lock is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

@@ -12,7 +12,8 @@
 //! What is written has documents in it, which are bound as they are: taken apart as JSON by the database they cost it more than
 //! everything else it did (SQLite, 64 tasks at a time: two thirds of its time). SQLite has one text for each number of rows that
 //! is a power of two, and rows of nothing fill up what is missing, so few texts are prepared. What is asked for is a few ids, for
-//! which one document is the simplest; only where the ledger asks on SQLite, in every batch, do they go as values too.
+//! which one document is the simplest; only where the ledger asks on SQLite, in every batch, do they go as values too, unless there
+//! are more than one text has places for.
 
 use std::{
     collections::BTreeMap,

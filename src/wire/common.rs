@@ -76,6 +76,10 @@ impl TryFrom<&pb::AttemptRef> for AttemptRef {
         if attempt.number == 0 {
             return Err(Invalid::new("number", "counts from 1"));
         }
+        // No database has a place for more.
+        if i32::try_from(attempt.number).is_err() {
+            return Err(Invalid::new("number", "is larger than any attempt's"));
+        }
         Ok(Self {
             task: id("task_id", &attempt.task_id)?,
             number: attempt.number,

@@ -7,7 +7,7 @@
 //!                          │ fold   them with the domain's functions     people, daemons
 //!                          │ dispatch what became possible               dispatch
 //!                          │ flush  one row a key, the event log         work
-//!                          └ commit ──> then speak: answers, commands to sessions, watchers
+//!                          └ commit ──> then speak: commands to sessions, watchers, answers
 //! ```
 //!
 //! A lone operation is committed at once, and under load the batch grows to what one commit takes; see `queue`. What the
@@ -341,11 +341,12 @@ impl Writer {
             let batch = self.store.commits_in_doubt().then(|| BatchId(uuid::Uuid::now_v7()));
             let last = work.flush(&mut tx, batch).await?;
             self.commit_tx(tx, batch).await?;
+            let durable = clock::now();
             self.speak(&work, requests, &replies, more);
             if let Some(last) = last {
                 self.last.send_replace(last);
             }
-            work.measure(&self.metrics, clock::now());
+            work.measure(&self.metrics, durable);
         } else {
             tx.rollback().await?;
             self.speak(&work, requests, &replies, more);
