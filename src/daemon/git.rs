@@ -101,9 +101,7 @@ pub(super) async fn attempt(
 ) -> Result<Output, Error> {
     let deadline = Instant::now() + LOCK_FILE_PATIENCE;
     loop {
-        let process = command();
-        let dir = process.directory().map(Path::to_owned).unwrap_or_default();
-        let output = process.run(timeout).await.map_err(|error| explain(what, &error))?;
+        let output = command().run(timeout).await.map_err(|error| explain(what, &error))?;
         if output.success() {
             return Ok(output);
         }
@@ -112,7 +110,7 @@ pub(super) async fn attempt(
             return Err(Error::refused(format!("cannot {what}: the disk is full; free some space on the daemon")));
         }
         if let Some(file) = half_made(&complaint) {
-            if make_whole(&dir.join(file)) {
+            if make_whole(&command().directory().unwrap_or(Path::new("")).join(file)) {
                 continue;
             }
             if Instant::now() >= deadline {
@@ -164,8 +162,10 @@ fn lock_in_the_way(complaint: &str) -> Option<PathBuf> {
 /// `fatal: failed to read worktrees/x/commondir: Success`: another git is adding a worktree, and has not written that file yet.
 /// Answers the file, as git names it from where it runs.
 fn half_made(complaint: &str) -> Option<PathBuf> {
-    let file = complaint.lines().find_map(|line| line.split_once("failed to read ")?.1.rsplit_once(": "))?.0;
-    file.contains("worktrees/").then(|| PathBuf::from(file))
+    complaint.lines().find_map(|line| {
+        let (file, _) = line.split_once("failed to read ")?.1.rsplit_once(": ")?;
+        file.contains("worktrees/").then(|| PathBuf::from(file))
+    })
 }
 
 /// Writes what a git that died while it added a worktree had not written yet: until then no git lists or adds a worktree in that

@@ -11,7 +11,8 @@ use crate::domain::{AttemptRef, daemon};
 /// The only agent profile of a daemon without work.
 pub const PROFILE: &str = "hollow";
 
-/// Called with each attempt once the order for it is durable in the journal: from there on it begins whatever dies, unless somebody wants it to end.
+/// Called with each attempt once the order for it is durable in the journal: from there on it begins whatever dies, unless somebody
+/// wants it to end.
 type Begun = dyn Fn(AttemptRef) + Send + Sync;
 
 /// That a daemon has no work, and who hears of what begins.

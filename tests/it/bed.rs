@@ -17,7 +17,7 @@ use makima::{
         key::KeyKind,
         order::{Answer, Command, Order, Spawn},
         reconcile::Verdict,
-        report::{Complete, InventoryItem, Message, MessageOutcome, Progress, Report},
+        report::{Complete, InventoryItem, InventoryState, Message, MessageOutcome, Progress, Report},
         task::{Task, TaskSpec, TaskStatus},
     },
     server::{
@@ -113,8 +113,7 @@ impl Bed {
 
     pub async fn on(place: Place) -> Self {
         let (store, claim) = Store::open(&place.url).await.expect("open the store");
-        let (ledger, writer) = Ledger::start(store.clone(), TaskKeys::new([7; 32])).await.expect("start the ledger");
-        spawn(writer);
+        let ledger = ledger_on(&store).await;
         let op = Op::CreateKey {
             kind: KeyKind::Owner,
             owner: Some("alice".to_owned()),
@@ -127,10 +126,7 @@ impl Bed {
 
     /// Another ledger on the same database, which knows nothing but what is written there.
     pub async fn restart(&mut self) {
-        let started = Ledger::start(self.store.clone(), TaskKeys::new([7; 32])).await;
-        let (ledger, writer) = started.expect("start the ledger");
-        spawn(writer);
-        self.ledger = ledger;
+        self.ledger = ledger_on(&self.store).await;
     }
 
     /// Where its database is.
@@ -200,6 +196,17 @@ impl Bed {
 }
 
 /// A task that any daemon can run.
+async fn ledger_on(store: &Store) -> Ledger {
+    let (ledger, writer) = Ledger::start(store.clone(), TaskKeys::new([7; 32])).await.expect("start the ledger");
+    spawn(writer);
+    ledger
+}
+
+/// An attempt whose agent runs, as a daemon lists it.
+pub fn running(attempt: AttemptRef) -> InventoryItem {
+    InventoryItem { attempt, state: InventoryState::Running, worktree: "/w".to_owned(), worktree_intact: true }
+}
+
 pub fn task(name: &str, depends_on: &[&str]) -> NewTask {
     let spec =
         TaskSpec { name: name.to_owned(), plan: "true".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };

@@ -20,7 +20,7 @@ use makima::{
 use tokio::task::JoinSet;
 
 use crate::{
-    bed::{Bed, Daemon, Kind, complete, crew, task, task_with},
+    bed::{Bed, Daemon, Kind, complete, crew, running, task, task_with},
     both,
     harness::eventually,
 };
@@ -188,12 +188,7 @@ async fn silence_reruns_and_return_revives(kind: Kind) {
     assert_eq!(bed.task(id).await.status(), TaskStatus::Pending, "given up, and nobody else is there");
 
     // Back before anybody else had it: it goes on as the same attempt.
-    let running = InventoryItem {
-        attempt: first.attempt,
-        state: InventoryState::Running,
-        worktree: "/w".to_owned(),
-        worktree_intact: true,
-    };
+    let running = running(first.attempt);
     let mut back = Daemon::attach(&bed, lost.id, "lost", 1, vec![running.clone()]).await;
     assert_eq!(back.verdicts, [(first.attempt, Verdict::Keep)]);
     assert_eq!(bed.task(id).await.status(), TaskStatus::Running);
@@ -318,13 +313,7 @@ async fn what_is_unmet_outlives_the_server(kind: Kind) {
     bed.restart().await;
     let after = bed.task(tasks[2].id).await;
     assert_eq!((after.unmet, after.version), (1, before.version));
-    let running = InventoryItem {
-        attempt: second.attempt,
-        state: InventoryState::Running,
-        worktree: "/w".to_owned(),
-        worktree_intact: true,
-    };
-    let mut daemon = Daemon::attach(&bed, daemon.id, "d", 1, vec![running]).await;
+    let mut daemon = Daemon::attach(&bed, daemon.id, "d", 1, vec![running(second.attempt)]).await;
     daemon.ready(&bed).await;
     daemon.done(&bed, second.attempt).await;
     let (third, _) = daemon.run_next(&bed).await;

@@ -161,11 +161,10 @@ impl World {
         if holds && !newest.is_some_and(|newest| newest.is_live() && !newest.fenced) {
             wrong.push(format!("5: {} is {:?} without an attempt", id.short(), task.status()));
         }
-        let edges = memory.edges.values().filter(|edge| edge.dependent == id);
         if memory.ready.contains(&id) != task.is_ready() {
             wrong.push(format!("edges: {} is ready by its row, or by its edges, not by both", id.short()));
         }
-        for edge in edges {
+        for edge in memory.edges.values().filter(|edge| edge.dependent == id) {
             let complete = memory.tasks.get(&edge.dependency).is_some_and(|task| task.status().is_complete());
             if complete != edge.satisfied {
                 wrong.push(format!("edges: {} waits for {} wrongly", id.short(), edge.dependency.short()));
