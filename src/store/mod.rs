@@ -26,6 +26,7 @@ mod local;
 mod measure;
 mod native;
 mod open;
+mod own;
 mod retention;
 mod row;
 mod sql;
@@ -52,11 +53,12 @@ pub struct Store {
 
 #[derive(Clone, Debug)]
 enum Db {
-    /// `begin` is how a transaction that writes begins.
+    /// `lock` is what a transaction that writes does first.
     Postgres {
+        ledger: own::Own,
         write: sqlx::PgPool,
         read: sqlx::PgPool,
-        begin: String,
+        lock: String,
     },
     Sqlite {
         write: local::Writer,

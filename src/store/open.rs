@@ -19,8 +19,9 @@ use uuid::Uuid;
 use super::{
     Db, Error, Result, Store,
     local::Writer,
+    own::Own,
     sql::in_time,
-    tx::{CLAIM, LEDGER_LOCK, WRITERS, begin_claimed, has_code},
+    tx::{CLAIM, LEDGER_LOCK, WRITERS, has_code, lock_claimed},
 };
 
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -176,13 +177,15 @@ impl Store {
             .max_connections(WRITERS)
             // A restart of Postgres shows when a transaction begins; see there.
             .test_before_acquire(false)
-            .connect_with(prepared)
+            .connect_with(prepared.clone())
             .await?;
         POSTGRES.run(&write).await.map_err(schema_error)?;
         let id = Uuid::new_v4();
         write_claim(&write, id).await?;
+        let lock = lock_claimed(id);
+        let ledger = Own::new(prepared, &lock);
         Ok((
-            Self { db: Db::Postgres { write, read, begin: begin_claimed(id) } },
+            Self { db: Db::Postgres { ledger, write, read, lock } },
             Claim(Held::Postgres { connection: Box::new(connection), options: Box::new(options), id }),
         ))
     }
@@ -235,8 +238,9 @@ impl Store {
     /// Closes all connections, after what is under way.
     pub async fn close(&self) {
         match &self.db {
-            Db::Postgres { write, read, .. } => {
+            Db::Postgres { ledger, write, read, .. } => {
                 read.close().await;
+                ledger.close().await;
                 write.close().await;
             }
             Db::Sqlite { write, read } => {

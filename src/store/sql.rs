@@ -458,8 +458,7 @@ fn encode<T: Serialize>(rows: &[T]) -> Result<String> {
     serde_json::to_string(rows).map_err(|source| Error::Encode { source })
 }
 
-// Named so that `sqlx::Transaction<'static, _>` in `tx` stays readable.
-pub(super) type PgTx = sqlx::Transaction<'static, Postgres>;
+// Named so that the transaction in `tx` stays readable.
 pub(super) type SqliteTx = sqlx::Transaction<'static, Sqlite>;
 
 #[cfg(test)]

@@ -6,16 +6,17 @@ use super::{
     Db, Error, Result, Store,
     local::Local,
     open::taken,
-    sql::{Later, PgTx, SqliteTx, in_time},
+    own::PgTx,
+    sql::{Later, SqliteTx, in_time},
 };
 
 /// The advisory lock that makes all ledger transactions of all replicas serial ("makima" in ASCII).
 pub(super) const LEDGER_LOCK: i64 = 0x006d_616b_696d_6101;
 
-/// What a transaction that writes begins with, in one round trip: the lock in a statement of its own, then whether this server
+/// What a transaction that writes does first, in one round trip: the lock in a statement of its own, then whether this server
 /// still has the database. Who has it is written down under the lock, so that one that has lost it, and does not know yet,
 /// divides by zero here.
-pub(super) fn begin_claimed(claim: Uuid) -> String {
+pub(super) fn lock_claimed(claim: Uuid) -> String {
     format!(
         "SELECT pg_advisory_xact_lock({LEDGER_LOCK}); \
          SELECT 1 / count(*) FROM meta WHERE key = '{CLAIM}' AND value = '{claim}'"
@@ -31,7 +32,7 @@ const DIVISION_BY_ZERO: &str = "22012";
 const ENDED: [&str; 4] = ["57P01", "57P02", "25P03", "57P05"];
 /// Connections that a restart of Postgres may have broken: each of the pool, and a fresh one.
 const BEGIN_TRIES: u32 = WRITERS + 1;
-/// Connections for writing. One writes at a time; the others are for those who wait for it.
+/// Connections for writing, of all but the ledger. One writes at a time; the others are for those who wait for it.
 pub(super) const WRITERS: u32 = 4;
 
 /// A transaction on either database.
@@ -64,30 +65,38 @@ impl Store {
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn begin(&self) -> Result<Tx> {
         match &self.db {
-            Db::Postgres { write, begin, .. } => {
+            Db::Postgres { write, lock, .. } => {
                 let mut tries = 0;
                 loop {
                     // A transaction from the start: whoever asks may go away while it waits for the lock.
                     let begun = in_time(async {
                         let mut tx = write.begin().await?;
-                        sqlx::raw_sql(sqlx::AssertSqlSafe(begin.clone())).execute(&mut *tx).await?;
-                        Ok(tx)
+                        sqlx::raw_sql(sqlx::AssertSqlSafe(lock.clone())).execute(&mut *tx).await?;
+                        Ok(Inner::Postgres(PgTx::Pooled(tx)).into())
                     });
                     let begun = begun.await;
                     tries += 1;
-                    match begun {
-                        Ok(tx) => return Ok(Inner::Postgres(tx).into()),
-                        // Connections are not tried out before they are used, which would cost a round trip: this is how it
-                        // shows that one was broken, and nothing has been done.
-                        Err(Error::Unavailable { source }) if is_broken(&source) && tries < BEGIN_TRIES => {}
-                        Err(Error::Statement { source }) if has_code(&source, &[DIVISION_BY_ZERO]) => {
-                            return Err(taken());
-                        }
-                        Err(error) => return Err(error),
+                    // Connections are not tried out before they are used, which would cost a round trip.
+                    if !begun.as_ref().is_err_and(|error| is_broken(error) && tries < BEGIN_TRIES) {
+                        return begun.map_err(not_taken);
                     }
                 }
             }
             Db::Sqlite { write, .. } => Ok(Inner::Local(write.begin().await?).into()),
+        }
+    }
+
+    /// The same for the ledger, which has a connection of its own (see `own`).
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn begin_ledger(&self) -> Result<Tx> {
+        let Db::Postgres { ledger, .. } = &self.db else { return self.begin().await };
+        loop {
+            match ledger.begin().await {
+                Ok(tx) => return Ok(Inner::Postgres(PgTx::Own(tx)).into()),
+                // One that was open may have been broken since; of one that is new there is nothing more to try.
+                Err((error, true)) if is_broken(&error) => {}
+                Err((error, _)) => return Err(not_taken(error)),
+            }
         }
     }
 
@@ -97,7 +106,7 @@ impl Store {
         match &self.db {
             Db::Postgres { read, .. } => {
                 let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                in_time(async { Ok(Inner::Postgres(read.begin_with(begin).await?).into()) }).await
+                in_time(async { Ok(Inner::Postgres(PgTx::Pooled(read.begin_with(begin).await?)).into()) }).await
             }
             Db::Sqlite { read, .. } => Ok(Inner::Sqlite(read.begin().await?).into()),
         }
@@ -129,12 +138,21 @@ impl Tx {
     }
 }
 
-/// The connection has ended, and another may do. One that does not answer in time says nothing of that: the next would not
-/// either.
-fn is_broken(error: &sqlx::Error) -> bool {
+/// The connection has ended, and another may do: this is how it shows that it was broken, and nothing has been done. One that does
+/// not answer in time says nothing of that: the next would not either.
+fn is_broken(error: &Error) -> bool {
     match error {
-        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::TimedOut,
-        error => has_code(error, &ENDED),
+        Error::Unavailable { source: sqlx::Error::Io(error) } => error.kind() != std::io::ErrorKind::TimedOut,
+        Error::Unavailable { source } => has_code(source, &ENDED),
+        _ => false,
+    }
+}
+
+/// What it means that a transaction could not begin.
+fn not_taken(error: Error) -> Error {
+    match &error {
+        Error::Statement { source } if has_code(source, &[DIVISION_BY_ZERO]) => taken(),
+        _ => error,
     }
 }
 

@@ -323,7 +323,7 @@ impl Writer {
         self.now = clock::now().max(self.now);
         let mut work = Work::new(self.now, std::mem::take(&mut self.kept));
         work.look = self.look;
-        let mut tx = self.store.begin().await?;
+        let mut tx = self.store.begin_ledger().await?;
         if self.stale {
             self.refresh(&mut tx).await?;
             work.look = true;
@@ -394,7 +394,7 @@ impl Writer {
         let deadline = Instant::now() + IN_DOUBT;
         loop {
             let looked = async {
-                let mut tx = self.store.begin().await?;
+                let mut tx = self.store.begin_ledger().await?;
                 let exists = tx.batch_exists(batch).await?;
                 tx.rollback().await?;
                 Ok::<bool, store::Error>(exists)

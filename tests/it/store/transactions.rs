@@ -103,11 +103,13 @@ async fn a_writer_excludes_another(kind: Kind) {
 async fn no_write_is_lost(kind: Kind) {
     let fresh = Fresh::new(kind).await;
     let mut writers = JoinSet::new();
-    for _ in 0..6 {
+    for writer in 0..6 {
         let store = fresh.store.clone();
         writers.spawn(async move {
-            for _ in 0..10 {
-                let mut tx = store.begin().await.expect("begin");
+            for round in 0..10 {
+                // The ledger's own connection is one of them.
+                let begun = if (writer + round) % 2 == 0 { store.begin().await } else { store.begin_ledger().await };
+                let mut tx = begun.expect("begin");
                 let count: u32 = tx.meta_fetch("n").await.unwrap().map_or(0, |text| text.parse().unwrap());
                 tx.meta_put("n", &(count + 1).to_string()).await.unwrap();
                 tx.commit().await.unwrap();
@@ -124,7 +126,7 @@ async fn no_write_is_lost(kind: Kind) {
 async fn a_dropped_transaction_is_forgotten(kind: Kind) {
     let fresh = Fresh::new(kind).await;
     for round in 0..20 {
-        let mut tx = fresh.begin().await;
+        let mut tx = if round % 2 == 0 { fresh.begin().await } else { fresh.store.begin_ledger().await.unwrap() };
         assert_eq!(tx.meta_fetch("k").await.unwrap(), None, "round {round}");
         tx.meta_put("k", "v").await.unwrap();
         drop(tx);
@@ -134,8 +136,10 @@ async fn a_dropped_transaction_is_forgotten(kind: Kind) {
 /// No connection can be had: the same again later may work, so it is no fault of the statement.
 async fn a_closed_store_is_unavailable(kind: Kind) {
     let fresh = Fresh::new(kind).await;
+    fresh.store.begin_ledger().await.expect("begin").commit().await.expect("commit");
     fresh.store.close().await;
     assert!(matches!(fresh.store.begin().await, Err(Error::Unavailable { .. })));
+    assert!(matches!(fresh.store.begin_ledger().await, Err(Error::Unavailable { .. })));
     assert!(matches!(fresh.store.read().await, Err(Error::Unavailable { .. })));
 }
 
@@ -167,9 +171,11 @@ async fn who_has_lost_the_database_writes_no_more() {
     let place = Place::new(Kind::Postgres).await;
     let (first, claim) = Store::open(&place.url).await.expect("open the store");
     first.begin().await.expect("it has the database").rollback().await.expect("end it");
+    first.begin_ledger().await.expect("it has the database").rollback().await.expect("end it");
     drop(claim);
     let (second, _claim) = eventually("the claim is free", || Store::open(&place.url)).await;
     assert!(matches!(first.begin().await, Err(Error::InUse(_))));
+    assert!(matches!(first.begin_ledger().await, Err(Error::InUse(_))));
     second.begin().await.expect("it has the database").rollback().await.expect("end it");
 }
 
@@ -200,8 +206,10 @@ async fn connections_that_postgres_ends_are_made_again() {
     let place = Place::new(Kind::Postgres).await;
     let (store, mut claim) = Store::open(&place.url).await.expect("open the store");
     store.begin().await.expect("a connection").rollback().await.expect("end it");
+    store.begin_ledger().await.expect("its own").commit().await.expect("end it");
     end_connections(&place).await;
     store.begin().await.expect("another connection").rollback().await.expect("end it");
+    store.begin_ledger().await.expect("another of its own").commit().await.expect("end it");
     claim.check().await.expect("it still has the database");
 }
 

@@ -1,0 +1,138 @@
+//! The ledger's own connection to Postgres.
+//!
+//! The ledger writes one transaction after the other, as fast as they go. A pool tries a connection out whenever it comes back,
+//! hands out the one that has rested longest, with nothing of it in any cache, and begins a transaction by itself, so that its lock
+//! takes another round trip. Here the same connection begins each transaction, with its lock, in one.
+//!
+//! A transaction takes the connection along and brings it back when it has ended as it should. Whatever else happens to it, the
+//! connection is closed, which ends what it was in, and the next transaction opens another.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use sqlx::{Connection as _, PgConnection, Postgres, postgres::PgConnectOptions};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::{Error, Result, open::PATIENCE, sql::in_time};
+
+/// Where the connection is while nobody uses it.
+#[derive(Debug, Default)]
+enum Place {
+    /// It is opened when it is needed.
+    #[default]
+    Empty,
+    Rests(PgConnection),
+    /// The store is closed.
+    Closed,
+}
+
+/// The connection, or what it takes to open it.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    place: Arc<Mutex<Place>>,
+    options: Arc<PgConnectOptions>,
+    /// What each transaction begins with.
+    begin: Arc<str>,
+}
+
+impl Own {
+    /// `lock` is what a transaction does first, in the round trip in which it begins.
+    pub(super) fn new(options: PgConnectOptions, lock: &str) -> Self {
+        let begin = format!("BEGIN; {lock}");
+        Self { place: Arc::default(), options: Arc::new(options), begin: begin.into() }
+    }
+
+    /// A transaction, once whoever has one now has ended it, and whether it was begun on a connection that had been open before.
+    pub(super) async fn begin(&self) -> Result<OwnTx, (Error, bool)> {
+        let waited = tokio::time::timeout(PATIENCE, Arc::clone(&self.place).lock_owned()).await;
+        let mut place = waited.map_err(|_| (Error::Unavailable { source: sqlx::Error::PoolTimedOut }, false))?;
+        let rested = match &*place {
+            Place::Closed => return Err((Error::Unavailable { source: sqlx::Error::PoolClosed }, false)),
+            Place::Empty | Place::Rests(_) => std::mem::take(&mut *place),
+        };
+        let was_open = matches!(rested, Place::Rests(_));
+        let begun = in_time(async {
+            let mut connection = match rested {
+                Place::Rests(connection) => connection,
+                Place::Empty | Place::Closed => PgConnection::connect_with(&self.options).await?,
+            };
+            sqlx::raw_sql(sqlx::AssertSqlSafe(self.begin.to_string())).execute(&mut connection).await?;
+            Ok(connection)
+        });
+        match begun.await {
+            Ok(connection) => Ok(OwnTx { connection, place }),
+            Err(error) => Err((error, was_open)),
+        }
+    }
+
+    /// Closes the connection, after what is under way.
+    pub(super) async fn close(&self) {
+        let place = std::mem::replace(&mut *self.place.lock().await, Place::Closed);
+        if let Place::Rests(connection) = place {
+            // The server at the other end sees it go either way.
+            let _ = connection.close().await;
+        }
+    }
+}
+
+/// A transaction on the ledger's own connection; dropped, it closes the connection, and with it is rolled back.
+#[derive(Debug)]
+pub(super) struct OwnTx {
+    connection: PgConnection,
+    place: OwnedMutexGuard<Place>,
+}
+
+impl OwnTx {
+    async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(how).execute(&mut self.connection).await?;
+        *self.place = Place::Rests(self.connection);
+        Ok(())
+    }
+}
+
+/// A transaction on Postgres.
+#[derive(Debug)]
+pub(super) enum PgTx {
+    /// On a connection of a pool.
+    Pooled(sqlx::Transaction<'static, Postgres>),
+    /// On the ledger's own.
+    Own(OwnTx),
+}
+
+impl PgTx {
+    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Pooled(tx) => tx.commit().await,
+            Self::Own(tx) => tx.end("COMMIT").await,
+        }
+    }
+
+    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Pooled(tx) => tx.rollback().await,
+            Self::Own(tx) => tx.end("ROLLBACK").await,
+        }
+    }
+}
+
+impl Deref for PgTx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        match self {
+            Self::Pooled(tx) => tx,
+            Self::Own(tx) => &tx.connection,
+        }
+    }
+}
+
+impl DerefMut for PgTx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        match self {
+            Self::Pooled(tx) => tx,
+            Self::Own(tx) => &mut tx.connection,
+        }
+    }
+}
