@@ -12,7 +12,10 @@ use std::{
     sync::Arc,
 };
 
-use sqlx::{Connection as _, PgConnection, Postgres, postgres::PgConnectOptions};
+use sqlx::{
+    Connection as _, PgConnection, PgPool, Postgres,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Error, Result, open::PATIENCE, sql::in_time};
@@ -32,7 +35,8 @@ enum Place {
 #[derive(Clone, Debug)]
 pub(super) struct Own {
     place: Arc<Mutex<Place>>,
-    options: Arc<PgConnectOptions>,
+    /// Opens it, and then has it no more: a pool waits for a Postgres that has just restarted, and knows which errors pass.
+    opener: PgPool,
     /// What each transaction begins with.
     begin: Arc<str>,
 }
@@ -41,7 +45,8 @@ impl Own {
     /// `lock` is what a transaction does first, in the round trip in which it begins.
     pub(super) fn new(options: PgConnectOptions, lock: &str) -> Self {
         let begin = format!("BEGIN; {lock}");
-        Self { place: Arc::default(), options: Arc::new(options), begin: begin.into() }
+        let opener = PgPoolOptions::new().max_connections(1).acquire_timeout(PATIENCE).connect_lazy_with(options);
+        Self { place: Arc::default(), opener, begin: begin.into() }
     }
 
     /// A transaction, once whoever has one now has ended it, and whether it was begun on a connection that had been open before.
@@ -56,7 +61,7 @@ impl Own {
         let begun = in_time(async {
             let mut connection = match rested {
                 Place::Rests(connection) => connection,
-                Place::Empty | Place::Closed => PgConnection::connect_with(&self.options).await?,
+                Place::Empty | Place::Closed => self.opener.acquire().await?.detach(),
             };
             sqlx::raw_sql(sqlx::AssertSqlSafe(self.begin.to_string())).execute(&mut connection).await?;
             Ok(connection)
@@ -69,6 +74,7 @@ impl Own {
 
     /// Closes the connection, after what is under way.
     pub(super) async fn close(&self) {
+        self.opener.close().await;
         let place = std::mem::replace(&mut *self.place.lock().await, Place::Closed);
         if let Place::Rests(connection) = place {
             // The server at the other end sees it go either way.
