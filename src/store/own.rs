@@ -20,22 +20,13 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Error, Result, open::PATIENCE, sql::in_time};
 
-/// Where the connection is while nobody uses it.
-#[derive(Debug, Default)]
-enum Place {
-    /// It is opened when it is needed.
-    #[default]
-    Empty,
-    Rests(PgConnection),
-    /// The store is closed.
-    Closed,
-}
-
-/// The connection, or what it takes to open it.
+/// The connection, and what it takes to open it.
 #[derive(Clone, Debug)]
 pub(super) struct Own {
-    place: Arc<Mutex<Place>>,
-    /// Opens it, and then has it no more: a pool waits for a Postgres that has just restarted, and knows which errors pass.
+    /// Where it is while nobody uses it, once it is open.
+    place: Arc<Mutex<Option<PgConnection>>>,
+    /// Opens it, and then has it no more: a pool waits for a Postgres that has just restarted, and knows which errors pass. Closed, it
+    /// opens none.
     opener: PgPool,
     /// What each transaction begins with.
     begin: Arc<str>,
@@ -49,21 +40,18 @@ impl Own {
         Self { place: Arc::default(), opener, begin: begin.into() }
     }
 
-    /// A transaction, once whoever has one now has ended it, and whether it was begun on a connection that had been open before.
+    /// A transaction, once whoever has one now has ended it. An error comes with whether the connection had been open before.
     pub(super) async fn begin(&self) -> Result<OwnTx, (Error, bool)> {
         let waited = tokio::time::timeout(PATIENCE, Arc::clone(&self.place).lock_owned()).await;
         let mut place = waited.map_err(|_| (Error::Unavailable { source: sqlx::Error::PoolTimedOut }, false))?;
-        let rested = match &*place {
-            Place::Closed => return Err((Error::Unavailable { source: sqlx::Error::PoolClosed }, false)),
-            Place::Empty | Place::Rests(_) => std::mem::take(&mut *place),
-        };
-        let was_open = matches!(rested, Place::Rests(_));
+        let rested = place.take();
+        let was_open = rested.is_some();
         let begun = in_time(async {
             let mut connection = match rested {
-                Place::Rests(connection) => connection,
-                Place::Empty | Place::Closed => self.opener.acquire().await?.detach(),
+                Some(connection) => connection,
+                None => self.opener.acquire().await?.detach(),
             };
-            sqlx::raw_sql(sqlx::AssertSqlSafe(self.begin.to_string())).execute(&mut connection).await?;
+            sqlx::raw_sql(sqlx::AssertSqlSafe(Arc::clone(&self.begin))).execute(&mut connection).await?;
             Ok(connection)
         });
         match begun.await {
@@ -75,8 +63,7 @@ impl Own {
     /// Closes the connection, after what is under way.
     pub(super) async fn close(&self) {
         self.opener.close().await;
-        let place = std::mem::replace(&mut *self.place.lock().await, Place::Closed);
-        if let Place::Rests(connection) = place {
+        if let Some(connection) = self.place.lock().await.take() {
             // The server at the other end sees it go either way.
             let _ = connection.close().await;
         }
@@ -87,13 +74,13 @@ impl Own {
 #[derive(Debug)]
 pub(super) struct OwnTx {
     connection: PgConnection,
-    place: OwnedMutexGuard<Place>,
+    place: OwnedMutexGuard<Option<PgConnection>>,
 }
 
 impl OwnTx {
     async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
         sqlx::raw_sql(how).execute(&mut self.connection).await?;
-        *self.place = Place::Rests(self.connection);
+        *self.place = Some(self.connection);
         Ok(())
     }
 }

@@ -195,7 +195,7 @@ impl Bed {
     }
 }
 
-/// A task that any daemon can run.
+/// A ledger on a database.
 async fn ledger_on(store: &Store) -> Ledger {
     let (ledger, writer) = Ledger::start(store.clone(), TaskKeys::new([7; 32])).await.expect("start the ledger");
     spawn(writer);
@@ -207,6 +207,7 @@ pub fn running(attempt: AttemptRef) -> InventoryItem {
     InventoryItem { attempt, state: InventoryState::Running, worktree: "/w".to_owned(), worktree_intact: true }
 }
 
+/// A task that any daemon can run.
 pub fn task(name: &str, depends_on: &[&str]) -> NewTask {
     let spec =
         TaskSpec { name: name.to_owned(), plan: "true".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
