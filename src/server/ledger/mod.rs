@@ -47,7 +47,12 @@ pub use self::{
     fleet::{Fleet, Member},
     op::{Error, Op, Push, Reply, Request},
 };
-use self::{dispatch::Classes, kept::Kept, queue::Envelope, work::Work};
+use self::{
+    dispatch::Classes,
+    kept::Kept,
+    queue::{Envelope, Queue},
+    work::Work,
+};
 use super::{
     metrics::{self, BatchOutcome},
     task_keys::TaskKeys,
@@ -127,7 +132,7 @@ impl Ledger {
         let writer = Writer {
             store,
             keys,
-            inbox,
+            queue: Queue::new(inbox),
             fleet: Arc::clone(&fleet),
             last: last_tx,
             due: Arc::clone(&due),
@@ -192,7 +197,7 @@ impl Ledger {
 struct Writer {
     store: Store,
     keys: TaskKeys,
-    inbox: mpsc::Receiver<Envelope>,
+    queue: Queue,
     fleet: Arc<RwLock<Fleet>>,
     last: watch::Sender<i64>,
     due: Arc<DueSoon>,
@@ -242,7 +247,7 @@ impl From<Failed> for Error {
 
 impl Writer {
     async fn run(mut self) {
-        while let Some(batch) = queue::next(&mut self.inbox, self.look).await {
+        while let Some(batch) = self.queue.next(self.look).await {
             self.batch(batch).await;
         }
     }

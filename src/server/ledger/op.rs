@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::domain::{
-    AttemptRef, DaemonId, Epoch, KeyId, OwnerId, Timestamp,
+    AttemptId, AttemptRef, DaemonId, Epoch, KeyId, OwnerId, Timestamp,
     checkpoint::Checkpoint,
     contract::Contract,
     daemon::{Daemon, Hello},
@@ -117,6 +117,21 @@ impl Op {
             }
             _ => false,
         }
+    }
+
+    /// The attempt that a daemon has something to say of.
+    pub(super) fn attempt(&self) -> Option<AttemptId> {
+        match self {
+            Self::Answered { attempt, .. } | Self::ResultStored { attempt, .. } => Some(attempt.id),
+            Self::Message { message, .. } => Some(message.attempt.id),
+            Self::CheckpointStored(checkpoint) => Some(checkpoint.attempt.id),
+            _ => None,
+        }
+    }
+
+    /// It makes no difference to it what has been said of attempts, nor it to that.
+    pub(super) fn overtakes(&self) -> bool {
+        matches!(self, Self::CreateContract(_) | Self::CreateTasks(_))
     }
 }
 

@@ -1,17 +1,25 @@
 //! What waits for the ledger, and how much of it makes a batch.
 //!
-//! A lone operation is a batch at once. Only what nobody waits for ([`Op::rides`](super::Op)) waits a moment for something that
-//! somebody does: a short attempt is accepted, started and ended within milliseconds, and its end, with what it lets start, would
-//! else stand behind the commits of the first two.
+//! ```text
+//!   inbox ──> somebody waits for it ────────────────────────────> batch, at once
+//!        └──> nobody does ([`Op::rides`]) ──> waits ──> batch, with the next word on its attempt, or after 5 ms
+//! ```
+//!
+//! A short attempt is accepted, started and ended within milliseconds. So what nobody waits for waits a moment for what somebody
+//! does: an end, with what it lets start, does not stand behind the commits of the first two, and the rows of an attempt and its
+//! task are written once for all three.
+//!
+//! Whatever goes keeps its place. Only new tasks, and what daemons say of other attempts, overtake what waits: a person's word, a
+//! session's beginning or end, a sweep take along all that came before them.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 
-use super::{Error, Reply, Request};
+use super::{Error, Op, Reply, Request};
 
 /// Operations of one batch: enough to share a commit's cost, few enough not to hold up the first for the last.
 const BATCH: usize = 256;
@@ -25,29 +33,74 @@ pub(super) struct Envelope {
     pub(super) reply: oneshot::Sender<Result<Reply, Error>>,
 }
 
-/// What is to be done next: at once whatever there is, if there is something to `look` for. Nothing at the end.
-pub(super) async fn next(inbox: &mut mpsc::Receiver<Envelope>, look: bool) -> Option<Vec<Envelope>> {
-    let mut batch = Vec::new();
-    if !look {
-        batch.push(inbox.recv().await?);
+/// What has come and is not done, at most a batch of it; the rest is in the channel, where submitters wait if that is full.
+#[derive(Debug)]
+pub(super) struct Queue {
+    inbox: mpsc::Receiver<Envelope>,
+    /// Oldest first, each with the time until which it may wait if it rides.
+    waiting: Vec<(Instant, Envelope)>,
+}
+
+impl Queue {
+    pub(super) fn new(inbox: mpsc::Receiver<Envelope>) -> Self {
+        Self { inbox, waiting: Vec::new() }
     }
-    let (mut until, mut rides) = (None, 0);
-    loop {
-        while batch.len() < BATCH
-            && let Ok(envelope) = inbox.try_recv()
-        {
-            batch.push(envelope);
-        }
-        rides += batch[rides..].iter().take_while(|envelope| envelope.request.op.rides()).count();
-        if look || rides < batch.len() || batch.len() >= BATCH {
-            return Some(batch);
-        }
-        let until = *until.get_or_insert_with(|| Instant::now() + RIDE);
-        match timeout_at(until, inbox.recv()).await {
-            Ok(Some(envelope)) => batch.push(envelope),
-            Ok(None) | Err(_) => return Some(batch),
+
+    /// What is to be done next: at once whatever somebody waits for, or nothing, if there is something to `look` for. `None` at
+    /// the end.
+    pub(super) async fn next(&mut self, look: bool) -> Option<Vec<Envelope>> {
+        loop {
+            let until = Instant::now() + RIDE;
+            while self.waiting.len() < BATCH
+                && let Ok(envelope) = self.inbox.try_recv()
+            {
+                self.waiting.push((until, envelope));
+            }
+            let batch = self.leaving(false);
+            if look || !batch.is_empty() {
+                return Some(batch);
+            }
+            let received = match self.waiting.first() {
+                None => Ok(self.inbox.recv().await),
+                Some((until, _)) => timeout_at(*until, self.inbox.recv()).await,
+            };
+            match received {
+                Ok(Some(envelope)) => self.waiting.push((Instant::now() + RIDE, envelope)),
+                Ok(None) if self.waiting.is_empty() => return None,
+                Ok(None) => return Some(self.leaving(true)),
+                Err(_) => {}
+            }
         }
     }
+
+    /// What need not wait any more.
+    fn leaving(&mut self, all: bool) -> Vec<Envelope> {
+        let (all, now) = (all || self.waiting.len() >= BATCH, Instant::now());
+        let waiting = self.waiting.iter().map(|(until, envelope)| (&envelope.request.op, all || *until <= now));
+        let mut leaves = leaving(waiting).into_iter();
+        self.waiting.extract_if(.., |_| leaves.next().unwrap_or(true)).map(|(_, envelope)| envelope).collect()
+    }
+}
+
+/// Whether each of the operations that wait goes now. With each comes whether it has waited long enough.
+pub(super) fn leaving<'a>(waiting: impl Iterator<Item = (&'a Op, bool)> + Clone) -> Vec<bool> {
+    // Everything before this goes, and whatever concerns one of these.
+    let (mut before, mut attempts, mut somebody) = (0, HashSet::new(), false);
+    for (place, (op, _)) in waiting.clone().enumerate().filter(|(_, (op, _))| !op.rides()) {
+        somebody = true;
+        match op.attempt() {
+            Some(attempt) => _ = attempts.insert(attempt),
+            None if op.overtakes() => {}
+            None => before = place,
+        }
+    }
+    // A batch that is made for one of those that nobody waits for has all of them.
+    let all = !somebody && waiting.clone().any(|(_, is_time)| is_time);
+    let leaves = |(place, (op, is_time)): (usize, (&Op, bool))| {
+        let goes_along = || op.attempt().map_or(somebody, |attempt| attempts.contains(&attempt));
+        all || is_time || place < before || !op.rides() || goes_along()
+    };
+    waiting.enumerate().map(leaves).collect()
 }
 
 #[cfg(test)]
@@ -55,88 +108,116 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{
-        domain::{
-            AttemptId, AttemptRef, DaemonId, Epoch, JournalId, TaskId, Timestamp,
-            order::{Answer, OrderKind},
-            report::{Message, Report},
-        },
-        server::ledger::Op,
+    use crate::domain::{
+        AttemptId, AttemptRef, DaemonId, Epoch, JournalId, TaskId, Timestamp,
+        order::{Answer, OrderKind},
+        report::{Message, Report},
     };
 
-    fn attempt() -> AttemptRef {
-        AttemptRef { task: TaskId(Uuid::nil()), number: 1, id: AttemptId(Uuid::nil()) }
+    fn attempt(number: u32) -> AttemptRef {
+        AttemptRef { task: TaskId(Uuid::nil()), number, id: AttemptId(Uuid::from_u128(number.into())) }
     }
 
-    fn answered(answer: Answer) -> Op {
+    fn answered(number: u32, answer: Answer) -> Op {
         let daemon = DaemonId(Uuid::nil());
-        Op::Answered { daemon, epoch: Epoch(1), attempt: attempt(), of: OrderKind::Spawn, sequence: 1, answer }
+        Op::Answered { daemon, epoch: Epoch(1), attempt: attempt(number), of: OrderKind::Spawn, sequence: 1, answer }
     }
 
-    fn says(report: Report) -> Op {
+    fn says(number: u32, report: Report) -> Op {
         let journal = JournalId(Uuid::nil());
-        let message = Message { sequence: 1, journal, attempt: attempt(), at: Timestamp(0), report };
+        let message = Message { sequence: 1, journal, attempt: attempt(number), at: Timestamp(0), report };
         Op::Message { daemon: DaemonId(Uuid::nil()), message }
     }
 
-    fn started() -> Op {
+    fn started(number: u32) -> Op {
         let text = String::new;
-        says(Report::Started { worktree: text(), branch: text(), base_commit: text(), agent_version: text() })
+        says(number, Report::Started { worktree: text(), branch: text(), base_commit: text(), agent_version: text() })
+    }
+
+    fn asked_for(number: u32) -> Op {
+        says(number, Report::CheckpointFailed { message: String::new() })
     }
 
     fn rejected() -> Answer {
         Answer::Rejected { reason: "full".to_owned(), retryable: true, counts: false }
     }
 
-    /// How many operations each batch has, and when it was made.
-    async fn batches(inbox: &mut mpsc::Receiver<Envelope>, begun: Instant) -> Vec<(usize, Duration)> {
-        let mut made = Vec::new();
-        while let Some(batch) = next(inbox, false).await {
-            made.push((batch.len(), begun.elapsed()));
-        }
-        made
+    fn seen() -> Op {
+        Op::Seen(Vec::new())
     }
 
-    async fn queued(ops: Vec<(u64, Op)>) -> Vec<(usize, Duration)> {
-        let (queue, mut inbox) = mpsc::channel(16);
+    /// The operations of each batch by the numbers of their attempts, none for those without, and when it was made.
+    async fn queued(ops: Vec<(u64, Op)>) -> Vec<(Vec<u32>, u64)> {
+        let (inbox, queue) = mpsc::channel(16);
         let begun = Instant::now();
         let send = async move {
             for (at, op) in ops {
                 tokio::time::sleep_until(begun + Duration::from_millis(at)).await;
-                let request = Request { actor: "test".to_owned(), repeat: None, op };
-                queue.send(Envelope { request, reply: oneshot::channel().0 }).await.expect("somebody takes it");
+                inbox.send(envelope(op)).await.expect("somebody takes it");
             }
         };
-        tokio::join!(send, batches(&mut inbox, begun)).1
+        let take = async {
+            let (mut queue, mut made) = (Queue::new(queue), Vec::new());
+            while let Some(batch) = queue.next(false).await {
+                let at = u64::try_from(begun.elapsed().as_millis()).expect("a short while");
+                made.push((batch.iter().map(number).collect(), at));
+            }
+            made
+        };
+        tokio::join!(send, take).1
+    }
+
+    fn envelope(op: Op) -> Envelope {
+        Envelope { request: Request { actor: "test".to_owned(), repeat: None, op }, reply: oneshot::channel().0 }
+    }
+
+    fn number(envelope: &Envelope) -> u32 {
+        envelope.request.op.attempt().map_or(0, |id| u32::try_from(id.0.as_u128()).expect("a small number"))
     }
 
     /// What nobody waits for waits for what somebody does, in its place before that; nothing else waits.
     #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_rides_along() {
-        let ms = Duration::from_millis;
-        let short = vec![(0, answered(Answer::Persisted)), (1, started()), (3, Op::Sweep), (4, Op::Sweep)];
-        assert_eq!(queued(short).await, [(3, ms(3)), (1, ms(4))]);
-        assert_eq!(queued(vec![(0, answered(rejected())), (1, started())]).await, [(1, ms(0)), (1, ms(1))]);
+        let short = vec![(0, answered(1, Answer::Persisted)), (1, started(1)), (3, asked_for(1)), (4, asked_for(1))];
+        assert_eq!(queued(short).await, [(vec![1, 1, 1], 3), (vec![1], 4)]);
+        let refused = vec![(0, answered(1, rejected())), (1, started(1))];
+        assert_eq!(queued(refused).await, [(vec![1], 0), (vec![1], 1)]);
     }
 
-    /// Nor does it wait for long, however much of it comes.
+    /// It waits for a word on its own attempt: what daemons say of others goes on.
+    #[tokio::test(start_paused = true)]
+    async fn others_go_on() {
+        let two = vec![(0, started(1)), (1, started(2)), (1, seen()), (2, asked_for(2)), (3, asked_for(1))];
+        assert_eq!(queued(two).await, [(vec![2, 0, 2], 2), (vec![1, 1], 3)]);
+    }
+
+    /// Nothing that may have to do with it comes to pass before it: nor do the two change places.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_changes_places() {
+        let swept = vec![(0, started(1)), (1, started(2)), (2, Op::Sweep), (2, started(1)), (3, asked_for(1))];
+        assert_eq!(queued(swept).await, [(vec![1, 2, 0], 2), (vec![1, 1], 3)]);
+    }
+
+    /// Nor does it wait for long, however much of it comes, and whatever else does.
     #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_is_done_as_well() {
-        let often = (0..9).map(|at| (at, started())).collect();
+        let often = (0..9).map(|at| (at, started(1))).collect();
         let made = queued(often).await;
-        assert_eq!(made.iter().map(|(count, _)| count).sum::<usize>(), 9);
-        assert_eq!(made[0].1, RIDE);
+        assert_eq!(made.iter().map(|(batch, _)| batch.len()).sum::<usize>(), 9);
+        assert_eq!((made[0].1, made.len()), (5, 2));
+        let between = vec![(0, started(1)), (3, asked_for(2)), (6, asked_for(2)), (9, asked_for(2))];
+        assert_eq!(queued(between).await, [(vec![2], 3), (vec![1], 5), (vec![2], 6), (vec![2], 9)]);
     }
 
     /// What there is to look for waits for nobody.
     #[tokio::test(start_paused = true)]
     async fn a_look_is_taken_at_once() {
-        let (queue, mut inbox) = mpsc::channel(1);
-        let begun = Instant::now();
-        assert_eq!(next(&mut inbox, true).await.map(|batch| batch.len()), Some(0));
-        let request = Request { actor: "test".to_owned(), repeat: None, op: started() };
-        queue.send(Envelope { request, reply: oneshot::channel().0 }).await.expect("somebody takes it");
-        assert_eq!(next(&mut inbox, true).await.map(|batch| batch.len()), Some(1));
+        let (inbox, queue) = mpsc::channel(2);
+        let (mut queue, begun) = (Queue::new(queue), Instant::now());
+        assert_eq!(queue.next(true).await.map(|batch| batch.len()), Some(0));
+        inbox.send(envelope(started(1))).await.expect("somebody takes it");
+        inbox.send(envelope(asked_for(2))).await.expect("somebody takes it");
+        assert_eq!(queue.next(true).await.map(|batch| batch.len()), Some(1));
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::{
     super::{
         DueSoon, Error, Fleet, Op, Push, Reply, Request, Writer, dice::Dice, dispatch::Classes, kept::Kept, op::Repeat,
-        rows::Rows as _, work::Work,
+        queue, rows::Rows as _, work::Work,
     },
     memory::Memory,
     network::LinkId,
@@ -208,10 +208,15 @@ impl World {
     /// One batch, as `Writer::commit` does it.
     pub(super) fn batch(&mut self) {
         let (wall, planted) = (self.wall(), self.planted);
+        let waiting = self.server.life.as_ref().map_or(0, |life| life.inbox.len());
+        let time: Vec<bool> = (0..waiting).map(|_| waiting >= BATCH || self.one_in(2)).collect();
         let Some(life) = &mut self.server.life else { return };
         life.is_writing = false;
-        let count = life.inbox.len().min(BATCH);
-        let (requests, tos): (Vec<Request>, Vec<To>) = life.inbox.drain(..count).unzip();
+        let waiting = life.inbox.iter().map(|(request, _)| &request.op).zip(time).take(BATCH);
+        let mut leaves = queue::leaving(waiting).into_iter();
+        let (batch, rest): (Vec<_>, Vec<_>) = life.inbox.drain(..).partition(|_| leaves.next().unwrap_or(false));
+        life.inbox.extend(rest);
+        let (requests, tos): (Vec<Request>, Vec<To>) = batch.into_iter().unzip();
         let mishap = if requests.is_empty() { None } else { self.server.mishap.take() };
         if mishap == Some(Mishap::Unavailable) {
             self.covered("the database was away");
