@@ -276,6 +276,17 @@ impl Runner {
         progress: Progress,
         record: Option<&ExitRecord>,
     ) -> Result<(), Left> {
+        self.report_with(Vec::new(), outcome, progress, record).await
+    }
+
+    /// The end, and before it in the same transaction what has not been said yet.
+    pub(super) async fn report_with(
+        &mut self,
+        unsaid: Vec<Report>,
+        outcome: Result<TaskResult, Failure>,
+        progress: Progress,
+        record: Option<&ExitRecord>,
+    ) -> Result<(), Left> {
         let outcome = match outcome {
             Ok(result) => Ok(result),
             Err(failure) => Err(self.placed(failure).await),
@@ -305,7 +316,9 @@ impl Runner {
             tracing::warn!(error = chain(&error), "it cannot be noted that an attempt is salvage");
         }
         let (state, reports) = match self.wish().map(|stop| stop.why) {
-            None | Some(Why::Cancelled | Why::Fenced) => (State::Reported, vec![Report::Complete(complete)]),
+            None | Some(Why::Cancelled | Why::Fenced) => {
+                (State::Reported, unsaid.into_iter().chain([Report::Complete(complete)]).collect())
+            }
             // Nobody there would know what is meant.
             Some(Why::Salvage) => (State::Salvage, Vec::new()),
             Some(Why::Forgotten) => (State::Over, Vec::new()),

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Left, Runner};
 use crate::{
-    daemon::journal::{Change, State},
+    daemon::journal::State,
     domain::{
         attempt::TaskResult,
         order::Spawn,
@@ -32,17 +32,15 @@ impl Runner {
                 Err(halt) => return self.halted(halt, spawn).await,
             },
         };
+        let mut unsaid = Vec::new();
         if self.row.state == State::Accepted {
-            let warnings = self.sanity(spawn).await.into_iter().map(|message| Report::Warning { message });
-            let started = Report::Started {
+            unsaid.push(Report::Started {
                 worktree: String::new(),
                 branch: spawn.branch.clone(),
                 base_commit: COMMIT.to_owned(),
                 agent_version: self.context.installed_version(&spawn.agent),
-            };
-            let reports = std::iter::once(started).chain(warnings).collect();
-            self.record(Change { state: Some(State::Running), reports, ..Change::default() }).await?;
-            self.row.state = State::Running;
+            });
+            unsaid.extend(self.sanity(spawn).await.into_iter().map(|message| Report::Warning { message }));
         }
         let result = TaskResult {
             commit: COMMIT.to_owned(),
@@ -52,6 +50,6 @@ impl Runner {
             pack: None,
             blob: String::new(),
         };
-        self.report(Ok(result), Progress::default(), None).await
+        self.report_with(unsaid, Ok(result), Progress::default(), None).await
     }
 }
