@@ -7,8 +7,9 @@
 //! ```
 //!
 //! What is ours is the released binary as a server in its own process, and real daemons with their journals (`hollow`), of
-//! which only the worktree and the agent are left out. After each measurement the rows themselves are counted (`proof`): what
-//! is not DONE in the server's database and journalled by a daemon makes the run fail.
+//! which the worktree and the agent are left out, and with them the commit that an agent's beginning has by itself. After each
+//! measurement the rows themselves are counted (`proof`): what is not DONE in the server's database and journalled by a daemon
+//! makes the run fail.
 //!
 //! This program starts itself as what it needs: a daemon, an agent that writes, the bare model's server, its agents.
 

@@ -279,7 +279,7 @@ impl Runner {
         self.report_with(Vec::new(), outcome, progress, record).await
     }
 
-    /// The end, and before it in the same transaction what has not been said yet.
+    /// The end, and before it in the same transaction what has not been said yet; neither where nobody would know what is meant.
     pub(super) async fn report_with(
         &mut self,
         unsaid: Vec<Report>,

@@ -1,8 +1,9 @@
-//! An attempt with everything but its work: no worktree, no agent, no process. What is promised, journalled and reported is
-//! that of any other attempt, and is written by the same code.
+//! An attempt with everything but its work: no worktree, no agent, no process. What is promised and reported is that of any other
+//! attempt, and is written by the same code. The beginning of an agent has a commit of the journal of its own; here nothing lies
+//! between beginning and end, and one commit has both.
 //!
 //! ```text
-//!   accepted ─> slot ─> sanity ──Started──> Complete
+//!   accepted ─> slot ─> sanity ──Started, Complete──>
 //! ```
 //!
 //! Programs that measure the rest ask for it (see [`run_hollow`](crate::daemon::run_hollow)); nobody else can.

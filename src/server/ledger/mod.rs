@@ -10,9 +10,10 @@
 //!                          └ commit ──> then speak: commands to sessions, watchers, answers
 //! ```
 //!
-//! A lone operation is committed at once, and under load the batch grows to what one commit takes; see `queue`. What the
-//! domain refuses is an answer like any other. A batch that the database refuses is replayed one by one, so that only the culprit
-//! fails. A COMMIT whose answer was lost is looked up before anything is said.
+//! A lone operation that somebody waits for is committed at once, and under load the batch grows to what one commit takes; what
+//! nobody waits for waits a moment for the next word on its attempt (`queue`). What the domain refuses is an answer like any
+//! other. A batch that the database refuses is replayed one by one, so that only the culprit fails. A COMMIT whose answer was lost
+//! is looked up before anything is said.
 
 mod beside;
 mod contracts;
@@ -151,7 +152,7 @@ impl Ledger {
         self.enqueue(request).await?.await.map_err(|_| Error::Stopping)?
     }
 
-    /// Queues an operation, behind what this caller has queued before; its answer comes once it is durable.
+    /// Queues an operation; its answer comes once it is durable. Those on one attempt are done in the order in which they are queued.
     pub async fn enqueue(&self, request: Request) -> Result<oneshot::Receiver<Result<Reply, Error>>, Error> {
         let (reply, answer) = oneshot::channel();
         self.queue.send(Envelope { request, reply }).await.map_err(|_| Error::Stopping)?;
@@ -188,7 +189,7 @@ impl Ledger {
         &self.metrics
     }
 
-    /// How many operations wait.
+    /// How many operations wait to be taken; the writer has a batch of them at most.
     pub fn queued(&self) -> usize {
         self.queue.max_capacity().saturating_sub(self.queue.capacity())
     }

@@ -129,9 +129,9 @@ impl Op {
         }
     }
 
-    /// It makes no difference to it what has been said of attempts, nor it to that.
+    /// It makes no difference whether it is done before or after what rides, unless that is of the same attempt.
     pub(super) fn overtakes(&self) -> bool {
-        matches!(self, Self::CreateContract(_) | Self::CreateTasks(_))
+        matches!(self, Self::CreateContract(_) | Self::CreateTasks(_)) || self.attempt().is_some()
     }
 }
 

@@ -9,8 +9,8 @@
 //! does: an end, with what it lets start, does not stand behind the commits of the first two, and the rows of an attempt and its
 //! task are written once for all three.
 //!
-//! Whatever goes keeps its place. Only new tasks, and what daemons say of other attempts, overtake what waits: a person's word, a
-//! session's beginning or end, a sweep take along all that came before them.
+//! Only new tasks and words on other attempts overtake what waits. A person's word, a session's beginning or end, a sweep take
+//! along all that came before them; and what goes together keeps its order.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -84,14 +84,13 @@ impl Queue {
 
 /// Whether each of the operations that wait goes now. With each comes whether it has waited long enough.
 pub(super) fn leaving<'a>(waiting: impl Iterator<Item = (&'a Op, bool)> + Clone) -> Vec<bool> {
-    // Everything before this goes, and whatever concerns one of these.
+    // What came before this goes, and what is said of these attempts.
     let (mut before, mut attempts, mut somebody) = (0, HashSet::new(), false);
     for (place, (op, _)) in waiting.clone().enumerate().filter(|(_, (op, _))| !op.rides()) {
         somebody = true;
-        match op.attempt() {
-            Some(attempt) => _ = attempts.insert(attempt),
-            None if op.overtakes() => {}
-            None => before = place,
+        attempts.extend(op.attempt());
+        if !op.overtakes() {
+            before = place;
         }
     }
     // A batch that is made for one of those that nobody waits for has all of them.
@@ -109,7 +108,8 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        AttemptId, AttemptRef, DaemonId, Epoch, JournalId, TaskId, Timestamp,
+        AttemptId, AttemptRef, DaemonId, Epoch, JournalId, OwnerId, TaskId, Timestamp,
+        draft::NewTasks,
         order::{Answer, OrderKind},
         report::{Message, Report},
     };
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(queued(two).await, [(vec![2, 0, 2], 2), (vec![1, 1], 3)]);
     }
 
-    /// Nothing that may have to do with it comes to pass before it: nor do the two change places.
+    /// Nothing that it may have to do with is done before it.
     #[tokio::test(start_paused = true)]
     async fn nothing_changes_places() {
         let swept = vec![(0, started(1)), (1, started(2)), (2, Op::Sweep), (2, started(1)), (3, asked_for(1))];
@@ -207,6 +207,63 @@ mod tests {
         assert_eq!((made[0].1, made.len()), (5, 2));
         let between = vec![(0, started(1)), (3, asked_for(2)), (6, asked_for(2)), (9, asked_for(2))];
         assert_eq!(queued(between).await, [(vec![2], 3), (vec![1], 5), (vec![2], 6), (vec![2], 9)]);
+    }
+
+    /// Who goes, as letters: `r` rides and has time, `R` has none left, `c` makes tasks, `e` says something of an attempt, `s` takes
+    /// all along; the number is that of the attempt.
+    fn going(waiting: &str) -> String {
+        let ops: Vec<(&str, Op, bool)> = waiting
+            .split(' ')
+            .map(|word| {
+                let number = word[1..].parse().unwrap_or(0);
+                let op = match &word[..1] {
+                    "r" | "R" => started(number),
+                    "c" => Op::CreateTasks(NewTasks { owner: OwnerId(Uuid::nil()), contract: None, tasks: Vec::new() }),
+                    "e" => asked_for(number),
+                    _ => Op::Sweep,
+                };
+                (word, op, word.starts_with('R'))
+            })
+            .collect();
+        let leaves = leaving(ops.iter().map(|(_, op, is_time)| (op, *is_time)));
+        let going = ops.iter().zip(leaves).filter(|(_, leaves)| *leaves).map(|((word, ..), _)| *word);
+        going.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn who_goes() {
+        // Makes tasks, or says something of another attempt: alone.
+        assert_eq!(going("r1 c r2"), "c");
+        assert_eq!(going("r1 e2 r2 r1"), "e2 r2");
+        // What came before the last of those that take all along.
+        assert_eq!(going("r1 s r2 s r3"), "r1 s r2 s");
+        // One that has waited long enough goes beside others, and takes along those like it where nobody else goes.
+        assert_eq!(going("R1 c r2"), "R1 c");
+        assert_eq!(going("R1 r2"), "R1 r2");
+        assert_eq!(going("r1 r2"), "");
+    }
+
+    /// As much as makes a batch waits for nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_batch_goes() {
+        let (inbox, queue) = mpsc::channel(BATCH + 1);
+        let (mut queue, begun) = (Queue::new(queue), Instant::now());
+        for _ in 0..=BATCH {
+            inbox.send(envelope(started(1))).await.expect("there is room");
+        }
+        assert_eq!(queue.next(false).await.map(|batch| batch.len()), Some(BATCH));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    /// What nobody waits for waits no longer where there is always something to look for.
+    #[tokio::test(start_paused = true)]
+    async fn looking_holds_nothing_up() {
+        let (inbox, queue) = mpsc::channel(1);
+        let mut queue = Queue::new(queue);
+        inbox.send(envelope(started(1))).await.expect("somebody takes it");
+        assert_eq!(queue.next(true).await.map(|batch| batch.len()), Some(0));
+        tokio::time::advance(RIDE).await;
+        assert_eq!(queue.next(true).await.map(|batch| batch.len()), Some(1));
     }
 
     /// What there is to look for waits for nobody.

@@ -88,7 +88,8 @@ pub(super) enum To {
     Nobody,
     Attach(LinkId, Box<Opening>),
     Tell(LinkId),
-    Message(LinkId),
+    /// What is pending in a session, under this number.
+    Pending(LinkId, u64),
     Lost(DaemonId, Epoch),
     Swept,
     Upload(usize, u64, AttemptRef, Option<CheckpointId>),
@@ -208,11 +209,16 @@ impl World {
     /// One batch, as `Writer::commit` does it.
     pub(super) fn batch(&mut self) {
         let (wall, planted) = (self.wall(), self.planted);
-        let waiting = self.server.life.as_ref().map_or(0, |life| life.inbox.len());
-        let time: Vec<bool> = (0..waiting).map(|_| waiting >= BATCH || self.one_in(2)).collect();
+        let count = self.server.life.as_ref().map_or(0, |life| life.inbox.len());
+        // The oldest of those that wait have waited long enough, as many as chance has it.
+        let waited = match i64::try_from(count) {
+            Ok(some) if count < BATCH => self.between(0, some),
+            _ => i64::MAX,
+        };
         let Some(life) = &mut self.server.life else { return };
         life.is_writing = false;
-        let waiting = life.inbox.iter().map(|(request, _)| &request.op).zip(time).take(BATCH);
+        let ops = life.inbox.iter().map(|(request, _)| &request.op);
+        let waiting = ops.zip(0..).map(|(op, place)| (op, place < waited)).take(BATCH);
         let mut leaves = queue::leaving(waiting).into_iter();
         let (batch, rest): (Vec<_>, Vec<_>) = life.inbox.drain(..).partition(|_| leaves.next().unwrap_or(false));
         life.inbox.extend(rest);
@@ -221,7 +227,8 @@ impl World {
         if mishap == Some(Mishap::Unavailable) {
             self.covered("the database was away");
             let replies = requests.iter().map(|_| Err(Error::Unavailable("away".to_owned()))).collect();
-            return self.answers(tos, replies);
+            self.answers(tos, replies);
+            return self.writes_what_waits();
         }
         let memory = &mut self.server.memory;
         life.now = wall.max(life.now);
@@ -279,13 +286,17 @@ impl World {
             life.look |= Writer::take_effect(&mut fleet, &work, &references, &replies);
             planted::after_effect(planted, &mut fleet);
         }
-        let again = life.look || !life.inbox.is_empty();
         self.answers(tos, replies);
         self.check_fleet();
-        if again {
+        self.writes_what_waits();
+        self.sweeps_when_due();
+    }
+
+    /// Another batch follows where something waits, or is to be looked for.
+    fn writes_what_waits(&mut self) {
+        if self.server.life.as_ref().is_some_and(|life| life.look || !life.inbox.is_empty()) {
             self.writes_soon();
         }
-        self.sweeps_when_due();
     }
 
     fn server_restarts(&mut self) {
@@ -299,12 +310,10 @@ impl World {
             match to {
                 To::Nobody => {}
                 To::Attach(link, opening) => self.attach_answered(link, *opening, reply),
-                To::Tell(link) => self.told(link, &reply),
-                To::Message(link) => {
-                    if let Some(open) = self.open(link)
-                        && let Some((_, slot)) = open.pending.iter_mut().find(|(_, reply)| reply.is_none())
-                    {
-                        *slot = Some(reply);
+                To::Tell(link) => self.waited(link, &reply),
+                To::Pending(link, number) => {
+                    if let Some(pending) = self.open(link).and_then(|open| open.pending_of(number)) {
+                        pending.reply = Some(reply);
                     }
                 }
                 To::Lost(daemon, epoch) => {

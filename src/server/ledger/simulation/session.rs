@@ -42,7 +42,10 @@ pub(super) struct Open {
     epoch: Epoch,
     pushes: mpsc::Receiver<Push>,
     outstanding: BTreeMap<i64, (AttemptRef, OrderKind)>,
-    pub(super) pending: VecDeque<(Message, Option<Result<Reply, Error>>)>,
+    /// Messages and answers whose commits are under way, in order.
+    pending: VecDeque<Pending>,
+    /// The number of the last of them.
+    numbered: u64,
     ready: bool,
     not_accepting: Option<String>,
     /// What it is about to do, in order.
@@ -51,10 +54,25 @@ pub(super) struct Open {
     waits: bool,
 }
 
+/// What a commit under way is of, and what came of it.
+#[derive(Debug)]
+pub(super) struct Pending {
+    number: u64,
+    /// A message, which is answered; nobody waits to hear that the answer to a command was taken.
+    message: Option<Box<Message>>,
+    pub(super) reply: Option<Result<Reply, Error>>,
+}
+
 #[derive(Debug)]
 enum Todo {
     Tell(Box<Op>),
     AnswerHeartbeat(Vec<AttemptRef>),
+}
+
+impl Open {
+    pub(super) fn pending_of(&mut self, number: u64) -> Option<&mut Pending> {
+        self.pending.iter_mut().find(|pending| pending.number == number)
+    }
 }
 
 impl World {
@@ -164,8 +182,8 @@ impl World {
                         }
                         Err(mpsc::error::TryRecvError::Empty) => {}
                     }
-                    if let Some((_, Some(_))) = open.pending.front() {
-                        if !self.answer_message(link) {
+                    if open.pending.front().is_some_and(|pending| pending.reply.is_some()) {
+                        if !self.settles(link) {
                             return;
                         }
                         continue;
@@ -179,11 +197,11 @@ impl World {
         }
     }
 
-    /// Answers the oldest message. Answers whether the session goes on.
-    fn answer_message(&mut self, link: LinkId) -> bool {
-        let Some((message, Some(reply))) = self.open(link).and_then(|open| open.pending.pop_front()) else {
-            return true;
-        };
+    /// The oldest of what is pending is durable. Answers whether the session goes on.
+    fn settles(&mut self, link: LinkId) -> bool {
+        let oldest = self.open(link).and_then(|open| open.pending.pop_front());
+        let Some(Pending { message, reply: Some(reply), .. }) = oldest else { return true };
+        let Some(message) = message else { return self.told(link, &reply) };
         let outcome = match reply {
             Ok(Reply::Message(outcome)) => outcome,
             Ok(_) => MessageOutcome::Applied,
@@ -217,29 +235,43 @@ impl World {
             }
             Up::Answer { sequence, answer } => {
                 let Some((attempt, of)) = open.outstanding.remove(&sequence) else { return };
-                let op = Op::Answered { daemon, epoch, attempt, of, sequence, answer };
-                open.todo.push_back(Todo::Tell(Box::new(op)));
+                self.enqueue(link, None, Op::Answered { daemon, epoch, attempt, of, sequence, answer });
             }
             Up::Message(message) => {
-                open.pending.push_back(((*message).clone(), None));
-                let op = Op::Message { daemon, message: *message };
-                self.submit(format!("daemon:{daemon}"), None, op, To::Message(link));
+                self.enqueue(link, Some(message.clone()), Op::Message { daemon, message: *message });
             }
             Up::Hello(_) => self.session_ends(link, Some(Closing::Resync)),
         }
     }
 
-    pub(super) fn told(&mut self, link: LinkId, reply: &Result<Reply, Error>) {
+    /// Asks the ledger, and goes on meanwhile.
+    fn enqueue(&mut self, link: LinkId, message: Option<Box<Message>>, op: Op) {
         let Some(open) = self.open(link) else { return };
-        open.waits = false;
+        open.numbered += 1;
+        let (number, actor) = (open.numbered, format!("daemon:{}", open.daemon));
+        open.pending.push_back(Pending { number, message, reply: None });
+        self.submit(actor, None, op, To::Pending(link, number));
+    }
+
+    /// What the session has waited for is durable.
+    pub(super) fn waited(&mut self, link: LinkId, reply: &Result<Reply, Error>) {
+        if let Some(open) = self.open(link) {
+            open.waits = false;
+            self.told(link, reply);
+        }
+    }
+
+    /// Something whose answer the daemon does not wait for has been done. Answers whether the session goes on.
+    fn told(&mut self, link: LinkId, reply: &Result<Reply, Error>) -> bool {
         match reply {
-            Ok(_) => {}
+            Ok(_) => return true,
             Err(Error::StaleSession(_)) => {
                 self.covered("an old session spoke");
                 self.session_ends(link, Some(Closing::Superseded));
             }
             Err(_) => self.session_ends(link, Some(Closing::Resync)),
         }
+        false
     }
 
     pub(super) fn attach_answered(&mut self, link: LinkId, opening: Opening, reply: Result<Reply, Error>) {
@@ -264,6 +296,7 @@ impl World {
             pushes: opening.pushes,
             outstanding: BTreeMap::new(),
             pending: VecDeque::new(),
+            numbered: 0,
             ready: false,
             not_accepting: None,
             todo: VecDeque::new(),
