@@ -22,7 +22,7 @@ use tokio::{
 use super::{Error, Op, Reply, Request};
 
 /// Operations of one batch: enough to share a commit's cost, few enough not to hold up the first for the last.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 /// How long what nobody waits for may wait for something that somebody does: less than a person or a watch would notice.
 const RIDE: Duration = Duration::from_millis(5);
 

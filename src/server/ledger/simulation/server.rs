@@ -31,8 +31,6 @@ use crate::{
 const SWEEP_FLOOR: i64 = 30 * SECOND;
 /// How often the silence is looked at.
 const TICK: i64 = SECOND;
-/// Operations of one batch.
-const BATCH: usize = 256;
 
 /// What outlives a process, and the process.
 #[derive(Debug)]
@@ -211,14 +209,12 @@ impl World {
         let (wall, planted) = (self.wall(), self.planted);
         let count = self.server.life.as_ref().map_or(0, |life| life.inbox.len());
         // The oldest of those that wait have waited long enough, as many as chance has it.
-        let waited = match i64::try_from(count) {
-            Ok(some) if count < BATCH => self.between(0, some),
-            _ => i64::MAX,
-        };
+        let some = i64::try_from(count).unwrap_or(i64::MAX);
+        let waited = if count < queue::BATCH { self.between(0, some) } else { some };
         let Some(life) = &mut self.server.life else { return };
         life.is_writing = false;
         let ops = life.inbox.iter().map(|(request, _)| &request.op);
-        let waiting = ops.zip(0..).map(|(op, place)| (op, place < waited)).take(BATCH);
+        let waiting = ops.zip(0..).map(|(op, place)| (op, place < waited)).take(queue::BATCH);
         let mut leaves = queue::leaving(waiting).into_iter();
         let (batch, rest): (Vec<_>, Vec<_>) = life.inbox.drain(..).partition(|_| leaves.next().unwrap_or(false));
         life.inbox.extend(rest);
