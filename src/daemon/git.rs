@@ -7,7 +7,9 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    num::NonZero,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -225,6 +227,40 @@ impl Lock {
     }
 }
 
+/// A checkout's share of the processors, held until its files are there.
+#[derive(Debug)]
+pub(super) struct Share {
+    workers: usize,
+}
+
+/// Checkouts of this process that are under way.
+static CHECKOUTS: AtomicUsize = AtomicUsize::new(0);
+
+impl Share {
+    /// For a checkout that begins now.
+    pub(super) fn take() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self { workers: workers(processors, CHECKOUTS.fetch_add(1, Relaxed) + 1) }
+    }
+
+    /// As a setting of git.
+    pub(super) fn workers(&self) -> String {
+        format!("checkout.workers={}", self.workers)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        CHECKOUTS.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Worker processes for one of so many checkouts. More than there are processors only get into each other's way: eight checkouts
+/// at once on two processors take a quarter more of them with two workers each than with one (`benches/README.md`).
+fn workers(processors: usize, checkouts: usize) -> usize {
+    (processors / checkouts.max(1)).max(1)
+}
+
 /// Repositories for tests.
 #[cfg(test)]
 pub(super) mod testing {
@@ -267,6 +303,14 @@ pub(super) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkouts_share_the_processors() {
+        let shares = [(8, 1, 8), (8, 2, 4), (8, 3, 2), (8, 8, 1), (2, 9, 1), (1, 1, 1), (1, 0, 1)];
+        for (processors, checkouts, expected) in shares {
+            assert_eq!(workers(processors, checkouts), expected, "{checkouts} on {processors}");
+        }
+    }
 
     /// While another git adds a worktree, its files are empty for a moment: that is waited for.
     #[tokio::test]

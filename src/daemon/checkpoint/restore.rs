@@ -29,7 +29,7 @@ use super::{
 };
 use crate::daemon::{
     attempt_dir::Place,
-    git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, succeed},
+    git::{LOCAL_TIMEOUT, LONG_TIMEOUT, Share, attempt, blocking, git, succeed},
     repository::RepoRef,
     worktree,
 };
@@ -429,9 +429,9 @@ impl Files {
             let mut budget = u64::MAX;
             part::take(&self.subject, &mut budget, true).await?;
         }
+        let share = Share::take();
         succeed("check out the files", LONG_TIMEOUT, || {
-            let read = ["-c", "checkout.workers=0", "read-tree", "--reset", "-u"];
-            shadow.git().args(read).arg(tree.to_string())
+            shadow.git().args(["-c", &share.workers(), "read-tree", "--reset", "-u"]).arg(tree.to_string())
         })
         .await?;
         for Name(path) in &part.empty {

@@ -11,7 +11,12 @@ use std::{
 
 use git2::{Oid, RepositoryState};
 
-use super::{Error, Finished, Look, admin_dir, identity, look, named, prepare::one_line, split_nul};
+use super::{
+    Error, Finished, Look, admin_dir, identity, look, named,
+    prepare::one_line,
+    split_nul,
+    status::{Change, Status, status},
+};
 use crate::{
     daemon::{
         attempt_dir::{Manifest, Place},
@@ -37,13 +42,12 @@ pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
     refuse_broken(place)?;
     let mut warnings = Vec::new();
     remove_dead_locks(&place.worktree);
-    refuse_unfinished(place).await?;
-    let attached = detach_from_foreign_branch(place).await?;
-    commit_rest(manifest, place, &mut warnings).await?;
+    let found = status(&place.worktree).await?;
+    refuse_unfinished(place, &found).await?;
+    let attached = detach_from_foreign_branch(place, &found).await?;
+    let commit = commit_rest(manifest, place, found, &mut warnings).await?;
     // A directory that was being deleted has been committed as one without files: that is nobody's result.
     refuse_broken(place)?;
-    let head = succeed("read HEAD", LOCAL_TIMEOUT, || git(&place.worktree).args(["rev-parse", "--verify", "HEAD"]));
-    let commit = head.await?.text();
     let branch = place_on_branch(place, &commit, attached, &mut warnings).await?;
     look_for_committed_secrets(place, &commit, &mut warnings).await?;
     make_durable(place, &commit).await?;
@@ -72,15 +76,10 @@ pub(super) fn remove_dead_locks(worktree: &Path) {
 }
 
 /// An agent that left git in the middle of something has not finished, whatever it says.
-async fn refuse_unfinished(place: &Place) -> Result<(), Error> {
+async fn refuse_unfinished(place: &Place, found: &Status) -> Result<(), Error> {
     let worktree = place.worktree.clone();
-    let unmerged = succeed("look for conflicts", LOCAL_TIMEOUT, || {
-        git(&place.worktree).args(["diff", "--name-only", "--diff-filter=U", "-z"])
-    })
-    .await?;
-    let files = split_nul(&unmerged.stdout);
-    if !files.is_empty() {
-        let message = format!("the agent left conflicts unresolved in {}", named(&files));
+    if !found.unmerged.is_empty() {
+        let message = format!("the agent left conflicts unresolved in {}", named(&found.unmerged));
         return Err(Error::new(FailureClass::AgentError, message));
     }
     let state = blocking(move || {
@@ -104,58 +103,33 @@ async fn refuse_unfinished(place: &Place) -> Result<(), Error> {
 
 /// Where HEAD is on a branch that is not ours, the rest is committed beside it: that branch stays where the agent left it.
 /// Answers whether HEAD is on our branch.
-async fn detach_from_foreign_branch(place: &Place) -> Result<bool, Error> {
+async fn detach_from_foreign_branch(place: &Place, found: &Status) -> Result<bool, Error> {
     let dir = &place.worktree;
-    let head = attempt("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["symbolic-ref", "-q", "HEAD"])).await?;
-    if head.success() && head.text() == format!("refs/heads/{}", place.branch) {
+    if found.branch.as_ref() == Some(&place.branch) {
         return Ok(true);
     }
-    let born = attempt("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["rev-parse", "-q", "--verify", "HEAD"])).await?;
-    if head.success() && born.success() {
-        let id = born.text();
-        succeed("detach HEAD", LOCAL_TIMEOUT, || git(dir).args(["update-ref", "--no-deref", "HEAD", &id])).await?;
+    if let (Some(_), Some(id)) = (&found.branch, &found.commit) {
+        succeed("detach HEAD", LOCAL_TIMEOUT, || git(dir).args(["update-ref", "--no-deref", "HEAD", id])).await?;
     }
     Ok(false)
 }
 
 // === the commit ===
 
-/// One line of `git status --porcelain=v1 -z`. Names are bytes: git takes any, and so do agents.
-struct Change {
-    index: u8,
-    tree: u8,
-    path: Vec<u8>,
-}
-
-impl Change {
-    fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.path).into_owned()
-    }
-}
-
-async fn changes(worktree: &Path) -> Result<Vec<Change>, Error> {
-    let output = succeed("look for changes", LONG_TIMEOUT, || {
-        git(worktree).args(["status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames"])
-    })
-    .await?;
-    if output.truncated {
-        return Err(Error::new(FailureClass::AgentError, "the agent changed more files than can be listed"));
-    }
-    let parse = |entry: &[u8]| {
-        let (status, path) = (entry.get(..2)?, entry.get(3..)?);
-        Some(Change { index: status[0], tree: status[1], path: path.to_owned() })
-    };
-    Ok(output.stdout.split(|byte| *byte == 0).filter_map(parse).collect())
-}
-
-async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<String>) -> Result<(), Error> {
+/// Commits what was found, but for what nobody would want in a commit. Answers the commit that HEAD names then.
+async fn commit_rest(
+    manifest: &Manifest,
+    place: &Place,
+    found: Status,
+    warnings: &mut Vec<String>,
+) -> Result<String, Error> {
     let dir = &place.worktree;
+    let is_staged = found.changes.iter().any(Change::is_staged);
     let copied: HashSet<&Path> = place.copied.iter().map(PathBuf::as_path).collect();
     let (mut add, mut unstage, mut secrets, mut nested) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for change in changes(dir).await? {
-        let is_new = change.index == b'A' || change.index == b'?';
+    for change in found.changes {
         let is_copy = copied.contains(Path::new(OsStr::from_bytes(&change.path)));
-        if is_new && (is_copy || looks_secret(&change.shown())) {
+        if change.is_new() && (is_copy || looks_secret(&change.shown())) {
             if !is_copy {
                 secrets.push(change.shown());
             }
@@ -164,7 +138,7 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
             }
         } else if change.index == b'?' && change.path.ends_with(b"/") {
             nested.push(change.shown());
-        } else if change.tree != b' ' {
+        } else if change.tree != b'.' {
             add.push(change.path);
         }
     }
@@ -174,6 +148,7 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
     if !nested.is_empty() {
         warnings.push(format!("left out of the commit, since they are repositories of their own: {}", named(&nested)));
     }
+    let is_touched = !unstage.is_empty() || !add.is_empty();
     if !unstage.is_empty() {
         let input = unstage.join(&0);
         succeed("leave files out", LOCAL_TIMEOUT, || {
@@ -185,14 +160,10 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
     if !add.is_empty() {
         stage(dir, &add.join(&0), warnings).await?;
     }
-    let staged =
-        attempt("look at the index", LOCAL_TIMEOUT, || git(dir).args(["diff", "--cached", "--quiet"])).await?.code;
+    let differs = if is_touched { differs_from_head(dir).await? } else { is_staged };
     let merging = admin_dir(dir).is_some_and(|admin| admin.join("MERGE_HEAD").exists());
-    let unborn = !attempt("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["rev-parse", "-q", "--verify", "HEAD"]))
-        .await?
-        .success();
-    if staged == Some(0) && !merging && !unborn {
-        return Ok(());
+    if let Some(commit) = found.commit.filter(|_| !differs && !merging) {
+        return Ok(commit);
     }
     let (message, identity) = (message(manifest), identity(dir).await?);
     succeed("commit the agent's changes", LONG_TIMEOUT, || {
@@ -203,7 +174,14 @@ async fn commit_rest(manifest: &Manifest, place: &Place, warnings: &mut Vec<Stri
             .stdin(message.clone())
     })
     .await?;
-    Ok(())
+    let head = succeed("read HEAD", LOCAL_TIMEOUT, || git(dir).args(["rev-parse", "--verify", "HEAD"]));
+    Ok(head.await?.text())
+}
+
+/// What was added may have come to the same as what was there.
+async fn differs_from_head(dir: &Path) -> Result<bool, Error> {
+    let look = || git(dir).args(["diff", "--cached", "--quiet"]);
+    Ok(!attempt("look at the index", LOCAL_TIMEOUT, look).await?.success())
 }
 
 /// Stages these; what cannot be read is left out and named.
@@ -297,6 +275,10 @@ async fn place_on_branch(
 /// Loose objects are not synced by git unless it is told to, and it was the agent's own git that wrote most of them.
 async fn make_durable(place: &Place, commit: &str) -> Result<(), Error> {
     let base = place.base_commit.clone();
+    if commit == base {
+        // What it started from is older than the attempt.
+        return Ok(());
+    }
     let listed = succeed("list the result's objects", LONG_TIMEOUT, || {
         let not_base = if base.is_empty() { Vec::new() } else { vec![format!("^{base}")] };
         git(&place.worktree).args(["rev-list", "--objects", "--no-object-names", commit]).args(not_base)

@@ -22,6 +22,7 @@ mod look;
 mod prepare;
 mod resume;
 mod setup;
+mod status;
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,9 @@
 //! Making a worktree.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use git2::Oid;
 
@@ -8,7 +11,7 @@ use super::{Error, Prepared, copy, identity, named, split_nul};
 use crate::{
     daemon::{
         attempt_dir::Place,
-        git::{LOCAL_TIMEOUT, LONG_TIMEOUT, attempt, blocking, git, succeed},
+        git::{LOCAL_TIMEOUT, LONG_TIMEOUT, Share, attempt, blocking, git, succeed},
         repository::{RepoRef, fetch_refs, free_name, has_commit},
     },
     domain::{
@@ -73,10 +76,13 @@ async fn fill(
     start: Oid,
     tips: &[Tip],
 ) -> Result<Filled, Error> {
-    let check_out = succeed("check out the files", LONG_TIMEOUT, || {
-        // As many workers as there are processors.
-        git(path).args(["-c", "checkout.workers=0", "reset", "--quiet", "--hard"])
-    });
+    let check_out = async {
+        let share = Share::take();
+        succeed("check out the files", LONG_TIMEOUT, || {
+            git(path).args(["-c", &share.workers(), "reset", "--quiet", "--hard"])
+        })
+        .await
+    };
     // Who the agent is to git does not depend on the files, and takes two processes to find out.
     let (checked_out, env) = tokio::join!(check_out, identity(path));
     checked_out?;
@@ -265,16 +271,10 @@ pub(in crate::daemon) async fn choose_branch(
     start: Oid,
     warnings: &mut Vec<String>,
 ) -> Result<String, Error> {
-    let listed =
-        succeed("list worktrees", LOCAL_TIMEOUT, || git(&repo.git_dir).args(["worktree", "list", "--porcelain", "-z"]))
-            .await?;
-    let taken: Vec<String> = split_nul(&listed.stdout)
-        .iter()
-        .filter_map(|line| Some(line.strip_prefix("branch refs/heads/")?.to_owned()))
-        .collect();
     let (repo, asked) = (repo.clone(), asked.to_owned());
     let (branch, why) = blocking(move || {
         let opened = repo.open()?;
+        let taken = checked_out(&opened);
         if !git2::Reference::is_valid_name(&format!("refs/heads/{asked}")) || asked.starts_with('-') {
             return Err(Error::repository(format!("`{asked}` is no name for a branch")));
         }
@@ -311,6 +311,19 @@ pub(in crate::daemon) async fn choose_branch(
 /// `a`, `a/b` of `a/b/c`.
 fn prefixes(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('/').map(|(at, _)| &name[..at])
+}
+
+/// The branches that somebody works on: a checkout has the name of its branch in its HEAD (gitrepository-layout(5)). Read here
+/// since git has no cheaper answer than a process that reads more of each.
+fn checked_out(repository: &git2::Repository) -> Vec<String> {
+    let common = repository.commondir();
+    let linked = fs::read_dir(common.join("worktrees")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let own = (!repository.is_bare()).then(|| common.to_owned());
+    let branch_of = |dir: PathBuf| {
+        let head = fs::read_to_string(dir.join("HEAD")).ok()?;
+        Some(head.strip_prefix("ref:")?.trim().strip_prefix("refs/heads/")?.to_owned())
+    };
+    linked.chain(own).filter_map(branch_of).collect()
 }
 
 fn has_branch(repository: &git2::Repository, name: &str) -> bool {

@@ -110,8 +110,6 @@ async fn tree(dir: &Path, commit: &str) -> Vec<String> {
     testing::run(dir, &["ls-tree", "-r", "--name-only", commit]).await.lines().map(str::to_owned).collect()
 }
 
-/// An attempt starts at the base, its changes become one commit on its branch, named and held by the result ref; the
-/// repository's own checkout does not notice. Without changes the start is the result.
 /// A machine that dies while an agent commits leaves the repository's lock: the next attempt's agent does not meet it.
 #[tokio::test]
 async fn a_lock_that_a_dead_commit_left_is_gone_before_an_agent_starts() {
@@ -128,6 +126,8 @@ async fn a_lock_that_a_dead_commit_left_is_gone_before_an_agent_starts() {
     assert!(!lock.exists());
 }
 
+/// An attempt starts at the base, its changes become one commit on its branch, named and held by the result ref; the
+/// repository's own checkout does not notice. Without changes the start is the result.
 #[tokio::test]
 async fn work_becomes_a_result() {
     for url in [false, true] {
@@ -286,6 +286,22 @@ async fn leftovers_do_not_block() {
     finish(&manifest).await.unwrap();
 }
 
+/// A branch that somebody works on stays theirs, also where it has nothing yet: in the repository's own checkout, and in another
+/// worktree.
+#[tokio::test]
+async fn a_branch_that_is_checked_out_is_left_alone() {
+    let mut bench = Bench::new(false).await;
+    let mut manifest = bench.order("types", &[]);
+    let asked = manifest.spawn.branch.clone();
+    let elsewhere = bench.dir.path().join("elsewhere").display().to_string();
+    testing::run(&bench.origin, &["worktree", "add", "-q", "-b", &asked, &elsewhere]).await;
+    testing::run(&bench.origin, &["switch", "-q", "-c", &format!("{asked}-2")]).await;
+    let warnings = bench.prepare(&mut manifest).await.unwrap();
+    assert!(warnings[0].contains("is in use"), "{warnings:?}");
+    assert_eq!(manifest.place.unwrap().branch, format!("{asked}-3"));
+    assert_eq!(testing::run(&bench.origin, &["symbolic-ref", "--short", "HEAD"]).await, format!("{asked}-2"));
+}
+
 /// A branch that stands in the way of ours by its name costs the name, not the task.
 #[tokio::test]
 async fn a_branch_named_like_the_prefix_is_avoided() {
@@ -327,6 +343,24 @@ async fn the_result_is_where_head_is() {
         }
         assert_eq!(finish(&manifest).await.unwrap().result.commit, finished.result.commit);
     }
+}
+
+/// What an agent has only staged is part of its result; what it staged and then took back makes no commit.
+#[tokio::test]
+async fn what_is_staged_counts() {
+    let mut bench = Bench::new(false).await;
+    let mut manifest = bench.order("types", &[]);
+    bench.prepare(&mut manifest).await.unwrap();
+    let (dir, base) = (worktree(&manifest).to_owned(), manifest.place.as_ref().unwrap().base_commit.clone());
+    let as_it_was = fs::read_to_string(dir.join("README.md")).unwrap();
+    write(&dir, &[("README.md", "other\n")]);
+    testing::run(&dir, &["add", "README.md"]).await;
+    write(&dir, &[("README.md", &as_it_was)]);
+    assert_eq!(finish(&manifest).await.unwrap().result.commit, base);
+    write(&dir, &[("staged", "staged\n")]);
+    testing::run(&dir, &["add", "staged"]).await;
+    let finished = finish(&manifest).await.unwrap();
+    assert_eq!(tree(&dir, &finished.result.commit).await, [".gitignore", "README.md", "staged"]);
 }
 
 /// Conflicts and rebases left behind are the agent's failure; a merge that only lacks its commit is concluded; a lock left by
