@@ -83,8 +83,11 @@ async fn removable(context: &Arc<Context>, row: &Row) -> Option<Place> {
         return None;
     }
     let result = row.complete.as_ref().and_then(|complete| complete.outcome.as_ref().ok());
+    let is_elsewhere = |result: &TaskResult| {
+        dir.was_delivered() || (place.repo.cloned && result.published) || result.commit == place.base_commit
+    };
     let delivered = match result {
-        Some(result) if dir.was_delivered() || (place.repo.cloned && result.published) => is_only(&place, result).await,
+        Some(result) if is_elsewhere(result) => is_only(&place, result).await,
         _ => false,
     };
     if delivered {
@@ -151,6 +154,8 @@ mod tests {
         sequence: i64,
         /// Whoever ends next leaves no record of it.
         has_vanished: bool,
+        /// Whoever comes next makes nothing.
+        is_idle: bool,
     }
 
     impl Bench {
@@ -174,7 +179,9 @@ mod tests {
             manifest.place = Some(prepared.place.clone());
             let dir = AttemptDir::create(state, &manifest).unwrap();
             dir.save(&manifest).unwrap();
-            fs::write(path.join(name), "made\n").unwrap();
+            if !self.is_idle {
+                fs::write(path.join(name), "made\n").unwrap();
+            }
             let outcome = if has_result {
                 Ok(worktree::finish(&manifest).await.unwrap().result)
             } else {
@@ -272,7 +279,8 @@ mod tests {
         let floor = DiskFloor { bytes: u64::MAX / 2, percent: 0 };
         let context = context(&dir.path().join("state"), floor).await;
         let repository = format!("file://{}", origin.display());
-        let mut bench = Bench { context: Arc::clone(&context), repository, sequence: 1, has_vanished: false };
+        let mut bench =
+            Bench { context: Arc::clone(&context), repository, sequence: 1, has_vanished: false, is_idle: false };
         let gone = [bench.over("first", true).await, bench.stored("second").await, bench.over("third", true).await];
         let dirty = bench.over("dirty", true).await;
         fs::write(dirty.place.worktree.join("later"), "later\n").unwrap();
@@ -299,10 +307,12 @@ mod tests {
         fs::write(&hook, "#!/bin/sh\nexit 1\n").unwrap();
         fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let unpublished = bench.over("unpublished", true).await;
+        bench.is_idle = true;
+        let gone = gone.into_iter().chain([bench.over("idle", true).await]).collect::<Vec<_>>();
 
         assert!(is_short(&context));
         make_room(&context).await;
-        for (made, name) in gone.iter().zip(["first", "second", "third"]) {
+        for (made, name) in gone.iter().zip(["first", "second", "third", "idle"]) {
             assert!(!made.place.worktree.exists(), "{name}");
         }
         let other = [&ahead, &partly, &unsent, &vanished, &unpublished];
@@ -325,7 +335,8 @@ mod tests {
         let origin = testing::repository(dir.path()).await;
         let context = context(&dir.path().join("state"), DiskFloor { bytes: 0, percent: 0 }).await;
         let repository = format!("file://{}", origin.display());
-        let mut bench = Bench { context: Arc::clone(&context), repository, sequence: 1, has_vanished: false };
+        let mut bench =
+            Bench { context: Arc::clone(&context), repository, sequence: 1, has_vanished: false, is_idle: false };
         let made = bench.over("first", true).await;
         make_room(&context).await;
         assert!(made.place.worktree.join(".git").exists());

@@ -144,8 +144,9 @@ impl Runner {
         let mut result = finished.result;
         if let (Some(place), Some(dir)) = (&manifest.place, self.dir.clone())
             && !(place.repo.cloned && result.published)
+            && let exclude = checkpoint::known_elsewhere(place)
+            && !exclude.contains(&result.commit)
         {
-            let exclude = checkpoint::known_elsewhere(place);
             let file = dir.result_pack();
             let packed = checkpoint::pack_result(place, &result.commit, &exclude, &file);
             let packed = self.patience(packed).await?.map_err(Failure::from)?;

@@ -27,6 +27,19 @@ async fn a_result_travels_as_the_pack_that_its_report_names() {
     daemon.stop().await;
 }
 
+/// Nothing is sent of a result that is what its attempt started from: whoever has the repository has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_without_changes_is_no_pack() {
+    let bench = Bench::new().await;
+    let daemon = bench.start();
+    bench.ready(1).await;
+    let attempt = bench.spawn(bench.order("true")).await;
+    let result = bench.complete(attempt).await.outcome.unwrap();
+    assert!(result.published && !result.commit.is_empty(), "{result:?}");
+    assert_eq!(result.pack, None);
+    daemon.stop().await;
+}
+
 /// The work of a fenced attempt is with the server before its end is said; so is what is asked for while an agent works.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_work_of_a_fenced_attempt_is_kept() {
