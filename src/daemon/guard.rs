@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   below the floor? ─> attempts that are over, oldest first ─> is all of it with the server? ─> removed, logged, reported
-//!                                                                └ a result that was delivered, and nothing beside it
+//!                                                                └ a result that was delivered, or is what it started from,
+//!                                                                  and nothing beside it
 //!                                                                └ or a checkpoint that nothing has changed since
 //! ```
 //!
@@ -75,7 +76,7 @@ fn is_over(row: &Row) -> bool {
     row.state == State::Over && row.complete.is_some() && row.uploaded && Path::new(&row.worktree).exists()
 }
 
-/// Its place, if all that is there is with the server.
+/// Its place, if all that was made there is with the server.
 async fn removable(context: &Arc<Context>, row: &Row) -> Option<Place> {
     let dir = AttemptDir::open(&row.directory).ok()?;
     let place = dir.manifest().ok().filter(|manifest| manifest.superseded.is_none())?.place?;
@@ -111,7 +112,8 @@ async fn remove(context: &Arc<Context>, row: &Row, place: &Place) {
     if let Err(error) = worktree::remove(context.state.path(), &place.worktree, true).await {
         return tracing::warn!(worktree = %path, %error, "the disk is short, but a worktree cannot be removed");
     }
-    let message = format!("the disk was short, so the worktree {path} was removed; the server has all that was in it");
+    let message =
+        format!("the disk was short, so the worktree {path} was removed; the server has all that was made in it");
     tracing::warn!(attempt = %row.attempt, message, "disk guard");
     let change = Change { reports: vec![Report::Warning { message }], ..Change::default() };
     if let Err(error) = context.journal.record(row.attempt, change, clock::now()).await {

@@ -180,7 +180,7 @@ async fn commit_rest(
 
 /// What was added may have come to the same as what was there.
 async fn differs_from_head(dir: &Path) -> Result<bool, Error> {
-    let look = || git(dir).args(["diff", "--cached", "--quiet"]);
+    let look = || git(dir).args(["diff", "--cached", "--quiet", "--ignore-submodules=none"]);
     Ok(!attempt("look at the index", LOCAL_TIMEOUT, look).await?.success())
 }
 
@@ -276,7 +276,7 @@ async fn place_on_branch(
 async fn make_durable(place: &Place, commit: &str) -> Result<(), Error> {
     let base = place.base_commit.clone();
     if commit == base {
-        // What it started from is older than the attempt.
+        // What an attempt starts from is on the disk before it begins.
         return Ok(());
     }
     let listed = succeed("list the result's objects", LONG_TIMEOUT, || {

@@ -320,8 +320,13 @@ fn checked_out(repository: &git2::Repository) -> Vec<String> {
     let linked = fs::read_dir(common.join("worktrees")).into_iter().flatten().flatten().map(|entry| entry.path());
     let own = (!repository.is_bare()).then(|| common.to_owned());
     let branch_of = |dir: PathBuf| {
-        let head = fs::read_to_string(dir.join("HEAD")).ok()?;
-        Some(head.strip_prefix("ref:")?.trim().strip_prefix("refs/heads/")?.to_owned())
+        let head = dir.join("HEAD");
+        // A link in old repositories, and where `core.preferSymlinkRefs` asks for it.
+        let name = match fs::read_link(&head) {
+            Ok(target) => target.to_str()?.to_owned(),
+            Err(_) => fs::read_to_string(&head).ok()?.strip_prefix("ref:")?.trim().to_owned(),
+        };
+        Some(name.strip_prefix("refs/heads/")?.to_owned())
     };
     linked.chain(own).filter_map(branch_of).collect()
 }

@@ -53,46 +53,51 @@ impl Change {
 /// Looks.
 pub(super) async fn status(worktree: &Path) -> Result<Status, Error> {
     let output = succeed("look for changes", LONG_TIMEOUT, || {
-        git(worktree).args(["status", "--porcelain=v2", "--branch", "-z", "--untracked-files=all", "--no-renames"])
+        // What an agent has made its branch's upstream may have a history that is not all here.
+        git(worktree)
+            .args(["status", "--porcelain=v2", "--branch", "--no-ahead-behind", "-z"])
+            .args(["--untracked-files=all", "--no-renames"])
     })
     .await?;
     if output.truncated {
         return Err(Error::new(FailureClass::AgentError, "the agent changed more files than can be listed"));
     }
-    Ok(parse(&output.stdout))
+    parse(&output.stdout).ok_or_else(|| Error::repository("`git status` says what is not understood here"))
 }
 
-/// Reads the second porcelain format (git-status(1), "Porcelain Format Version 2"); entries of kinds that are not known are left
-/// out, as it asks for.
-fn parse(bytes: &[u8]) -> Status {
-    let mut status = Status::default();
-    for entry in bytes.split(|byte| *byte == 0) {
-        let Some((kind, rest)) = split(entry) else { continue };
+/// Reads the second porcelain format (git-status(1), "Porcelain Format Version 2"). Nothing where an entry is not understood: to
+/// leave it out would be to leave work out.
+fn parse(bytes: &[u8]) -> Option<Status> {
+    let (mut status, mut has_head) = (Status::default(), false);
+    for entry in bytes.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()) {
+        let (kind, rest) = split(entry)?;
         match kind {
-            b"#" => header(&mut status, &String::from_utf8_lossy(rest)),
+            b"#" => has_head |= header(&mut status, &String::from_utf8_lossy(rest)),
             b"?" => status.changes.push(Change { index: b'?', tree: b'?', path: rest.to_owned() }),
             b"1" => {
                 // XY sub mH mI mW hH hI path
-                if let (Some(&[index, tree]), Some(path)) = (rest.get(..2), after(rest, 7)) {
-                    status.changes.push(Change { index, tree, path: path.to_owned() });
-                }
+                let (&[index, tree], path) = (rest.get(..2)?, after(rest, 7)?) else { return None };
+                status.changes.push(Change { index, tree, path: path.to_owned() });
             }
-            b"u" => {
-                // XY sub m1 m2 m3 mW h1 h2 h3 path
-                status.unmerged.extend(after(rest, 9).map(|path| String::from_utf8_lossy(path).into_owned()));
-            }
-            _ => {}
+            // XY sub m1 m2 m3 mW h1 h2 h3 path
+            b"u" => status.unmerged.push(String::from_utf8_lossy(after(rest, 9)?).into_owned()),
+            _ => return None,
         }
     }
-    status
+    has_head.then_some(status)
 }
 
-fn header(status: &mut Status, text: &str) {
+/// Answers whether it says where HEAD is. Other headers may come, and are passed over.
+fn header(status: &mut Status, text: &str) -> bool {
     match text.split_once(' ') {
-        Some(("branch.oid", id)) => status.commit = Some(id.to_owned()).filter(|id| id != "(initial)"),
+        Some(("branch.oid", id)) => {
+            status.commit = Some(id.to_owned()).filter(|id| id != "(initial)");
+            return true;
+        }
         Some(("branch.head", name)) => status.branch = Some(name.to_owned()).filter(|name| name != "(detached)"),
         _ => {}
     }
+    false
 }
 
 /// What stands before the first space, and after it.
@@ -160,6 +165,33 @@ mod tests {
         assert_eq!((seen.changes.len(), seen.unmerged.len()), (expected.len(), 0), "{seen:?}");
         let staged = seen.changes.iter().filter(|change| change.is_staged());
         assert_eq!(staged.count(), 4);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_not_left_out() {
+        let head = "# branch.oid (initial)\0# branch.head main\0# later.header 1\0";
+        assert!(parse(head.as_bytes()).is_some());
+        let odd = ["2 R. N... 100644 100644 100644 1 2 R100 new\0old\0", "1 M. N... 100644\0", "1 M\0", "x\0"];
+        for entry in odd {
+            assert_eq!(parse(format!("{head}{entry}").as_bytes()), None, "{entry}");
+        }
+        assert_eq!(parse(b"# branch.head main\0"), None);
+    }
+
+    /// An agent may have fetched a branch without all of its history, and made it the upstream of its own.
+    #[tokio::test]
+    async fn an_upstream_with_a_hole_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = testing::repository(dir.path()).await;
+        testing::run(&repository, &["branch", "theirs"]).await;
+        testing::run(&repository, &["switch", "-q", "theirs"]).await;
+        let lost = testing::commit(&repository, &[("a", "a")], "lost").await;
+        testing::commit(&repository, &[("b", "b")], "theirs").await;
+        testing::run(&repository, &["switch", "-q", "main"]).await;
+        testing::commit(&repository, &[("c", "c")], "ours").await;
+        testing::run(&repository, &["branch", "-q", "--set-upstream-to=theirs"]).await;
+        fs::remove_file(repository.join(".git/objects").join(&lost[..2]).join(&lost[2..])).unwrap();
+        assert_eq!(status(&repository).await.unwrap().branch.as_deref(), Some("main"));
     }
 
     #[tokio::test]

@@ -296,6 +296,10 @@ async fn a_branch_that_is_checked_out_is_left_alone() {
     let elsewhere = bench.dir.path().join("elsewhere").display().to_string();
     testing::run(&bench.origin, &["worktree", "add", "-q", "-b", &asked, &elsewhere]).await;
     testing::run(&bench.origin, &["switch", "-q", "-c", &format!("{asked}-2")]).await;
+    // As git writes it where `core.preferSymlinkRefs` is set.
+    let head = bench.origin.join(".git/HEAD");
+    fs::remove_file(&head).unwrap();
+    std::os::unix::fs::symlink(format!("refs/heads/{asked}-2"), &head).unwrap();
     let warnings = bench.prepare(&mut manifest).await.unwrap();
     assert!(warnings[0].contains("is in use"), "{warnings:?}");
     assert_eq!(manifest.place.unwrap().branch, format!("{asked}-3"));

@@ -27,7 +27,7 @@ async fn a_result_travels_as_the_pack_that_its_report_names() {
     daemon.stop().await;
 }
 
-/// Nothing is sent of a result that is what its attempt started from: whoever has the repository has it.
+/// Nothing is sent of a result that is what its attempt started from: there would be nothing in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_without_changes_is_no_pack() {
     let bench = Bench::new().await;
