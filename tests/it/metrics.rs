@@ -99,7 +99,7 @@ async fn figures_follow_what_happens(database: Database) {
     world.start_daemon_with("d", DaemonOptions { slots: 2, env, ..DaemonOptions::default() }).await;
     let repo = world.repo("repo");
     let gate = world.dir.join("gate");
-    let script = format!("echo working; while [ ! -e {} ]; do sleep 0.01; done", gate.display());
+    let script = format!("echo working | tee made; while [ ! -e {} ]; do sleep 0.01; done", gate.display());
     let client = world.client();
     let contract = client.create(&repo.url(), vec![shell("one", &script, &[]), shell("two", "true", &["one"])]).await;
 
