@@ -49,8 +49,11 @@ pub async fn finish(manifest: &Manifest) -> Result<Finished, Error> {
     // A directory that was being deleted has been committed as one without files: that is nobody's result.
     refuse_broken(place)?;
     let branch = place_on_branch(place, &commit, attached, &mut warnings).await?;
-    look_for_committed_secrets(place, &commit, &mut warnings).await?;
-    make_durable(place, &commit).await?;
+    // What an attempt starts from is not its doing, and is on the disk before it begins.
+    if commit != place.base_commit {
+        look_for_committed_secrets(place, &commit, &mut warnings).await?;
+        make_durable(place, &commit).await?;
+    }
     let result_ref = manifest.spawn.result_ref.clone();
     set_ref(place, &result_ref, &commit).await?;
     let published = publish(place, &result_ref, &commit, &mut warnings).await?;
@@ -221,7 +224,7 @@ fn message(manifest: &Manifest) -> String {
 
 /// What an agent has committed itself is its own doing, and worth a look.
 async fn look_for_committed_secrets(place: &Place, commit: &str, warnings: &mut Vec<String>) -> Result<(), Error> {
-    if place.base_commit.is_empty() || place.base_commit == commit {
+    if place.base_commit.is_empty() {
         return Ok(());
     }
     let output = attempt("compare with the start", LONG_TIMEOUT, || {
@@ -275,10 +278,6 @@ async fn place_on_branch(
 /// Loose objects are not synced by git unless it is told to, and it was the agent's own git that wrote most of them.
 async fn make_durable(place: &Place, commit: &str) -> Result<(), Error> {
     let base = place.base_commit.clone();
-    if commit == base {
-        // What an attempt starts from is on the disk before it begins.
-        return Ok(());
-    }
     let listed = succeed("list the result's objects", LONG_TIMEOUT, || {
         let not_base = if base.is_empty() { Vec::new() } else { vec![format!("^{base}")] };
         git(&place.worktree).args(["rev-list", "--objects", "--no-object-names", commit]).args(not_base)
