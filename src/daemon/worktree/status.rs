@@ -171,7 +171,7 @@ mod tests {
     fn what_is_not_understood_is_not_left_out() {
         let head = "# branch.oid (initial)\0# branch.head main\0# later.header 1\0";
         assert!(parse(head.as_bytes()).is_some());
-        let odd = ["2 R. N... 100644 100644 100644 1 2 R100 new\0old\0", "1 M. N... 100644\0", "1 M\0", "x\0"];
+        let odd = ["2 R. N... 100644 100644 100644 1 2 R100 new\0old\0", "1 M. N... 100644\0", "1 M\0", "x\0", "x y\0"];
         for entry in odd {
             assert_eq!(parse(format!("{head}{entry}").as_bytes()), None, "{entry}");
         }
