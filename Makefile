@@ -3,6 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 
 # rustup looks for its toolchains under HOME. With another HOME than the one it was installed under (an empty one, say)
 # its cargo finds none, so say where they are.
@@ -18,6 +19,15 @@ target := $(or $(CARGO_TARGET_DIR),target)
 makima := $(target)/debug/makima
 tools := tests/interop/tools
 baseline := tests/proto-baseline.binpb
+
+# For the build that is optimized by a profile: it, the build that makes it, and where both are.
+host = $(shell rustc -vV | sed -n 's/^host: //p')
+profdata = $(shell rustc --print sysroot)/lib/rustlib/$(host)/bin/llvm-profdata
+profile := $(abspath $(target))/pgo/makima.profdata
+counted := $(abspath $(target))/pgo/counted
+# Both with the same settings otherwise: those are in the names of functions, by which the profile is read.
+counting = RUSTFLAGS="$(RUSTFLAGS) -Cprofile-generate=$(counted)" CARGO_TARGET_DIR="$(target)/pgo/counting"
+optimized = RUSTFLAGS="$(RUSTFLAGS) -Cprofile-use=$(profile)" CARGO_TARGET_DIR="$(target)/pgo"
 
 .PHONY: help
 help: ## What there is to type
@@ -53,11 +63,26 @@ faults: ## Faults from seeds on both databases: RUNS=100 each, the first SEED=1
 	    cargo test --test it faults::faults_on_ -- --nocapture
 
 .PHONY: bench
-bench: ## How fast it is, beside what this machine can do: ONLY=lifecycles, QUICK=1, ROUNDS=5, DATABASES=sqlite
+bench: $(if $(PGO),$(profile)) ## How fast it is, beside what this machine can do: ONLY=lifecycles, QUICK=1, ROUNDS=5, DATABASES=sqlite, PGO=1
 	@tests/prepare
 	MAKIMA_BENCH_QUICK=$(QUICK) MAKIMA_BENCH_ONLY=$(ONLY) MAKIMA_BENCH_ROUNDS=$(ROUNDS) MAKIMA_BENCH_DATABASES=$(DATABASES) \
 	    MAKIMA_BENCH_PEERS=$(PEERS) MAKIMA_BENCH_JSON="$(or $(JSON),$(abspath $(target))/bench.json)" \
-	    cargo bench --bench load $(if $(PROFILE),--profile $(PROFILE))
+	    $(if $(PGO),$(optimized)) cargo bench --bench load $(if $(PROFILE),--profile $(PROFILE)) $(if $(PGO),--target $(host))
+
+.PHONY: release
+release: $(profile) ## The binary as fast as it gets: built twice, for what the first one did most (PGO); some half an hour
+	$(optimized) cargo build --release --bin makima --target $(host)
+	@echo "$(target)/pgo/$(host)/release/makima"
+
+# What the benches do with a build that counts. Made once; `rm` it to have it made again.
+$(profile):
+	@tests/prepare
+	test -x "$(profdata)" || rustup component add llvm-tools
+	rm -rf "$(counted)" "$(target)/pgo/$(host)"
+	$(counting) cargo bench --bench load --target $(host) --no-run
+	$(counting) LLVM_PROFILE_FILE="$(counted)/%m.profraw" MAKIMA_BENCH_ONLY=lifecycles,starts,real MAKIMA_BENCH_ROUNDS=1 \
+	    MAKIMA_BENCH_JSON="$(counted)/bench.json" cargo bench --bench load --target $(host)
+	"$(profdata)" merge -o "$@" "$(counted)"/*.profraw
 
 .PHONY: interop
 interop: build ## grpcurl, a Python client and the real Claude Code CLI against it

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     io::{Read as _, Write as _},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use makima::{
@@ -15,6 +15,8 @@ use makima::{
         GetContractRequest, TaskCounts, TaskSpec,
     },
 };
+
+use rustix::process::Signal;
 
 use crate::{
     harness::{
@@ -183,6 +185,15 @@ impl Drop for Bed {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.daemons.iter().for_each(Program::print_log);
+        } else if std::env::var_os("LLVM_PROFILE_FILE").is_some() {
+            // What it has counted, a program writes when it ends by itself.
+            for program in self.daemons.iter_mut().chain([&mut self.world.server]) {
+                program.signal(Signal::TERM);
+                let asked = Instant::now();
+                while program.is_running() && asked.elapsed() < PATIENCE {
+                    std::thread::sleep(LOOK);
+                }
+            }
         }
     }
 }
