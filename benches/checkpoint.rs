@@ -71,8 +71,8 @@ impl Bed {
         let path = worktree.display().to_string();
         run(&repo.git_dir, &["worktree", "add", "-q", "-b", "work", &path, "origin/main"]).await;
         let base_commit = run(&worktree, &["rev-parse", "HEAD"]).await;
-        let (copied, env) = (Vec::new(), BTreeMap::new());
-        let place = Place { repo: repo.clone(), worktree, branch: "work".into(), base_commit, copied, env };
+        let (shared, copied, env) = (None, Vec::new(), BTreeMap::new());
+        let place = Place { repo: repo.clone(), worktree, branch: "work".into(), base_commit, shared, copied, env };
         Self { dir: dir.to_owned(), repo, place }
     }
 

@@ -77,8 +77,12 @@ pub struct Place {
     pub worktree: PathBuf,
     /// Its branch.
     pub branch: String,
-    /// Commit it started from.
+    /// Commit it started from: of the base branch, the result of a dependency, or a merge of results.
     pub base_commit: String,
+    /// Commit of the base branch when the worktree was made, for a repository that is a path: what whoever else has that
+    /// repository is taken to have, too. Never what a task made. None for a URL, and where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
     /// Files that came from `copy_files`, relative to the worktree: they are not the agent's work.
     pub copied: Vec<PathBuf>,
     /// Variables the agent needs there (a git identity, where none is configured).

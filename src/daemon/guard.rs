@@ -14,6 +14,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use super::{
     Context,
     attempt_dir::{AttemptDir, Place},
+    checkpoint,
     git::{LOCAL_TIMEOUT, attempt, git},
     journal::{Change, Row, State},
     runner::{chain, saving::Saving},
@@ -84,11 +85,10 @@ async fn removable(context: &Arc<Context>, row: &Row) -> Option<Place> {
         return None;
     }
     let result = row.complete.as_ref().and_then(|complete| complete.outcome.as_ref().ok());
-    let is_elsewhere = |result: &TaskResult| {
-        dir.was_delivered() || (place.repo.cloned && result.published) || result.commit == place.base_commit
-    };
     let delivered = match result {
-        Some(result) if is_elsewhere(result) => is_only(&place, result).await,
+        Some(result) if dir.was_delivered() || checkpoint::is_elsewhere(&place, result) => {
+            is_only(&place, result).await
+        }
         _ => false,
     };
     if delivered {

@@ -71,6 +71,7 @@ impl Bench {
                 worktree,
                 branch: "makima/1-task/1".into(),
                 base_commit: String::new(),
+                shared: None,
                 copied: Vec::new(),
                 env: BTreeMap::new(),
             }),

@@ -19,7 +19,11 @@ use crate::{
         attempt_dir::Place,
         git::{LONG_TIMEOUT, attempt, blocking},
     },
-    domain::{CheckpointId, attempt::FailureClass, checkpoint::MAX_SUMMARY_BYTES},
+    domain::{
+        CheckpointId,
+        attempt::{FailureClass, TaskResult},
+        checkpoint::MAX_SUMMARY_BYTES,
+    },
 };
 
 /// Newest checkpoints whose commits are held, so that a delta on any of a chain can be made.
@@ -29,10 +33,16 @@ const REFS: &str = "refs/makima/";
 /// Lines of the summary's list of files.
 const SUMMARY_FILES: &str = "--stat-count=40";
 
-/// What everybody has who can reach the repository: branches of origin for a URL; for a path, which nobody else has, the
-/// commit that the attempt started from.
+/// What everybody has who can reach the repository: branches of origin for a URL; for a path, which others have a copy of, what
+/// its base branch had. Not what the attempt started from: that may be the result of a dependency or a merge of some, which
+/// only this machine has, and who gets the result of this one need not have got those.
 pub fn known_elsewhere(place: &Place) -> Vec<String> {
-    if place.repo.cloned { vec!["refs/remotes/origin/*".into()] } else { vec![place.base_commit.clone()] }
+    if place.repo.cloned { vec!["refs/remotes/origin/*".into()] } else { place.shared.iter().cloned().collect() }
+}
+
+/// A result need not be brought to the server: it is at origin, or nothing but what everybody has.
+pub fn is_elsewhere(place: &Place, result: &TaskResult) -> bool {
+    (place.repo.cloned && result.published) || known_elsewhere(place).contains(&result.commit)
 }
 
 /// Takes a checkpoint of a worktree, while its agent may be running, and writes it to a file of its own in the directory
@@ -214,6 +224,7 @@ impl Capture<'_> {
                 version: VERSION,
                 base_commit: place.base_commit.clone(),
                 branch_commit: branch_commit(&place),
+                shared: place.shared,
                 branch: place.branch,
                 session_id,
                 omitted: Vec::new(),

@@ -79,8 +79,8 @@ async fn fill_clone(
         restore::set_ref(&repo, &format!("refs/heads/{branch}"), &stored.manifest.branch_commit).await?;
     }
     let base_commit = stored.manifest.base_commit.clone();
-    let worktree = dir.to_owned();
-    let place = Place { repo, worktree, branch, base_commit, copied: Vec::new(), env: BTreeMap::new() };
+    let (worktree, shared) = (dir.to_owned(), stored.manifest.shared.clone());
+    let place = Place { repo, worktree, branch, base_commit, shared, copied: Vec::new(), env: BTreeMap::new() };
     let transcript = stored.fill(&place, transcript, &mut warnings).await?;
     stored.restored(place, transcript, warnings).await
 }

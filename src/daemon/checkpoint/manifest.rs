@@ -18,6 +18,9 @@ pub(super) struct Manifest {
     pub(super) version: u32,
     /// Commit that the attempt started from.
     pub(super) base_commit: String,
+    /// What the base branch had by then; see [`Place::shared`](crate::daemon::attempt_dir::Place::shared).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shared: Option<String>,
     /// The attempt's branch.
     pub(super) branch: String,
     /// Where that stands; empty: nowhere.

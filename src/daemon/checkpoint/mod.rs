@@ -47,7 +47,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use super::git::Error;
-pub use capture::{capture, known_elsewhere};
+pub use capture::{capture, is_elsewhere, known_elsewhere};
 pub use clone::{FoundResult, diff_result, restore_into, result_into};
 pub use container::{ChainFile, Header, read_header};
 pub use diff::diff;

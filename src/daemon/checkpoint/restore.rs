@@ -54,6 +54,7 @@ pub async fn restore(
         worktree: path.to_owned(),
         branch: branch.to_owned(),
         base_commit: stored.manifest.base_commit.clone(),
+        shared: stored.manifest.shared.clone(),
         copied: Vec::new(),
         env: BTreeMap::new(),
     };

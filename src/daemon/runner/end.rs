@@ -143,11 +143,9 @@ impl Runner {
         let mut warnings = finished.warnings;
         let mut result = finished.result;
         if let (Some(place), Some(dir)) = (&manifest.place, self.dir.clone())
-            && !(place.repo.cloned && result.published)
-            && let exclude = checkpoint::known_elsewhere(place)
-            && !exclude.contains(&result.commit)
+            && !checkpoint::is_elsewhere(place, &result)
         {
-            let file = dir.result_pack();
+            let (file, exclude) = (dir.result_pack(), checkpoint::known_elsewhere(place));
             let packed = checkpoint::pack_result(place, &result.commit, &exclude, &file);
             let packed = self.patience(packed).await?.map_err(Failure::from)?;
             let bytes = i64::try_from(packed.bytes).unwrap_or(i64::MAX);

@@ -506,8 +506,8 @@ mod tests {
         let nowhere = state.path().join("nowhere");
         let repo = RepoRef { repository: "/none".into(), git_dir: nowhere.clone(), cloned: false };
         let (branch, base_commit) = ("b".to_owned(), "c".repeat(40));
-        let (copied, env) = (Vec::new(), std::collections::BTreeMap::new());
-        manifest.place = Some(Place { repo, worktree: nowhere, branch, base_commit, copied, env });
+        let (shared, copied, env) = (None, Vec::new(), std::collections::BTreeMap::new());
+        manifest.place = Some(Place { repo, worktree: nowhere, branch, base_commit, shared, copied, env });
         let dir = AttemptDir::create(state.path(), &manifest).unwrap();
         dir.save(&manifest).unwrap();
         let all: Vec<_> = (1..=3).map(|n| taken(&dir, n, Reason::Periodic)).collect();

@@ -51,6 +51,7 @@ impl Bench {
             worktree,
             branch: String::new(),
             base_commit: String::new(),
+            shared: None,
             copied: Vec::new(),
             env: BTreeMap::new(),
         }

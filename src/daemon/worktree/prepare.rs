@@ -33,7 +33,7 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
     let results = dependencies(spawn);
     bring(repo, &results).await?;
     let lock = repo.lock().await?;
-    let (start, others) = start_point(repo, spawn, results).await?;
+    let Start { commit: start, tips, shared } = start_point(repo, spawn, results).await?;
     clear_the_way(repo, path, &mut warnings).await?;
     let branch = choose_branch(repo, &spawn.branch, start, &mut warnings).await?;
     if let Some(parent) = path.parent() {
@@ -49,7 +49,7 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
     })
     .await?;
     drop(lock);
-    let filled = fill(repo, spawn, attempt, path, start, &others).await;
+    let filled = fill(repo, spawn, attempt, path, start, &tips).await;
     let (base_commit, copied, env) = match filled {
         Ok((base_commit, copied, mut copy_warnings, env)) => {
             warnings.append(&mut copy_warnings);
@@ -61,7 +61,7 @@ pub async fn prepare(repo: &RepoRef, spawn: &Spawn, attempt: AttemptRef, path: &
         }
     };
     let env = env.into_iter().collect();
-    let place = Place { repo: repo.clone(), worktree: path.to_owned(), branch, base_commit, copied, env };
+    let place = Place { repo: repo.clone(), worktree: path.to_owned(), branch, base_commit, shared, copied, env };
     Ok(Prepared { place, warnings })
 }
 
@@ -138,8 +138,16 @@ async fn bring(repo: &RepoRef, results: &[DependencyResult]) -> Result<(), Error
     Ok(())
 }
 
-/// The commit to begin with, and what is merged into it.
-async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResult>) -> Result<(Oid, Vec<Tip>), Error> {
+/// What a worktree begins with.
+struct Start {
+    commit: Oid,
+    /// Results, the first of which is that commit; the others are merged into it.
+    tips: Vec<Tip>,
+    /// See [`Place::shared`].
+    shared: Option<String>,
+}
+
+async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResult>) -> Result<Start, Error> {
     let (repo, base) = (repo.clone(), spawn.base_branch.clone());
     blocking(move || {
         let opened = repo.open()?;
@@ -160,10 +168,13 @@ async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResul
             tips.retain(|tip| !has(commit, tip.commit));
             tips.push(Tip { name: dependency.name, commit });
         }
-        match tips.first() {
-            Some(tip) => Ok((tip.commit, tips)),
-            None => Ok((repo.base_commit(&opened, &base)?, Vec::new())),
-        }
+        let base = repo.base_commit(&opened, &base);
+        let shared = base.as_ref().ok().filter(|_| !repo.cloned).map(Oid::to_string);
+        let commit = match tips.first() {
+            Some(tip) => tip.commit,
+            None => base?,
+        };
+        Ok(Start { commit, tips, shared })
     })
     .await
 }

@@ -2,12 +2,23 @@
 
 use std::fs;
 
+use uuid::Uuid;
+
 use super::{
-    super::{ChainFile, FoundResult, diff, import_result, known_elsewhere, pack_result, restore_into, result_into},
+    super::{
+        ChainFile, FoundResult, diff, import_result, is_elsewhere, known_elsewhere, pack_result, restore, restore_into,
+        result_into,
+    },
     bench::{Bench, files_of, write},
     compare::{assert_same, picture},
 };
-use crate::daemon::git::testing;
+use crate::{
+    daemon::{
+        git::testing,
+        repository::{RepoRef, Repositories},
+    },
+    domain::{TaskId, attempt::TaskResult, order::DependencyResult, task::TaskStatus},
+};
 
 /// A result goes to a machine that has only the origin, as often as one likes; a damaged one does not.
 #[tokio::test]
@@ -25,13 +36,7 @@ async fn a_result_travels() {
             fs::remove_dir_all(bench.machine("a")).unwrap();
             bench.repo("b").await
         } else {
-            // Another clone of the same: it has the base.
-            let clone = bench.machine("clone");
-            testing::run(bench.dir.path(), &["clone", "-q", &bench.repository, &clone.display().to_string()]).await;
-            super::super::super::repository::Repositories::new("/none")
-                .ensure(&clone.display().to_string(), "", &[])
-                .await
-                .unwrap()
+            another_clone(&bench, "a").await
         };
         let result_ref = "refs/makima/results/t";
         for _ in 0..2 {
@@ -111,6 +116,60 @@ async fn what_everybody_has_stays_out() {
         let packed = pack_result(&place, &commit, &known_elsewhere(&place), &into).await.unwrap();
         assert!(captured.bytes < 10_000 && packed.bytes < 10_000, "{url}: {} {}", captured.bytes, packed.bytes);
     }
+}
+
+/// Who gets the last result of a chain has all of it: on a path, what tasks made on the way is on the machines that made it only,
+/// and whoever depends on the last one is not given what came before. Also where a task added nothing to what it began with,
+/// and for the checkpoint of an attempt that began with results.
+#[tokio::test]
+async fn the_last_result_of_a_chain_brings_all_of_it() {
+    let mut bench = Bench::new(false).await;
+    let mut results: Vec<DependencyResult> = Vec::new();
+    let chain = [("a", 0..0), ("b", 0..1), ("idle", 1..2), ("other", 0..0), ("merged", 2..4), ("still", 4..5)];
+    for (name, dependencies) in chain {
+        bench.manifest.spawn.branch = format!("makima/{name}/1");
+        bench.manifest.spawn.dependencies = results[dependencies].to_vec();
+        let place = bench.place(name).await;
+        let commit = match name {
+            "idle" | "merged" | "still" => place.base_commit.clone(),
+            name => testing::commit(&place.worktree, &[(name, name)], name).await,
+        };
+        assert!(!is_elsewhere(&place, &TaskResult { commit: commit.clone(), ..TaskResult::default() }), "{name}");
+        let into = bench.files().join(format!("{name}.pack"));
+        let packed = pack_result(&place, &commit, &known_elsewhere(&place), &into).await.unwrap();
+        let repo = another_clone(&bench, name).await;
+        let result_ref = format!("refs/makima/results/{name}");
+        let brought = import_result(&repo, &into, &packed.sha256, &commit, &result_ref).await;
+        assert!(brought.is_ok(), "{name}: {brought:?}");
+        write(&place.worktree, &[("later", name)]);
+        let captured = bench.capture(&place, None).await;
+        let repo = another_clone(&bench, &format!("{name}-again")).await;
+        let to = bench.machine(&format!("again-{name}"));
+        let restored = restore(&repo, &files_of(&[&captured]), &to, "again", None).await;
+        let restored = restored.unwrap_or_else(|error| panic!("{name}: {error}")).place;
+        assert_eq!(fs::read_to_string(to.join("later")).unwrap(), name);
+        assert_eq!((restored.base_commit, restored.shared), (place.base_commit, place.shared));
+        results.push(DependencyResult {
+            task: TaskId(Uuid::new_v4()),
+            name: name.to_owned(),
+            status: TaskStatus::Done,
+            commit,
+            result_ref,
+            daemon: None,
+            blob: String::new(),
+            blob_sha256: String::new(),
+            blob_bytes: 0,
+        });
+    }
+}
+
+/// A clone of a repository that is a path, on a machine that has nothing else of it.
+async fn another_clone(bench: &Bench, name: &str) -> RepoRef {
+    let clone = bench.machine(&format!("clone-{name}")).display().to_string();
+    // Not by sharing its files, which would bring all objects that are there.
+    let url = format!("file://{}", bench.repository);
+    testing::run(bench.dir.path(), &["clone", "-q", "--single-branch", &url, &clone]).await;
+    Repositories::new("/none").ensure(&clone, "", &[]).await.unwrap()
 }
 
 /// A repository that lacks what a result builds on does not get it, and it is said why; each object of a result is whole, so
