@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   below the floor? ─> attempts that are over, oldest first ─> is all of it with the server? ─> removed, logged, reported
-//!                                                                └ a result that was delivered, or is what it started from,
-//!                                                                  and nothing beside it
+//!                                                                └ a result that was delivered, or that whoever has the
+//!                                                                  repository has, and nothing beside it
 //!                                                                └ or a checkpoint that nothing has changed since
 //! ```
 //!

@@ -171,6 +171,17 @@ impl RepoRef {
         found.ok_or_else(|| self.no_base(repository, base))
     }
 
+    /// What a commit has in common with that of its base branch, or where that is gone, with what is checked out.
+    pub(super) fn shared(
+        &self,
+        repository: &git2::Repository,
+        base: Option<git2::Oid>,
+        commit: git2::Oid,
+    ) -> Option<String> {
+        let base = base.or_else(|| self.base_commit(repository, "").ok())?;
+        repository.merge_base(base, commit).ok().map(|common| common.to_string())
+    }
+
     fn no_base(&self, repository: &git2::Repository, base: &str) -> Error {
         let prefix = if self.cloned { "refs/remotes/origin/" } else { "refs/heads/" };
         let mut branches: Vec<String> = repository

@@ -33,16 +33,25 @@ const REFS: &str = "refs/makima/";
 /// Lines of the summary's list of files.
 const SUMMARY_FILES: &str = "--stat-count=40";
 
-/// What everybody has who can reach the repository: branches of origin for a URL; for a path, which others have a copy of, what
-/// its base branch had. Not what the attempt started from: that may be the result of a dependency or a merge of some, which
+/// What everybody has who can reach the repository: branches of origin for a URL; for a path, which others may have a copy of,
+/// what its base branch had. Not what the attempt started from: that may be the result of a dependency or a merge of some, which
 /// only this machine has, and who gets the result of this one need not have got those.
 pub fn known_elsewhere(place: &Place) -> Vec<String> {
-    if place.repo.cloned { vec!["refs/remotes/origin/*".into()] } else { place.shared.iter().cloned().collect() }
+    if place.repo.cloned {
+        return vec!["refs/remotes/origin/*".into()];
+    }
+    let from_what_is_checked_out = || {
+        let opened = place.repo.open().ok()?;
+        place.repo.shared(&opened, None, Oid::from_str(&place.base_commit).ok()?)
+    };
+    place.shared.clone().or_else(from_what_is_checked_out).into_iter().collect()
 }
 
-/// A result need not be brought to the server: it is at origin, or nothing but what everybody has.
+/// A result need not be brought to the server: it was published at origin, or is one of those that everybody has.
 pub fn is_elsewhere(place: &Place, result: &TaskResult) -> bool {
-    (place.repo.cloned && result.published) || known_elsewhere(place).contains(&result.commit)
+    let is_known = |id: &Oid| id.to_string() == result.commit;
+    (place.repo.cloned && result.published)
+        || place.repo.open().is_ok_and(|opened| resolve(&opened, &known_elsewhere(place)).iter().any(is_known))
 }
 
 /// Takes a checkpoint of a worktree, while its agent may be running, and writes it to a file of its own in the directory

@@ -169,11 +169,12 @@ async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResul
             tips.push(Tip { name: dependency.name, commit });
         }
         let base = repo.base_commit(&opened, &base);
-        let shared = base.as_ref().ok().filter(|_| !repo.cloned).map(Oid::to_string);
-        let commit = match tips.first() {
-            Some(tip) => tip.commit,
-            None => base?,
+        // With results to begin with nothing else is needed of the base.
+        let (commit, base) = match tips.first() {
+            Some(tip) => (tip.commit, base.ok()),
+            None => base.map(|base| (base, Some(base)))?,
         };
+        let shared = if repo.cloned { None } else { repo.shared(&opened, base, commit) };
         Ok(Start { commit, tips, shared })
     })
     .await

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     daemon::{
+        attempt_dir::Place,
         git::testing,
         repository::{RepoRef, Repositories},
     },
@@ -36,7 +37,7 @@ async fn a_result_travels() {
             fs::remove_dir_all(bench.machine("a")).unwrap();
             bench.repo("b").await
         } else {
-            another_clone(&bench, "a").await
+            another_clone(&bench, &bench.repository, "a").await
         };
         let result_ref = "refs/makima/results/t";
         for _ in 0..2 {
@@ -120,35 +121,43 @@ async fn what_everybody_has_stays_out() {
 
 /// Who gets the last result of a chain has all of it: on a path, what tasks made on the way is on the machines that made it only,
 /// and whoever depends on the last one is not given what came before. Also where a task added nothing to what it began with,
-/// and for the checkpoint of an attempt that began with results.
+/// for the checkpoint of an attempt that began with results, and where the base branch has gone on meanwhile, on one machine.
 #[tokio::test]
 async fn the_last_result_of_a_chain_brings_all_of_it() {
     let mut bench = Bench::new(false).await;
+    let common = [testing::run(&bench.origin, &["rev-parse", "HEAD"]).await];
+    let there = another_clone(&bench, &bench.repository, "there").await.repository;
     let mut results: Vec<DependencyResult> = Vec::new();
     let chain = [("a", 0..0), ("b", 0..1), ("idle", 1..2), ("other", 0..0), ("merged", 2..4), ("still", 4..5)];
     for (name, dependencies) in chain {
         bench.manifest.spawn.branch = format!("makima/{name}/1");
         bench.manifest.spawn.dependencies = results[dependencies].to_vec();
+        if name == "merged" {
+            testing::commit(&bench.origin, &[("gone-on", "1")], "gone on").await;
+        }
         let place = bench.place(name).await;
         let commit = match name {
             "idle" | "merged" | "still" => place.base_commit.clone(),
             name => testing::commit(&place.worktree, &[(name, name)], name).await,
         };
-        assert!(!is_elsewhere(&place, &TaskResult { commit: commit.clone(), ..TaskResult::default() }), "{name}");
+        assert_eq!(known_elsewhere(&place), common, "{name}");
+        assert_eq!(known_elsewhere(&Place { shared: None, ..place.clone() }), common, "{name}");
+        let about = TaskResult { commit: commit.clone(), published: true, ..TaskResult::default() };
+        assert!(!is_elsewhere(&place, &about), "{name}");
         let into = bench.files().join(format!("{name}.pack"));
         let packed = pack_result(&place, &commit, &known_elsewhere(&place), &into).await.unwrap();
-        let repo = another_clone(&bench, name).await;
+        let repo = another_clone(&bench, &there, name).await;
         let result_ref = format!("refs/makima/results/{name}");
         let brought = import_result(&repo, &into, &packed.sha256, &commit, &result_ref).await;
         assert!(brought.is_ok(), "{name}: {brought:?}");
         write(&place.worktree, &[("later", name)]);
         let captured = bench.capture(&place, None).await;
-        let repo = another_clone(&bench, &format!("{name}-again")).await;
+        let repo = another_clone(&bench, &there, &format!("{name}-again")).await;
         let to = bench.machine(&format!("again-{name}"));
         let restored = restore(&repo, &files_of(&[&captured]), &to, "again", None).await;
         let restored = restored.unwrap_or_else(|error| panic!("{name}: {error}")).place;
         assert_eq!(fs::read_to_string(to.join("later")).unwrap(), name);
-        assert_eq!((restored.base_commit, restored.shared), (place.base_commit, place.shared));
+        assert_eq!((restored.base_commit, restored.shared), (place.base_commit, Some(common[0].clone())), "{name}");
         results.push(DependencyResult {
             task: TaskId(Uuid::new_v4()),
             name: name.to_owned(),
@@ -164,10 +173,10 @@ async fn the_last_result_of_a_chain_brings_all_of_it() {
 }
 
 /// A clone of a repository that is a path, on a machine that has nothing else of it.
-async fn another_clone(bench: &Bench, name: &str) -> RepoRef {
+async fn another_clone(bench: &Bench, of: &str, name: &str) -> RepoRef {
     let clone = bench.machine(&format!("clone-{name}")).display().to_string();
     // Not by sharing its files, which would bring all objects that are there.
-    let url = format!("file://{}", bench.repository);
+    let url = format!("file://{of}");
     testing::run(bench.dir.path(), &["clone", "-q", "--single-branch", &url, &clone]).await;
     Repositories::new("/none").ensure(&clone, "", &[]).await.unwrap()
 }
