@@ -164,12 +164,17 @@ fn work(
     let mut synced = true;
     let mut batch: Vec<Job> = Vec::with_capacity(BATCH);
     let mut open = true;
+    let mut until = None;
     while open || !batch.is_empty() {
-        open = wait(&mut inbox, &mut batch);
+        open = wait(&mut inbox, &mut batch, &mut until);
         for mut job in batch.extract_if(.., |job| job.kind == Kind::Read) {
             let found = job.run.run(db);
             job.run.answer(found);
         }
+        if open && !is_due(&batch, &mut until) {
+            continue;
+        }
+        until = None;
         let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
         let begun = Instant::now();
         sizes.observe(batch.len());
@@ -187,28 +192,32 @@ fn work(
 
 /// Waits until something is to be done: for somebody who waits, or because what rides has waited long enough. False at the
 /// end, when there will be nothing more.
-fn wait(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> bool {
-    let mut until = None;
+fn wait(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, until: &mut Option<Instant>) -> bool {
     loop {
-        if batch.iter().any(|job| job.kind != Kind::Riding) || batch.len() >= BATCH {
-            return true;
-        }
-        let received = match until {
-            None if batch.is_empty() => inbox.blocking_recv(),
-            _ => {
-                let until = *until.get_or_insert_with(|| Instant::now() + RIDE);
-                match recv_until(inbox, until) {
-                    Ok(job) => job,
-                    Err(_) => return true,
-                }
-            }
+        let received = match *until {
+            Some(until) if !batch.is_empty() => match recv_until(inbox, until) {
+                Ok(job) => job,
+                Err(_) => return true,
+            },
+            _ => inbox.blocking_recv(),
         };
         match received {
             Some(job) => batch.push(job),
             None => return false,
         }
         take(inbox, batch);
+        if batch.iter().any(|job| job.kind == Kind::Read) || is_due(batch, until) {
+            return true;
+        }
     }
+}
+
+/// What is there is to be written: somebody waits for some of it, it is as much as a transaction has, or it is time. One who
+/// only looks does not end the waiting of what rides.
+fn is_due(batch: &[Job], until: &mut Option<Instant>) -> bool {
+    batch.iter().any(|job| job.kind > Kind::Riding)
+        || batch.len() >= BATCH
+        || (!batch.is_empty() && Instant::now() >= *until.get_or_insert_with(|| Instant::now() + RIDE))
 }
 
 /// The next job, nothing if there will be none, or an error when it is time.
@@ -288,4 +297,38 @@ fn begin(db: &Db<'_>, kind: Kind, synced: &mut bool) -> Result<(), Error> {
         *synced = sync;
     }
     db.run("BEGIN IMMEDIATE", []).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Run for Nothing {
+        fn run(&mut self, _: &Db<'_>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn answer(self: Box<Self>, _: Result<(), Error>) {}
+    }
+
+    fn jobs(count: usize, kind: Kind) -> Vec<Job> {
+        (0..count).map(|_| Job { kind, run: Box::new(Nothing) }).collect()
+    }
+
+    /// What rides waits for its time, for somebody who waits, or for as many as a transaction has; to look is neither.
+    #[test]
+    fn what_rides_waits() {
+        let mut until = None;
+        assert!(!is_due(&[], &mut until) && until.is_none());
+        assert!(!is_due(&jobs(1, Kind::Riding), &mut until));
+        let first = until.unwrap();
+        assert!(!is_due(&jobs(BATCH - 1, Kind::Riding), &mut until));
+        assert_eq!(until, Some(first), "what came first decides");
+        assert!(is_due(&jobs(BATCH, Kind::Riding), &mut until));
+        assert!(is_due(&jobs(1, Kind::Lazy), &mut until) && is_due(&jobs(1, Kind::Durable), &mut until));
+        until = Some(Instant::now());
+        assert!(is_due(&jobs(1, Kind::Riding), &mut until) && !is_due(&[], &mut until));
+    }
 }

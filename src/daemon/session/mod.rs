@@ -15,6 +15,7 @@
 //! first attempt to attach again comes at once, further ones after 0.5 to 30 s.
 
 pub mod link;
+mod outbox;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -29,6 +30,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use self::outbox::Outbox;
 use super::{Context, intake, runner::chain, supervisor};
 use crate::{
     domain::{
@@ -44,8 +46,9 @@ use crate::{
     },
 };
 
-/// Messages on the way without an answer: a few commits' worth for the server, a megabyte or two in the worst case.
-const OUTBOX_WINDOW: usize = 128;
+/// Messages on the way without an answer: as many as the server reads ahead of its commits. With half of them a daemon that has much to
+/// say waits for each commit. A megabyte or two where people write long, some more in the worst case.
+const OUTBOX_WINDOW: usize = 256;
 /// Requests between us and the connection.
 const QUEUE: usize = 16;
 /// What waits to be sent before nothing more is read: a server that sends and does not read is not read from for ever.
@@ -171,8 +174,8 @@ struct Session {
     intake: intake::Handle,
     /// To be sent, oldest first.
     queue: VecDeque<pb::AttachRequest>,
-    /// The last message taken from the outbox in this session.
-    cursor: i64,
+    /// The outbox as this session goes through it.
+    outbox: Outbox,
     /// Messages sent and not answered.
     in_flight: HashMap<i64, AttemptRef>,
     /// Messages up to here were there when the session began: they are owed before there is new work.
@@ -190,7 +193,7 @@ impl Session {
             supervisor,
             intake,
             queue: VecDeque::new(),
-            cursor: 0,
+            outbox: Outbox::default(),
             in_flight: HashMap::new(),
             owed: 0,
             lasted: false,
@@ -295,7 +298,7 @@ impl Session {
         self.heard = Instant::now();
         loop {
             self.refill(&mut newest).await?;
-            if !ready && self.cursor >= self.owed && !self.queue.iter().any(is_message) {
+            if !ready && self.outbox.has_given(self.owed) && !self.queue.iter().any(is_message) {
                 // What was owed has gone out before it on the same stream: now there may be new work.
                 ready = true;
                 self.heartbeat();
@@ -330,28 +333,10 @@ impl Session {
         }
     }
 
-    /// Takes messages from the outbox while there is room for them on the way.
+    /// Sends messages from the outbox while there is room for them on the way.
     async fn refill(&mut self, newest: &mut watch::Receiver<i64>) -> Result<(), Error> {
-        let room = OUTBOX_WINDOW.saturating_sub(self.in_flight.len());
-        let written = *newest.borrow_and_update();
-        if room == 0 || written <= self.cursor {
-            return Ok(());
-        }
-        // What was written before this session may have been answered in an earlier one: the table knows.
-        let recent = if self.cursor > 0 { self.context.journal.recent(self.cursor, room) } else { None };
-        let messages = match recent {
-            Some(messages) => messages,
-            None => {
-                let messages = self.context.journal.outbox(self.cursor, room).await?;
-                if messages.len() < room {
-                    // What is missing up to here has been answered already. What was written since is not in that.
-                    self.cursor = self.cursor.max(written);
-                }
-                messages
-            }
-        };
-        for message in messages {
-            self.cursor = self.cursor.max(message.sequence);
+        while self.in_flight.len() < OUTBOX_WINDOW {
+            let Some(message) = self.outbox.next(&self.context.journal, newest).await? else { break };
             self.say(&message);
         }
         Ok(())
