@@ -76,11 +76,15 @@ async fn backlog(options: &Options, database: Database, figures: &mut Figures) {
     let client = bed.world.client();
     let (contract, _) = bed::contract(&client, Vec::new(), false).await;
     bed::create_all(&client, &contract, (0..tasks).map(|n| bed::task(format!("task-{n}"))).collect()).await;
+    let (before, batches) = (bed.spent(), bed.batches().await);
     let begun = Instant::now();
     bed.launch(SLOTS, false);
     bed.launch(SLOTS, false);
     bed::until_done(&client, &contract, tasks).await;
-    let rate = per_second(tasks, begun.elapsed());
+    let took = begun.elapsed();
+    let (spent, batches) = (bed.spent().since(&before, took), bed.batches().await.since(&batches));
+    figures.note(format!("backlog [{}]: cores: {spent}; {batches}", word(Some(database))));
+    let rate = per_second(tasks, took);
     figures.add(
         "backlog drained",
         Some(database),
