@@ -45,8 +45,9 @@ use crate::{
 
 /// The protocol version this server speaks.
 pub const PROTOCOL: u32 = 1;
-/// Messages of one daemon that wait for their commit; beyond this its stream is not read.
-const PIPELINE: usize = 256;
+/// Messages of one daemon that wait for their commit; beyond this its stream is not read. Twice as many as a daemon sends without an
+/// answer, so that its heartbeats, which come behind them, are heard however long a commit takes.
+const PIPELINE: usize = 512;
 /// Answers that wait to be sent.
 const OUTBOX: usize = 64;
 /// Pushes that wait for the session; a fleet's commands to one daemon are bounded by its slots, and this is many times that.

@@ -13,9 +13,9 @@ use rusqlite::{Connection, Params, PrepFlags, Row, Statement, params};
 use super::Error;
 use crate::domain::{JournalId, report::Message};
 
-/// Messages kept for a session that is about to send them: more than it has on the way, and what a few transactions write. What a
-/// session does not find here it reads from the table.
-pub(super) const RECENT: usize = 1_024;
+/// Messages kept for a session that is about to send them: what may be on the way, and what a transaction writes beside. What it does
+/// not find here it reads from the table.
+pub(super) const RECENT: usize = 512;
 
 /// The journal's connection, inside its thread.
 pub(super) struct Db<'c> {

@@ -531,7 +531,7 @@ async fn what_rides_is_written_after_a_while() {
     journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
     journal.record(attempt(1), say(vec![warning("odd")]), NOW).await.unwrap();
     journal.answered_soon(1, MessageOutcome::Applied, NOW).await.unwrap();
-    // Looked at from beside it: to ask the journal would be something that comes.
+    // Looked at from beside it: the journal is left alone.
     let beside = rusqlite::Connection::open(state.path().join(FILE)).unwrap();
     let outbox = || beside.query_row("SELECT count(*) FROM outbox", [], |row| row.get::<_, i64>(0)).unwrap();
     let begun = std::time::Instant::now();
@@ -539,6 +539,27 @@ async fn what_rides_is_written_after_a_while() {
         assert!(begun.elapsed() < Duration::from_secs(10), "it still waits for a ride");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Whoever only looks does not have what rides written: with a look after each, it is still one transaction in a while.
+#[tokio::test]
+async fn a_look_leaves_alone_what_rides() {
+    const COUNT: i64 = 50;
+    let state = tempfile::tempdir().unwrap();
+    let journal = open(state.path());
+    journal.accept(vec![spawn_command(1)], NOW).await.unwrap();
+    journal.record(attempt(1), say(vec![warning("odd"); COUNT as usize]), NOW).await.unwrap();
+    let beside = rusqlite::Connection::open(state.path().join(FILE)).unwrap();
+    // SQLite changes it with each commit of somebody else.
+    let version = || beside.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let (mut seen, mut commits) = (version(), 0);
+    let begun = std::time::Instant::now();
+    for n in 1..=COUNT {
+        journal.answered_soon(n, MessageOutcome::Applied, NOW).await.unwrap();
+        journal.outbox(n, 1).await.unwrap();
+        commits += u128::from(std::mem::replace(&mut seen, version()) != seen);
+    }
+    assert!(commits <= begun.elapsed().as_millis() / 100, "{commits} transactions in {:?}", begun.elapsed());
 }
 
 /// A job that fails leaves nothing behind, whether it had a transaction to itself or shared one, and takes nobody along.

@@ -46,8 +46,8 @@ use crate::{
     },
 };
 
-/// Messages on the way without an answer: as many as the server reads ahead of its commits. With half of them a daemon that has much to
-/// say waits for each commit. A megabyte or two where people write long, some more in the worst case.
+/// Messages on the way without an answer: half of what a server reads ahead of its commits. With half of them a daemon that has
+/// much to say waits for each commit. A megabyte or two where people write long; 64 KiB each in the worst case.
 const OUTBOX_WINDOW: usize = 256;
 /// Requests between us and the connection.
 const QUEUE: usize = 16;

@@ -9,14 +9,14 @@ use crate::{
     domain::report::Message,
 };
 
-/// Messages taken at once, however few there is room for: behind a long outbox room is made one by one, and the journal would
-/// be asked for each.
+/// Messages taken at once, or all there are, however few there is room for: behind a long outbox room is made one by one, and the
+/// journal would be asked for each.
 const MOST: usize = 128;
 
 /// The outbox as one session goes through it.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// The last message taken.
+    /// What was written up to this number has been taken, or answered before.
     cursor: i64,
     /// Taken, and not given out yet, oldest first.
     taken: VecDeque<Message>,
@@ -95,6 +95,9 @@ mod tests {
         while let Some(message) = outbox.next(&journal, &mut newest).await.unwrap() {
             journal.answered(message.sequence, MessageOutcome::Applied, NOW).await.unwrap();
             given.push(message.sequence);
+            if message.sequence == 1 {
+                assert_eq!(outbox.taken.len(), MOST - 1, "the journal is not asked for each");
+            }
             assert_eq!(outbox.has_given(owed), message.sequence >= owed, "{}", message.sequence);
             if message.sequence == 10 {
                 write(&journal, 2 * MOST).await;

@@ -55,13 +55,13 @@ async fn a_window_bounds_what_is_on_the_way() {
     let daemon = bench.start();
     bench.ready(1).await;
     // Cancelled before they were ever here: each is answered with an end of its own.
-    for _ in 0..200 {
+    for _ in 0..400 {
         let cancel = Order::Cancel { reason: "enough".to_owned(), grace: Duration::from_secs(1) };
         bench.fake.command(an_attempt(), cancel).await;
     }
     eventually("a window of messages", || async {
         let seen = bench.fake.messages().len();
-        ensure(seen == 128, || format!("{seen} messages"))
+        ensure(seen == 256, || format!("{seen} messages"))
     })
     .await;
     let journal = bench.fake.messages()[0].journal;
@@ -71,7 +71,7 @@ async fn a_window_bounds_what_is_on_the_way() {
     }
     eventually("all messages", || async {
         let sequences: Vec<i64> = bench.fake.messages().iter().map(|m| m.sequence).collect();
-        ensure(sequences == (1..=200).collect::<Vec<_>>(), || format!("{} messages", sequences.len()))
+        ensure(sequences == (1..=400).collect::<Vec<_>>(), || format!("{} messages", sequences.len()))
     })
     .await;
     assert!(
