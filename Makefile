@@ -77,7 +77,7 @@ release: $(profile) ## The binary as fast as it gets: built twice, for what the 
 # What the benches do with a build that counts. Made once; `rm` it to have it made again.
 $(profile):
 	@tests/prepare
-	test -x "$(profdata)" || rustup component add llvm-tools
+	@test -x "$(profdata)" || rustup component add llvm-tools || { echo "there is no $(profdata): rustup component add llvm-tools" >&2; exit 1; }
 	rm -rf "$(counted)" "$(target)/pgo/$(host)"
 	$(counting) cargo bench --bench load --target $(host) --no-run
 	$(counting) LLVM_PROFILE_FILE="$(counted)/%m.profraw" MAKIMA_BENCH_ONLY=lifecycles,starts,real MAKIMA_BENCH_ROUNDS=1 \
