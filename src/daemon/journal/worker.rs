@@ -164,17 +164,8 @@ fn work(
     let mut synced = true;
     let mut batch: Vec<Job> = Vec::with_capacity(BATCH);
     let mut open = true;
-    let mut until = None;
     while open || !batch.is_empty() {
-        open = wait(&mut inbox, &mut batch, &mut until);
-        for mut job in batch.extract_if(.., |job| job.kind == Kind::Read) {
-            let found = job.run.run(db);
-            job.run.answer(found);
-        }
-        if open && !is_due(&batch, &mut until) {
-            continue;
-        }
-        until = None;
+        open = gather(db, &mut inbox, &mut batch);
         let Some(kind) = batch.iter().map(|job| job.kind).max() else { continue };
         let begun = Instant::now();
         sizes.observe(batch.len());
@@ -190,23 +181,28 @@ fn work(
     }
 }
 
-/// Waits until something is to be done: for somebody who waits, or because what rides has waited long enough. False at the
-/// end, when there will be nothing more.
-fn wait(inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, until: &mut Option<Instant>) -> bool {
+/// Gathers what is to be written until that is due, and answers meanwhile what is only asked. False at the end, when there will be
+/// nothing more.
+fn gather(db: &Db<'_>, inbox: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> bool {
+    let mut until = None;
     loop {
-        let received = match *until {
-            Some(until) if !batch.is_empty() => match recv_until(inbox, until) {
+        let received = match until {
+            Some(until) => match recv_until(inbox, until) {
                 Ok(job) => job,
                 Err(_) => return true,
             },
-            _ => inbox.blocking_recv(),
+            None => inbox.blocking_recv(),
         };
         match received {
             Some(job) => batch.push(job),
             None => return false,
         }
         take(inbox, batch);
-        if batch.iter().any(|job| job.kind == Kind::Read) || is_due(batch, until) {
+        for mut job in batch.extract_if(.., |job| job.kind == Kind::Read) {
+            let found = job.run.run(db);
+            job.run.answer(found);
+        }
+        if is_due(batch, &mut until) {
             return true;
         }
     }
