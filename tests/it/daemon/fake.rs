@@ -106,10 +106,13 @@ impl Fake {
         self.running = Some(runtime);
     }
 
-    /// Cuts every connection, as a server that dies does. New connections wait until it serves again.
+    /// Cuts every connection, as a server that dies does, and notes nothing any more that comes by them. New connections wait
+    /// until it serves again.
     pub fn cut(&mut self) {
         if let Some(running) = self.running.take() {
-            running.shutdown_background();
+            // Not on a thread of the test's runtime, which may not wait.
+            let ended = std::thread::spawn(move || running.shutdown_timeout(Duration::from_secs(60)));
+            ended.join().unwrap();
         }
         self.state().session = None;
     }
