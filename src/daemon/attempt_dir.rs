@@ -79,9 +79,8 @@ pub struct Place {
     pub branch: String,
     /// Commit it started from: of the base branch, the result of a dependency, or a merge of results.
     pub base_commit: String,
-    /// For a repository that is a path, what the base branch had of that when the worktree was made: whoever else has the
-    /// repository is taken to have it, too. What a task made only where somebody had merged it there. None for a URL, where
-    /// there is nothing, and where an older daemon made it.
+    /// What the base branch had of that when the worktree was made: whoever else has the repository is taken to have it, too.
+    /// What a task made only where somebody had merged it there. None where there is nothing, and where an older daemon made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
     /// Files that came from `copy_files`, relative to the worktree: they are not the agent's work.

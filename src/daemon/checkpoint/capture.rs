@@ -33,18 +33,18 @@ const REFS: &str = "refs/makima/";
 /// Lines of the summary's list of files.
 const SUMMARY_FILES: &str = "--stat-count=40";
 
-/// What everybody has who can reach the repository: branches of origin for a URL; for a path, which others may have a copy of,
-/// what its base branch had. Not what the attempt started from: that may be the result of a dependency or a merge of some, which
-/// only this machine has, and who gets the result of this one need not have got those.
+/// What everybody has who can reach the repository: what its base branch had, and of a URL what its main branch has by now.
+///
+/// Not what the attempt started from: that may be the result of a dependency or a merge of some, which only this machine has, and
+/// who gets the result of this one need not have got those. Nor the other branches of origin: an agent may have pushed one of its
+/// own, and nobody has that any more once it was merged as a single commit and deleted.
 pub fn known_elsewhere(place: &Place) -> Vec<String> {
-    if place.repo.cloned {
-        return vec!["refs/remotes/origin/*".into()];
-    }
     let from_what_is_checked_out = || {
         let opened = place.repo.open().ok()?;
         place.repo.shared(&opened, None, Oid::from_str(&place.base_commit).ok()?)
     };
-    place.shared.clone().or_else(from_what_is_checked_out).into_iter().collect()
+    let main_branch = place.repo.cloned.then(|| "refs/remotes/origin/HEAD".to_owned());
+    place.shared.clone().or_else(from_what_is_checked_out).into_iter().chain(main_branch).collect()
 }
 
 /// A result need not be brought to the server: it was published at origin, or is one of those that everybody has.

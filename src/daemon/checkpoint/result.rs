@@ -79,10 +79,12 @@ pub async fn import_result(
             Err(_) => process,
         }
     };
-    succeed("unpack a result", LONG_TIMEOUT, unpack).await?;
+    let unpacked = succeed("unpack a result", LONG_TIMEOUT, unpack).await?;
     let missing = || git(&repo.git_dir).args(["rev-list", "--quiet", "--objects", commit, "--not", "--all"]);
     let output = attempt("look at a result", LONG_TIMEOUT, missing).await?;
     if !output.success() {
+        // Else the commit would be taken for one that is here, next time.
+        remove_pack(repo, &unpacked.text());
         return Err(Error::repository(format!(
             "{} lacks what the result {commit} builds on ({}): fetch it first",
             repo.shown(),
@@ -93,4 +95,13 @@ pub async fn import_result(
     let args = ["-c", "core.fsync=all", "update-ref", "-m", "makima: result", result_ref, commit];
     succeed("set the result", LOCAL_TIMEOUT, || git(&repo.git_dir).args(args)).await?;
     Ok(())
+}
+
+/// Removes a pack that nothing can need, by what `git index-pack` said of it: `pack`, a tab, and its name.
+fn remove_pack(repo: &RepoRef, said: &str) {
+    let Some((_, name)) = said.trim().split_once('\t') else { return };
+    // First that by which it is found.
+    for kind in ["idx", "rev", "pack"] {
+        let _ = fs::remove_file(repo.git_dir.join(format!("objects/pack/pack-{name}.{kind}")));
+    }
 }

@@ -174,7 +174,7 @@ async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResul
             Some(tip) => (tip.commit, base.ok()),
             None => base.map(|base| (base, Some(base)))?,
         };
-        let shared = if repo.cloned { None } else { repo.shared(&opened, base, commit) };
+        let shared = repo.shared(&opened, base, commit);
         Ok(Start { commit, tips, shared })
     })
     .await

@@ -16,7 +16,7 @@ use crate::{
     daemon::{
         attempt_dir::Place,
         git::testing,
-        repository::{RepoRef, Repositories},
+        repository::{RepoRef, Repositories, has_commit},
     },
     domain::{TaskId, attempt::TaskResult, order::DependencyResult, task::TaskStatus},
 };
@@ -119,6 +119,24 @@ async fn what_everybody_has_stays_out() {
     }
 }
 
+/// What an agent has pushed to a branch of its own is in its checkpoint all the same: somebody may merge it as a single commit and
+/// delete the branch, and then origin does not have it any more.
+#[tokio::test]
+async fn what_was_pushed_is_not_left_to_origin() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    let commit = testing::commit(&place.worktree, &[("own", "1")], "own").await;
+    testing::run(&place.worktree, &["push", "-q", "origin", "HEAD:refs/heads/feature"]).await;
+    assert_eq!(testing::run(&place.repo.git_dir, &["rev-parse", "refs/remotes/origin/feature"]).await, commit);
+    let captured = bench.capture(&place, None).await;
+    testing::run(&bench.origin, &["branch", "-q", "-D", "feature"]).await;
+    let restored = bench.restore("b", &[&captured], "makima/again/1").await.unwrap().place;
+    assert_eq!(testing::run(&restored.worktree, &["rev-parse", "HEAD"]).await, commit);
+    assert_eq!(fs::read_to_string(restored.worktree.join("own")).unwrap(), "1");
+    let about = TaskResult { commit, ..TaskResult::default() };
+    assert!(!is_elsewhere(&place, &about));
+}
+
 /// Who gets the last result of a chain has all of it: on a path, what tasks made on the way is on the machines that made it only,
 /// and whoever depends on the last one is not given what came before. Also where a task added nothing to what it began with,
 /// for the checkpoint of an attempt that began with results, and where the base branch has gone on meanwhile, on one machine.
@@ -197,6 +215,7 @@ async fn a_result_needs_what_it_builds_on() {
     let error = import_result(&repo, &into, &packed.sha256, &commit, "refs/makima/results/t").await.unwrap_err();
     assert!(error.message.contains("lacks what the result"), "{error}");
     assert_eq!(testing::run(&repo.git_dir, &["for-each-ref", "refs/makima/results"]).await, "");
+    assert!(has_commit(&repo.open().unwrap(), &commit).is_none(), "whoever starts from it would take it for whole");
 }
 
 /// Where work cannot be put into a person's hands, the directory is as it was.
