@@ -28,14 +28,24 @@ const ROW_BYTES: usize = 1 << 10;
 /// What is kept.
 #[derive(Debug)]
 pub(super) struct Kept {
-    contracts: Generations<ContractId, Contract>,
-    tasks: Generations<TaskId, Task>,
-    attempts: Generations<AttemptId, Attempt>,
-    daemons: Generations<DaemonId, Daemon>,
+    contracts: Generations<ContractId, Arc<Contract>>,
+    tasks: Generations<TaskId, KeptTask>,
+    attempts: Generations<AttemptId, Arc<Attempt>>,
+    daemons: Generations<DaemonId, Arc<Daemon>>,
     /// Unfinished tasks of contracts that start tasks.
     pub(super) beside: Beside,
     /// Classes without an open lane that has a ready task: whatever becomes ready of them is in the batch that makes it so.
     pub(super) dry: HashSet<ClassId>,
+}
+
+/// A task, with what is asked of one that waits for others, once for each of its dependencies: in a graph of some size tasks are
+/// spread over more memory than any cache has, and these few words are not.
+#[derive(Debug)]
+struct KeptTask {
+    task: Arc<Task>,
+    contract: ContractId,
+    /// As it is now; in the task itself it may be as it was.
+    unmet: u32,
 }
 
 impl Default for Kept {
@@ -56,8 +66,22 @@ impl Kept {
         self.contracts.get(id)
     }
 
-    pub(super) fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
-        self.tasks.get(id).filter(|task| self.contract(task.contract).is_some())
+    pub(super) fn task(&self, id: TaskId) -> Option<Arc<Task>> {
+        let kept = self.kept_task(id)?;
+        let mut task = Arc::clone(&kept.task);
+        if task.unmet != kept.unmet {
+            Arc::make_mut(&mut task).unmet = kept.unmet;
+        }
+        Some(task)
+    }
+
+    /// How many dependencies of a task are not complete.
+    pub(super) fn unmet(&self, id: TaskId) -> Option<u32> {
+        self.kept_task(id).map(|kept| kept.unmet)
+    }
+
+    fn kept_task(&self, id: TaskId) -> Option<&KeptTask> {
+        self.tasks.get(id).filter(|kept| self.contract(kept.contract).is_some())
     }
 
     pub(super) fn attempt(&self, id: AttemptId) -> Option<&Arc<Attempt>> {
@@ -72,7 +96,7 @@ impl Kept {
     pub(super) fn learn(&mut self, work: &Work) {
         for (id, contract) in work.contracts.shared() {
             match contract.ended {
-                None => self.contracts.put(id, contract, ROW_BYTES + contract.description.len()),
+                None => self.contracts.put(id, Arc::clone(contract), ROW_BYTES + contract.description.len()),
                 Some(_) => self.contracts.remove(id),
             }
         }
@@ -83,16 +107,20 @@ impl Kept {
                 self.tasks.remove(id);
                 continue;
             }
-            self.tasks.put(id, task, ROW_BYTES + task.spec.plan.len() + task.spec.description.len());
+            let kept = KeptTask { task: Arc::clone(task), contract: task.contract, unmet: task.unmet };
+            self.tasks.put(id, kept, ROW_BYTES + task.spec.plan.len() + task.spec.description.len());
+        }
+        for (id, unmet) in &work.counted {
+            self.tasks.renew(*id, |kept| kept.unmet = *unmet);
         }
         for (id, attempt) in work.attempts.shared() {
             match attempt.is_live() {
-                true => self.attempts.put(id, attempt, ROW_BYTES + attempt.last_message.len()),
+                true => self.attempts.put(id, Arc::clone(attempt), ROW_BYTES + attempt.last_message.len()),
                 false => self.attempts.remove(id),
             }
         }
         for (id, daemon) in work.daemons.shared() {
-            self.daemons.put(id, daemon, ROW_BYTES);
+            self.daemons.put(id, Arc::clone(daemon), ROW_BYTES);
         }
         for (_, task) in work.tasks.dirty_pairs().filter(|(_, task)| task.is_ready()) {
             self.dry.remove(&task.class);
@@ -109,12 +137,19 @@ impl Kept {
 /// goes.
 #[derive(Debug)]
 struct Generations<K, V> {
-    young: HashMap<K, Arc<V>>,
-    old: HashMap<K, Arc<V>>,
+    young: HashMap<K, Weighed<V>>,
+    old: HashMap<K, Weighed<V>>,
     /// Of the young ones.
     bytes: usize,
     /// With more the young ones are old.
     most: usize,
+}
+
+/// A value, and what it takes.
+#[derive(Debug)]
+struct Weighed<V> {
+    value: V,
+    bytes: usize,
 }
 
 impl<K: Eq + Hash + Copy, V> Generations<K, V> {
@@ -122,18 +157,28 @@ impl<K: Eq + Hash + Copy, V> Generations<K, V> {
         Self { young: HashMap::new(), old: HashMap::new(), bytes: 0, most }
     }
 
-    fn get(&self, key: K) -> Option<&Arc<V>> {
-        self.young.get(&key).or_else(|| self.old.get(&key))
+    fn get(&self, key: K) -> Option<&V> {
+        self.young.get(&key).or_else(|| self.old.get(&key)).map(|it| &it.value)
     }
 
-    fn put(&mut self, key: K, value: &Arc<V>, bytes: usize) {
-        if self.young.insert(key, Arc::clone(value)).is_some() {
+    fn put(&mut self, key: K, value: V, bytes: usize) {
+        if self.young.insert(key, Weighed { value, bytes }).is_some() {
             return;
         }
         self.bytes += bytes;
         if self.bytes > self.most {
             self.old = std::mem::take(&mut self.young);
             self.bytes = 0;
+        }
+    }
+
+    /// Changes a value that is there, which is a new one then.
+    fn renew(&mut self, key: K, change: impl FnOnce(&mut V)) {
+        if let Some(it) = self.young.get_mut(&key) {
+            change(&mut it.value);
+        } else if let Some(mut it) = self.old.remove(&key) {
+            change(&mut it.value);
+            self.put(key, it.value, it.bytes);
         }
     }
 
@@ -153,18 +198,36 @@ mod tests {
         let mut kept: Generations<u32, u32> = Generations::new(GENERATION_BYTES);
         let half = GENERATION_BYTES / 2;
         for (key, value) in [(1, 10), (2, 20), (1, 11)] {
-            kept.put(key, &Arc::new(value), half);
+            kept.put(key, value, half);
         }
-        kept.put(3, &Arc::new(30), half);
-        assert_eq!((kept.get(1).map(|v| **v), kept.get(3).map(|v| **v)), (Some(11), Some(30)));
-        kept.put(1, &Arc::new(12), half);
-        assert_eq!(kept.get(1).map(|v| **v), Some(12));
+        kept.put(3, 30, half);
+        assert_eq!((kept.get(1), kept.get(3)), (Some(&11), Some(&30)));
+        kept.put(1, 12, half);
+        assert_eq!(kept.get(1), Some(&12));
         for key in 4..8 {
-            kept.put(key, &Arc::new(key), half);
+            kept.put(key, key, half);
         }
         assert_eq!(kept.get(2), None);
-        kept.put(9, &Arc::new(9), half);
+        kept.put(9, 9, half);
         kept.remove(9);
         assert_eq!(kept.get(9), None);
+    }
+
+    /// What is changed where it is stays as long as what is put.
+    #[test]
+    fn what_is_renewed_is_young() {
+        let mut kept: Generations<u32, u32> = Generations::new(GENERATION_BYTES);
+        let half = GENERATION_BYTES / 2;
+        for key in 0..3 {
+            kept.put(key, key, half);
+        }
+        // They are old now.
+        kept.renew(1, |value| *value = 10);
+        kept.renew(1, |value| *value += 1);
+        kept.renew(7, |value| *value = 70);
+        for key in 3..5 {
+            kept.put(key, key, half);
+        }
+        assert_eq!((kept.get(0), kept.get(1), kept.get(7)), (None, Some(&11), None));
     }
 }

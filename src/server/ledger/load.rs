@@ -6,7 +6,7 @@
 //!
 //! Each step may add keys for the next (an attempt names its task, an edge its other end); none goes back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
@@ -405,7 +405,6 @@ impl Work {
         let upstream: Vec<_> = keys.upstream.iter().copied().collect();
         let downstream: Vec<_> = keys.downstream.iter().copied().collect();
         let mut edges = tx.edges_from(&upstream).await?;
-        edges.extend(tx.edges_to(&downstream).await?);
         // Only where edges are added can a cycle come about.
         if !upstream.is_empty() {
             let ancestry: Vec<_> = keys.ancestry.iter().copied().collect();
@@ -416,6 +415,15 @@ impl Work {
             neighbours.extend([edge.dependent, edge.dependency]);
             self.edge_loaded(edge);
         }
+        self.load_task_rows(tx, neighbours.drain()).await?;
+        let mut dependents: HashMap<TaskId, u32> = HashMap::new();
+        for edge in tx.edges_to(&downstream).await? {
+            neighbours.insert(edge.dependency);
+            *dependents.entry(edge.dependent).or_default() += 1;
+            self.edge_loaded(edge);
+        }
+        // Most of them wait for more than these, and are not needed for that.
+        neighbours.extend(dependents.into_iter().filter(|(id, edges)| !self.has_count(*id, *edges)).map(|(id, _)| id));
         self.load_task_rows(tx, neighbours.into_iter()).await
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Work {
     pub(super) dice: Dice,
     pub(super) contracts: Table<ContractId, Contract>,
     pub(super) tasks: Table<TaskId, Task>,
+    /// Of tasks that are not here, since whatever this batch does they wait on, the number of dependencies that are not complete.
+    pub(super) counted: HashMap<TaskId, u32>,
     pub(super) attempts: Table<AttemptId, Attempt>,
     pub(super) daemons: Table<DaemonId, Daemon>,
     pub(super) edges: Table<(TaskId, TaskId), Edge>,
@@ -147,7 +149,12 @@ impl Work {
         self.task_here(Arc::new(task));
     }
 
-    fn task_here(&mut self, task: Arc<Task>) {
+    fn task_here(&mut self, mut task: Arc<Task>) {
+        if let Some(unmet) = self.counted.remove(&task.id)
+            && task.unmet != unmet
+        {
+            Arc::make_mut(&mut task).unmet = unmet;
+        }
         self.names.entry((task.contract, task.spec.name.clone())).or_insert(task.id);
         self.tasks.loaded(task.id, task);
     }
@@ -157,8 +164,17 @@ impl Work {
         if self.tasks.contains(id) {
             return true;
         }
-        let kept = self.kept.task(id).cloned();
-        kept.map(|task| self.task_here(task)).is_some()
+        self.kept.task(id).map(|task| self.task_here(task)).is_some()
+    }
+
+    /// Whether a task is here as far as it takes to count its dependencies: it is known to wait on when as many as these are
+    /// complete, so no more than their number can change of it.
+    pub(super) fn has_count(&mut self, id: TaskId, edges: u32) -> bool {
+        if self.tasks.contains(id) {
+            return true;
+        }
+        let kept = self.kept.unmet(id).filter(|unmet| *unmet > edges);
+        kept.map(|unmet| self.counted.insert(id, unmet)).is_some()
     }
 
     /// Whether the contract is here by now.
@@ -273,16 +289,22 @@ impl Work {
     /// tried again, it waits like any other.
     fn satisfy(&mut self, dependent: TaskId, dependency: TaskId, complete: bool) {
         let key = (dependent, dependency);
-        let Some(task) = self.tasks.get(dependent) else { return };
-        let ready_before = task.is_ready();
+        let ready_before = self.tasks.get(dependent).is_some_and(Task::is_ready);
+        if !self.tasks.contains(dependent) && !self.counted.contains_key(&dependent) {
+            return;
+        }
         let Some(edge) = self.edges.get(key).copied() else { return };
         if edge.satisfied == complete || self.edges_gone.contains_key(&key) {
             return;
         }
         self.edges.set(key, Edge { satisfied: complete, ..edge });
         let now = self.now;
-        let Some(task) = self.tasks.get_counted(dependent) else { return };
-        task.unmet = if complete { task.unmet.saturating_sub(1) } else { task.unmet + 1 };
+        let counted = |unmet: u32| if complete { unmet.saturating_sub(1) } else { unmet + 1 };
+        let Some(task) = self.tasks.get_counted(dependent) else {
+            self.counted.entry(dependent).and_modify(|unmet| *unmet = counted(*unmet));
+            return;
+        };
+        task.unmet = counted(task.unmet);
         if task.is_ready() != ready_before {
             let Some(task) = self.tasks.get_mut(dependent) else { return };
             task.version += 1;

@@ -90,10 +90,10 @@ impl World {
             self.task_is_sound(task.id, &mut wrong);
         }
         // What the next batch goes on from is what the database says.
-        for task in work.tasks.values() {
-            if let Some(row) = memory.tasks.get(&task.id).filter(|row| row.unmet != task.unmet) {
-                let (here, there) = (task.unmet, row.unmet);
-                wrong.push(format!("edges: {} has {here} unmet dependencies, its edges {there}", task.id.short()));
+        let counted = work.counted.iter().map(|(id, unmet)| (*id, *unmet));
+        for (id, here) in work.tasks.values().map(|task| (task.id, task.unmet)).chain(counted) {
+            if let Some(there) = memory.tasks.get(&id).map(|row| row.unmet).filter(|there| *there != here) {
+                wrong.push(format!("edges: {} has {here} unmet dependencies, its edges {there}", id.short()));
             }
         }
         for line in lines {
