@@ -149,15 +149,7 @@ impl RepoRef {
 
     /// The commit that `base` names: a branch, a tag, a commit, a full ref; HEAD when empty.
     pub(super) fn base_commit(&self, repository: &git2::Repository, base: &str) -> Result<git2::Oid, Error> {
-        let names: Vec<String> = match (base, self.cloned) {
-            ("" | "HEAD", true) => vec!["refs/remotes/origin/HEAD".into()],
-            ("" | "HEAD", false) => vec!["HEAD".into()],
-            (base, true) => vec![format!("refs/remotes/origin/{base}"), format!("refs/tags/{base}"), base.into()],
-            (base, false) => {
-                let prefixes = ["refs/heads/", "refs/tags/", "refs/remotes/origin/", "refs/remotes/", ""];
-                prefixes.iter().map(|prefix| format!("{prefix}{base}")).collect()
-            }
-        };
+        let names = self.names_of(base);
         let found = names.iter().find_map(|name| {
             let object = match repository.find_reference(name) {
                 Ok(reference) => reference.peel(git2::ObjectType::Commit).ok()?,
@@ -169,6 +161,26 @@ impl RepoRef {
             Some(object.id())
         });
         found.ok_or_else(|| self.no_base(repository, base))
+    }
+
+    /// Where a base is looked for, in this order.
+    fn names_of(&self, base: &str) -> Vec<String> {
+        match (base, self.cloned) {
+            ("" | "HEAD", true) => vec!["refs/remotes/origin/HEAD".into()],
+            ("" | "HEAD", false) => vec!["HEAD".into()],
+            (base, true) => vec![format!("refs/remotes/origin/{base}"), format!("refs/tags/{base}"), base.into()],
+            (base, false) => {
+                let prefixes = ["refs/heads/", "refs/tags/", "refs/remotes/origin/", "refs/remotes/", ""];
+                prefixes.iter().map(|prefix| format!("{prefix}{base}")).collect()
+            }
+        }
+    }
+
+    /// A base is a branch or tag that origin has, not only a commit.
+    pub(super) fn is_named(&self, repository: &git2::Repository, base: &str) -> bool {
+        let is_of_origin =
+            |name: &&String| ["refs/remotes/origin/", "refs/tags/"].iter().any(|of| name.starts_with(of));
+        self.names_of(base).iter().filter(is_of_origin).any(|name| repository.find_reference(name).is_ok())
     }
 
     /// What a commit has in common with that of its base branch, or where that is gone, with what is checked out.
@@ -251,7 +263,9 @@ async fn fetch(repo: &RepoRef, base: &str, wanted_refs: &[String]) -> Result<(),
     let what = format!("fetch {}", repo.shown());
     let dir = repo.git_dir.as_path();
     network(&what, || git(dir).args(["fetch", "--quiet", "--prune", "--force", "--no-auto-gc", "origin"])).await?;
-    if base.is_empty() || base == "HEAD" {
+    // Older gits do not bring it with what they fetch.
+    let has_head = repo.open()?.refname_to_id("refs/remotes/origin/HEAD").is_ok();
+    if base.is_empty() || base == "HEAD" || !has_head {
         // An origin without commits has none; the caller says so.
         let _ = attempt(&what, LONG_TIMEOUT, || git(dir).args(["remote", "set-head", "origin", "--auto"])).await?;
     }

@@ -2,8 +2,11 @@
 
 use std::{
     fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
+
+use uuid::Uuid;
 
 use super::{Error, capture::resolve, container};
 use crate::daemon::{
@@ -72,36 +75,67 @@ pub async fn import_result(
 ) -> Result<(), Error> {
     let stored = container::ChainFile { path: file.to_owned(), sha256: sha256.to_owned() };
     blocking(move || container::verify(&stored)).await?;
+    // Beside the repository until it is known to be whole: nobody may take it for what is here, or leave out what is in it.
+    let apart = Apart::new(repo)?;
+    let apart_git = || git(&repo.git_dir).env("GIT_OBJECT_DIRECTORY", &apart.0);
     let unpack = || {
-        let process = git(&repo.git_dir).args(["-c", "core.fsync=all", "index-pack", "--stdin", "--fix-thin"]);
+        let process = apart_git().args(["-c", "core.fsync=all", "index-pack", "--stdin", "--fix-thin"]);
         match fs::File::open(file) {
             Ok(file) => process.stdin_from(file),
             Err(_) => process,
         }
     };
-    let unpacked = succeed("unpack a result", LONG_TIMEOUT, unpack).await?;
-    let missing = || git(&repo.git_dir).args(["rev-list", "--quiet", "--objects", commit, "--not", "--all"]);
+    succeed("unpack a result", LONG_TIMEOUT, unpack).await?;
+    let missing = || apart_git().args(["rev-list", "--quiet", "--objects", commit, "--not", "--all"]);
     let output = attempt("look at a result", LONG_TIMEOUT, missing).await?;
     if !output.success() {
-        // Else the commit would be taken for one that is here, next time.
-        remove_pack(repo, &unpacked.text());
         return Err(Error::repository(format!(
             "{} lacks what the result {commit} builds on ({}): fetch it first",
             repo.shown(),
             output.complaint()
         )));
     }
+    apart
+        .join(repo)
+        .map_err(|error| Error::refused(format!("cannot bring a result into {}: {error}", repo.shown())))?;
     let _lock = repo.lock().await?;
     let args = ["-c", "core.fsync=all", "update-ref", "-m", "makima: result", result_ref, commit];
     succeed("set the result", LOCAL_TIMEOUT, || git(&repo.git_dir).args(args)).await?;
     Ok(())
 }
 
-/// Removes a pack that nothing can need, by what `git index-pack` said of it: `pack`, a tab, and its name.
-fn remove_pack(repo: &RepoRef, said: &str) {
-    let Some((_, name)) = said.trim().split_once('\t') else { return };
-    // First that by which it is found.
-    for kind in ["idx", "rev", "pack"] {
-        let _ = fs::remove_file(repo.git_dir.join(format!("objects/pack/pack-{name}.{kind}")));
+/// A directory for objects, from which those of the repository are seen and not the other way round: what git keeps a push in until
+/// it takes it. It has the name that git gives those, and removes if it is left.
+struct Apart(PathBuf);
+
+impl Apart {
+    fn new(repo: &RepoRef) -> Result<Self, Error> {
+        let fail = |error: std::io::Error| Error::refused(format!("cannot write to {}: {error}", repo.shown()));
+        let objects = repo.git_dir.join("objects");
+        let apart = Self(objects.join(format!("tmp_objdir-incoming-{}", Uuid::new_v4().simple())));
+        fs::create_dir_all(apart.0.join("pack")).map_err(fail)?;
+        fs::create_dir_all(apart.0.join("info")).map_err(fail)?;
+        let mut line = fs::canonicalize(&objects).map_err(fail)?.into_os_string();
+        line.push("\n");
+        fs::write(apart.0.join("info/alternates"), line.as_bytes()).map_err(fail)?;
+        Ok(apart)
+    }
+
+    /// Moves its packs into the repository, each with that by which it is found last.
+    fn join(self, repo: &RepoRef) -> std::io::Result<()> {
+        let to = repo.git_dir.join("objects/pack");
+        fs::create_dir_all(&to)?;
+        let mut files: Vec<_> = fs::read_dir(self.0.join("pack"))?.collect::<Result<_, _>>()?;
+        files.sort_by_key(|file| file.path().extension().is_some_and(|extension| extension == "idx"));
+        for file in files {
+            fs::rename(file.path(), to.join(file.file_name()))?;
+        }
+        fs::File::open(&to)?.sync_all()
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -149,6 +149,7 @@ struct Start {
 
 async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResult>) -> Result<Start, Error> {
     let (repo, base) = (repo.clone(), spawn.base_branch.clone());
+    let base_name = base.clone();
     blocking(move || {
         let opened = repo.open()?;
         let mut tips: Vec<Tip> = Vec::new();
@@ -174,6 +175,8 @@ async fn start_point(repo: &RepoRef, spawn: &Spawn, results: Vec<DependencyResul
             Some(tip) => (tip.commit, base.ok()),
             None => base.map(|base| (base, Some(base)))?,
         };
+        // A commit of a URL may be on no branch that anybody else has.
+        let base = base.filter(|_| !repo.cloned || repo.is_named(&opened, &base_name));
         let shared = repo.shared(&opened, base, commit);
         Ok(Start { commit, tips, shared })
     })

@@ -17,6 +17,7 @@ use crate::{
         attempt_dir::Place,
         git::testing,
         repository::{RepoRef, Repositories, has_commit},
+        worktree::prepare,
     },
     domain::{TaskId, attempt::TaskResult, order::DependencyResult, task::TaskStatus},
 };
@@ -137,6 +138,25 @@ async fn what_was_pushed_is_not_left_to_origin() {
     assert!(!is_elsewhere(&place, &about));
 }
 
+/// Nor is a base that is only a commit, as of a proposal that was changed since.
+#[tokio::test]
+async fn a_commit_without_a_branch_is_not_left_to_origin() {
+    let mut bench = Bench::new(true).await;
+    let base = testing::commit(&bench.origin, &[("proposed", "1")], "proposed").await;
+    testing::run(&bench.origin, &["reset", "-q", "--hard", "HEAD~1"]).await;
+    bench.manifest.spawn.base_branch.clone_from(&base);
+    let repositories = Repositories::new(bench.machine("a").join("repositories"));
+    let repo = repositories.ensure(&bench.repository, &base, &[]).await.unwrap();
+    let path = bench.machine("a").join("worktrees/work");
+    let place = prepare(&repo, &bench.manifest.spawn, bench.manifest.attempt, &path).await.unwrap().place;
+    assert_eq!(place.base_commit, base);
+    write(&place.worktree, &[("own", "1")]);
+    let captured = bench.capture(&place, None).await;
+    let restored = bench.restore("b", &[&captured], "makima/again/1").await.unwrap().place;
+    assert_eq!(testing::run(&restored.worktree, &["rev-parse", "HEAD"]).await, base);
+    assert_eq!(fs::read_to_string(restored.worktree.join("own")).unwrap(), "1");
+}
+
 /// Who gets the last result of a chain has all of it: on a path, what tasks made on the way is on the machines that made it only,
 /// and whoever depends on the last one is not given what came before. Also where a task added nothing to what it began with,
 /// for the checkpoint of an attempt that began with results, and where the base branch has gone on meanwhile, on one machine.
@@ -216,6 +236,8 @@ async fn a_result_needs_what_it_builds_on() {
     assert!(error.message.contains("lacks what the result"), "{error}");
     assert_eq!(testing::run(&repo.git_dir, &["for-each-ref", "refs/makima/results"]).await, "");
     assert!(has_commit(&repo.open().unwrap(), &commit).is_none(), "whoever starts from it would take it for whole");
+    let left: Vec<_> = fs::read_dir(repo.git_dir.join("objects")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("incoming")), "{left:?}");
 }
 
 /// Where work cannot be put into a person's hands, the directory is as it was.
