@@ -26,7 +26,7 @@ use crate::{
     proc::Spent,
 };
 
-/// Attempts that each daemon runs at once: enough that slots limit nothing else.
+/// Attempts that each daemon runs at once: enough that slots limit nothing else, but the widest part of the largest random graph.
 pub const SLOTS: u32 = 256;
 /// Attempts of a contract at once.
 const CONCURRENCY: u32 = 100_000;

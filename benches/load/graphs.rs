@@ -12,7 +12,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     bed::{self, Bed},
-    figures::{Figures, Goal},
+    figures::{Figures, Goal, word},
     harness::{Client, Database},
     options::Options,
     proof,
@@ -75,7 +75,8 @@ async fn random(database: Database, edges: usize, figures: &mut Figures) {
     let mut before: Option<f64> = None;
     for half in (0..=DOUBLINGS).rev() {
         let edges = edges >> half;
-        let took = drained(database, edges).await;
+        let (took, how) = drained(database, edges).await;
+        figures.note(format!("random graph of {edges} edges [{}]: {how}", word(Some(database))));
         let mut name = format!("random graph of {edges} edges drained");
         figures.add(&name, Some(database), "s", took, Goal::default());
         if let Some(before) = before {
@@ -86,7 +87,8 @@ async fn random(database: Database, edges: usize, figures: &mut Figures) {
     }
 }
 
-async fn drained(database: Database, edges: usize) -> f64 {
+/// Seconds, and what the server and the ledger did meanwhile, for people.
+async fn drained(database: Database, edges: usize) -> (f64, String) {
     let bed = Bed::with_daemons(database, false).await;
     let client = bed.world.client();
     let (contract, _) = bed::contract(&client, Vec::new(), true).await;
@@ -103,11 +105,13 @@ async fn drained(database: Database, edges: usize) -> f64 {
         task
     };
     bed::create_all(&client, &contract, (0..tasks).map(node).collect()).await;
+    let (before, batches) = (bed.spent(), bed.batches().await);
     let begun = release(&client, &contract).await;
     bed::until_done(&client, &contract, tasks).await;
-    let took = begun.elapsed().as_secs_f64();
+    let took = begun.elapsed();
+    let how = format!("cores: {}; {}", bed.spent().since(&before, took), bed.batches().await.since(&batches));
     proof::of_done(&bed, tasks).await;
-    took
+    (took.as_secs_f64(), how)
 }
 
 async fn release(client: &Client, contract: &str) -> Instant {

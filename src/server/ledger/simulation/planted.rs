@@ -70,6 +70,9 @@ pub(super) fn after_fold(planted: Option<Planted>, work: &mut Work, request: &Re
                 if let Some(task) = work.tasks.get_mut(dependent).filter(|_| done) {
                     task.unmet = task.unmet.saturating_sub(1);
                 }
+                if let Some(unmet) = work.counted.get_mut(&dependent).filter(|_| done) {
+                    *unmet = unmet.saturating_sub(1);
+                }
             }
         }
         _ => {}
