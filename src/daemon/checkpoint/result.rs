@@ -105,7 +105,7 @@ pub async fn import_result(
 }
 
 /// A directory for objects, from which those of the repository are seen and not the other way round: what git keeps a push in until
-/// it takes it. It has the name that git gives those, and removes if it is left.
+/// it takes it. It has the name that git gives those, so that git clears away what a crash has left.
 struct Apart(PathBuf);
 
 impl Apart {
