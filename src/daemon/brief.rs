@@ -39,6 +39,8 @@ pub struct Story<'a> {
     pub changes: &'a str,
     /// Files that were left out of the checkpoint, as not to be carried about.
     pub omitted: &'a [String],
+    /// The work is there as it was some time before it was interrupted.
+    pub is_older: bool,
     /// The agent remembers: its conversation goes on.
     pub resumed: bool,
     /// Where the agent works now.
@@ -105,6 +107,11 @@ fn place(story: &Story<'_>, work: &str) -> String {
         Some(worktree) => format!("{work} is in `{}`, as it was left", shown(worktree)),
         None => format!("{work} is in the current directory, as it was left"),
     };
+    if story.is_older {
+        text.push_str(
+            " some time before that (the newest copy could not be restored, so what was done after it is missing)",
+        );
+    }
     if story.omitted.is_empty() {
         text.push_str(". ");
     } else {
@@ -175,6 +182,7 @@ mod tests {
             last_messages: messages,
             changes: " src/parser.rs | 12 ++++\n 1 file changed\n",
             omitted,
+            is_older: false,
             resumed: false,
             worktree: Some(Path::new("/b/other")),
             old_worktree: Some(Path::new("/a/work")),
@@ -202,6 +210,11 @@ mod tests {
             ..Story::default()
         };
         assert!(write(&here).starts_with("You were interrupted. Your work is in `/w`, as it was left. A command"));
+        let older = write(&Story { is_older: true, ..here });
+        assert!(
+            older.contains("as it was left some time before that (the newest copy could not be restored"),
+            "{older}"
+        );
         assert!(
             write(&Story { resumed: true, ..Story::default() }).contains("in the current directory, as it was left. A")
         );
@@ -240,6 +253,7 @@ mod tests {
                 last_messages: &messages,
                 changes: &long,
                 omitted: &omitted,
+                is_older: true,
                 resumed,
                 worktree: Some(path),
                 old_worktree: Some(Path::new("/y")),

@@ -184,6 +184,8 @@ pub struct Restored {
     pub previous: Previous,
     /// Files that the checkpoint had left out.
     pub omitted: Vec<Omitted>,
+    /// Why the newest of the chain was not restored; `None` where it was.
+    pub passed_over: Option<String>,
     /// Things worth a look.
     pub warnings: Vec<String>,
 }

@@ -30,15 +30,20 @@ use super::{
 use crate::daemon::{
     attempt_dir::Place,
     git::{LOCAL_TIMEOUT, LONG_TIMEOUT, Share, attempt, blocking, git, succeed},
+    process::Output,
     repository::RepoRef,
     worktree,
 };
+use crate::domain::attempt::FailureClass;
 
 /// Makes the worktree of a checkpoint at `path`, on the branch `branch` (or one beside it, if that is taken). The
 /// repository has what the checkpoint left out ([`super::Source::exclude`]); `chain` are its files, the whole one first.
 ///
 /// A worktree of this repository that is already at `path` becomes that of the checkpoint: files that the checkpoint does
 /// not have are removed, but not what git ignores and what a checkpoint leaves out. Anything else at `path` is moved aside.
+///
+/// Where the repository lacks what the newest builds on, and nothing is to be had of it, the one before it is taken, and so on
+/// ([`Restored::passed_over`]): an attempt that goes on from an older one repeats some work, and one that never begins does none.
 pub async fn restore(
     repo: &RepoRef,
     chain: &[ChainFile],
@@ -47,7 +52,7 @@ pub async fn restore(
     transcript: Option<&Path>,
 ) -> Result<Restored, Error> {
     let headers = verify(chain).await?;
-    let stored = Stored::bring(repo, chain, headers).await?;
+    let (stored, passed_over) = Stored::bring_newest(repo, chain, headers).await?;
     let mut warnings = Vec::new();
     let place = Place {
         repo: repo.clone(),
@@ -62,7 +67,7 @@ pub async fn restore(
     let branch = stored.place(&place, made, &mut warnings).await?;
     let place = Place { branch, ..place };
     match stored.fill(&place, transcript, &mut warnings).await {
-        Ok(transcript) => Ok(stored.restored(place, transcript, warnings).await?),
+        Ok(transcript) => Ok(Restored { passed_over, ..stored.restored(place, transcript, warnings).await? }),
         Err(error) => {
             if made {
                 worktree::discard(repo, path, &place.branch).await;
@@ -134,6 +139,27 @@ impl Stored {
             Ok(Self { repo, header, manifest, tree })
         })
         .await
+    }
+
+    /// The same of the newest that can be brought, and why those after it cannot. The error is that of the newest.
+    async fn bring_newest(
+        repo: &RepoRef,
+        chain: &[ChainFile],
+        headers: Vec<Header>,
+    ) -> Result<(Self, Option<String>), Error> {
+        let newest = match Self::bring(repo, chain, headers.clone()).await {
+            Ok(stored) => return Ok((stored, None)),
+            Err(error) if error.class == FailureClass::Repository => error,
+            Err(error) => return Err(error),
+        };
+        for links in (1..chain.len()).rev() {
+            match Self::bring(repo, &chain[..links], headers[..links].to_vec()).await {
+                Ok(stored) => return Ok((stored, Some(newest.message))),
+                Err(error) if error.class == FailureClass::Repository => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(newest)
     }
 
     /// Makes the worktree, with HEAD where it belongs and no files. Answers the branch.
@@ -330,6 +356,7 @@ impl Stored {
             transcript,
             previous: Previous { id, commit, depth },
             omitted: self.manifest.omitted,
+            passed_over: None,
             warnings,
         })
     }
@@ -366,7 +393,7 @@ async fn unpack(repo: &RepoRef, path: &Path) -> Result<(), Error> {
     if output.success() {
         return Ok(());
     }
-    let complaint = output.complaint();
+    let complaint = told(&output)?;
     if complaint.contains("unresolved delta") || complaint.contains("missing") {
         return Err(lacking(repo, &complaint));
     }
@@ -382,11 +409,21 @@ async fn connected(repo: &RepoRef, commit: &str, path: &Path) -> Result<(), Erro
     if output.success() {
         return Ok(());
     }
-    let complaint = output.complaint();
+    let complaint = told(&output)?;
     if complaint.contains(commit) {
         return Err(damaged(path, &complaint));
     }
     Err(lacking(repo, &complaint))
+}
+
+/// What git said of a checkpoint; one that was killed has said nothing.
+fn told(output: &Output) -> Result<String, Error> {
+    match output.code {
+        Some(_) => Ok(output.complaint()),
+        None => {
+            Err(Error::refused(format!("git was stopped while it looked at a checkpoint ({})", output.complaint())))
+        }
+    }
 }
 
 fn lacking(repo: &RepoRef, complaint: &str) -> Error {

@@ -32,6 +32,7 @@ use crate::{
     domain::{
         AttemptRef,
         attempt::{Failure, FailureClass, Pack},
+        id::CheckpointId,
         order::{self, DependencyResult, EarlierWorktree, Spawn},
         report::Report,
     },
@@ -57,6 +58,8 @@ pub(super) struct Ground {
     pub(super) conversation: Option<(String, Option<PathBuf>)>,
     /// Files of the earlier work that are not there.
     pub(super) omitted: Vec<String>,
+    /// The newest checkpoint of that work could not be restored, and one before it was.
+    pub(super) is_older: bool,
     /// Where the earlier work was.
     pub(super) old_worktree: Option<PathBuf>,
 }
@@ -152,7 +155,14 @@ impl Runner {
         let prepared =
             self.attend(worktree::prepare(&repo, spawn, self.attempt, &path)).await?.map_err(Failure::from)?;
         warnings.extend(prepared.warnings);
-        Ok(Ground { place: prepared.place, set_up: false, conversation: None, omitted: Vec::new(), old_worktree: None })
+        Ok(Ground {
+            place: prepared.place,
+            set_up: false,
+            conversation: None,
+            omitted: Vec::new(),
+            is_older: false,
+            old_worktree: None,
+        })
     }
 
     /// Brings the result of a dependency from the server, where the repository does not have it. Where that fails, origin may
@@ -216,6 +226,8 @@ impl Runner {
 
     // === from a checkpoint ===
 
+    /// From the newest of the chain that can be had, and restored here. What the newer ones have that it lacks is not lost,
+    /// the server keeps them; a task that stands still for good because of a file or a commit that is gone would be.
     async fn restore(
         &mut self,
         spawn: &Spawn,
@@ -229,11 +241,20 @@ impl Runner {
         let make = blocking(move || std::fs::create_dir_all(made));
         make.await.map_err(|error| disk_failure(&error))?;
         let mut chain_files = Vec::with_capacity(resume.chain.len());
+        let mut not_there = None;
         for link in &resume.chain {
             let path = files.join(format!("{}.checkpoint", link.id));
             let whole = Pack { bytes: link.bytes, sha256: link.sha256.clone() };
-            self.download(&link.blob, &path, &whole).await?;
-            chain_files.push(ChainFile { path, sha256: link.sha256.clone() });
+            match self.download(&link.blob, &path, &whole).await {
+                Ok(()) => chain_files.push(ChainFile { path, sha256: link.sha256.clone() }),
+                Err(Halt::Failed(failure))
+                    if failure.class == FailureClass::WorktreeLost && !chain_files.is_empty() =>
+                {
+                    not_there = Some(failure.message);
+                    break;
+                }
+                Err(halt) => return Err(halt),
+            }
         }
         let repo = self
             .attend(context.repositories.ensure(&spawn.repository, &spawn.base_branch, &[]))
@@ -243,6 +264,17 @@ impl Runner {
         let transcript = dir.path().join("transcript");
         let restored = checkpoint::restore(&repo, &chain_files, &path, &spawn.branch, Some(&transcript));
         let restored = self.attend(restored).await?.map_err(Failure::from)?;
+        let newest = resume.checkpoint().map(CheckpointId::short).unwrap_or_default();
+        let older = restored.previous.id.short();
+        let instead = format!("checkpoint {newest} cannot be restored here, so it goes on from {older}, before it");
+        let is_older = restored.passed_over.is_some() || not_there.is_some();
+        warnings.extend(restored.passed_over.map(|why| {
+            format!(
+                "{instead} ({why}); what came after that stays on the server: `makima task restore {newest} --into DIR --repo \
+                 PATH` takes it out, with a repository that has what it builds on"
+            )
+        }));
+        warnings.extend(not_there.map(|why| format!("{instead}: {why}")));
         let (place, told) = self.attend(worktree::furnish(restored.place, spawn)).await?.map_err(Failure::from)?;
         warnings.extend(restored.warnings);
         warnings.extend(told);
@@ -266,6 +298,7 @@ impl Runner {
             set_up: false,
             conversation: session.map(|session| (session, restored.transcript)),
             omitted: restored.omitted.into_iter().map(|omitted| omitted.path).collect(),
+            is_older,
             old_worktree: None,
         })
     }
@@ -320,6 +353,7 @@ impl Runner {
             set_up: theirs.agent.is_some(),
             conversation: session.map(|session| (session, None)),
             omitted: Vec::new(),
+            is_older: false,
             old_worktree: Some(made.worktree),
         })
     }
@@ -391,8 +425,10 @@ impl Runner {
             plan: &spawn.plan,
             why: &resume.reason,
             last_messages: &last_messages,
-            changes: &resume.summary,
+            // Of the newest one.
+            changes: if ground.is_older { "" } else { &resume.summary },
             omitted: &ground.omitted,
+            is_older: ground.is_older,
             resumed: session.is_some(),
             worktree: Some(&ground.place.worktree),
             old_worktree: ground.old_worktree.as_deref(),
@@ -425,7 +461,14 @@ impl Runner {
         tracing::warn!(why = why.message, "the agent does not go on with its session; it begins a new one");
         let mut warnings =
             vec![format!("the agent's session could not be resumed, so it began a new one: {}", why.message)];
-        let ground = Ground { place, set_up: true, conversation: None, omitted: Vec::new(), old_worktree: None };
+        let ground = Ground {
+            place,
+            set_up: true,
+            conversation: None,
+            omitted: Vec::new(),
+            is_older: false,
+            old_worktree: None,
+        };
         manifest.rejected = true;
         manifest.agent = Some(self.agent(spawn, &dir, &ground, true, &mut warnings).await?);
         self.save(&dir, &manifest).await?;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use makima::wire::pb::{AttemptStatus, FailureClass, TaskStatus};
+use makima::wire::pb::{self, AttemptStatus, FailureClass, TaskStatus};
 
 use super::{checkpointed, create, lose_machine, no_agents, options, until, worktree, world};
 use crate::harness::{DaemonOptions, client::shell, eventually, eventually::ensure};
@@ -155,6 +155,55 @@ async fn a_lost_machine_costs_what_came_after_the_last_checkpoint() {
     assert_eq!(read("head") + &read("index"), said);
     assert_eq!(read("staged"), "later\n");
     assert!(!done.result_commit.is_empty());
+    no_agents(&world).await;
+}
+
+/// The newest checkpoint is damaged on the server's disk when the machine is lost: the task goes on from the one before it, and
+/// both the person and the agent are told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_is_lost_costs_what_came_after_the_one_before() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then exit 0; fi; echo 1 > one; sleep 1000";
+    let client = world.client();
+    let tasks = create(&client, &repo.file_url(), Duration::from_secs(1), vec![shell("long", script, &[])]).await;
+    let id = tasks[0].task_id.clone();
+    until(&client, &id, TaskStatus::Running).await;
+    let place = worktree(&client, &id).await;
+    world.file_appears(&place.join("one")).await;
+    checkpointed(&client, &id).await;
+    fs::write(place.join("two"), "2").unwrap();
+    let newest = eventually("a delta is stored", || async {
+        let request = pb::ListCheckpointsRequest { task_id: id.clone(), ..Default::default() };
+        let all = client.tasks().list_checkpoints(request).await.unwrap().into_inner().checkpoints;
+        let newest = all.first().cloned().unwrap_or_default();
+        if newest.base_checkpoint_id.is_empty() { Err(format!("{all:?}")) } else { Ok(newest) }
+    })
+    .await;
+    let request = pb::GetCheckpointRequest { checkpoint_id: newest.checkpoint_id.clone() };
+    let chain = client.tasks().get_checkpoint(request).await.unwrap().into_inner().checkpoint.unwrap().chain;
+    let blob = world.server_state().join("blobs").join(&chain.last().unwrap().blob_id);
+    let mut bytes = fs::read(&blob).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&blob, bytes).unwrap();
+
+    lose_machine(&mut world, "a").await;
+    world.start_daemon_with("b", options()).await;
+    until(&client, &id, TaskStatus::Done).await;
+    let place = worktree(&client, &id).await;
+    assert_eq!(fs::read_to_string(place.join("one")).unwrap(), "1\n");
+    assert!(!place.join("two").exists());
+    let attempts = client.task(&id).await.attempts;
+    assert_eq!(attempts.len(), 2, "{attempts:?}");
+    let warnings = attempts.iter().find(|attempt| attempt.number == 2).unwrap().warnings.join("\n");
+    let short = |id: &str| id[id.len() - 12..].to_owned();
+    let (newest, older) = (short(&newest.checkpoint_id), short(&newest.base_checkpoint_id));
+    let told = format!("checkpoint {newest} cannot be restored here, so it goes on from {older}");
+    assert!(warnings.contains(&told), "{warnings}");
+    let dirs = fs::read_dir(world.daemon_state("b").join("attempts")).unwrap();
+    let briefs: String = dirs.filter_map(|dir| fs::read_to_string(dir.unwrap().path().join("brief")).ok()).collect();
+    assert!(briefs.contains("the newest copy could not be restored"));
     no_agents(&world).await;
 }
 

@@ -294,3 +294,46 @@ async fn a_damaged_shadow_costs_a_delta() {
     let fourth = bench.capture(&place, Some(&third)).await;
     assert_eq!(fourth.base, None);
 }
+
+/// Where what the newest builds on is gone, the work goes on from the one before it, and it is said why; the next checkpoint builds
+/// on that one. Where nothing of the chain can be had, the newest's complaint is told.
+#[tokio::test]
+async fn an_older_one_is_restored_where_the_newest_cannot_be() {
+    let bench = Bench::new(true).await;
+    let place = bench.place("a").await;
+    let dir = &place.worktree;
+    write(dir, &[("a", "1")]);
+    let first = bench.capture(&place, None).await;
+    write(dir, &[("a", "2")]);
+    let second = bench.capture(&place, Some(&first)).await;
+    let was = picture(dir, &place.branch, ALL).await;
+    // What everybody has, and then nobody any more.
+    let gone = testing::commit(dir, &[("gone", "gone")], "gone").await;
+    testing::commit(dir, &[("own", "own")], "own").await;
+    let source = Source { exclude: vec![gone], ..bench.source(&place, Some(&second)) };
+    let third = bench.capture_from(&source).await;
+    write(dir, &[("a", "4")]);
+    let fourth = bench.capture(&place, Some(&third)).await;
+    let restored = bench.restore("b", &[&first, &second, &third, &fourth], "makima/work/2").await.unwrap();
+    assert_same(&was, &picture(&restored.place.worktree, "makima/work/2", ALL).await);
+    let why = restored.passed_over.unwrap();
+    assert!(why.contains("lacks what the checkpoint builds on"), "{why}");
+    assert_eq!(restored.previous.id, second.id);
+    let dir = &restored.place.worktree;
+    write(dir, &[("a", "5")]);
+    let source = Source { previous: Some(restored.previous), ..bench.source(&restored.place, None) };
+    let fifth = bench.capture_from(&source).await;
+    assert_eq!(fifth.base, Some(second.id));
+    let was = picture(dir, "makima/work/2", ALL).await;
+    let again = bench.restore("c", &[&first, &second, &fifth], "makima/work/2").await.unwrap();
+    assert_same(&was, &picture(&again.place.worktree, "makima/work/2", ALL).await);
+    assert_eq!(again.passed_over, None);
+    let whole = Source { previous: None, ..source };
+    let source = Source { exclude: vec![testing::commit(dir, &[("b", "b")], "b").await], ..whole };
+    testing::commit(dir, &[("c", "c")], "c").await;
+    let nowhere = bench.capture_from(&source).await;
+    write(dir, &[("a", "6")]);
+    let delta = bench.capture(&restored.place, Some(&nowhere)).await;
+    let error = bench.restore("c", &[&nowhere, &delta], "makima/work/3").await.unwrap_err();
+    assert!(error.message.contains("lacks what the checkpoint builds on"), "{error}");
+}
