@@ -152,7 +152,7 @@ pub enum DepsCommand {
 pub struct EdgesArgs {
     #[command(flatten)]
     task: TaskArg,
-    /// Ids or names of tasks of the same contract
+    /// Tasks of the same contract: id, name, or CONTRACT/NAME
     #[arg(required = true, value_name = "DEPENDENCY")]
     depends_on: Vec<String>,
 }
@@ -466,20 +466,32 @@ async fn deps(session: &mut Session, client: &Client, command: DepsCommand) -> R
         }
         DepsCommand::Add(args) => {
             let task_id = id(client, &args.task).await?;
-            let request = pb::AddDependenciesRequest { request_id: request_id(), task_id, depends_on: args.depends_on };
+            let depends_on = of_contracts(client, args.depends_on).await;
+            let request = pb::AddDependenciesRequest { request_id: request_id(), task_id, depends_on };
             let answer = client.tasks().add_dependencies(timed(request)).await;
             let answer = answer.map_err(client.refused("add the dependencies"))?.into_inner();
             waits(session, answer.task)
         }
         DepsCommand::Rm(args) => {
             let task_id = id(client, &args.task).await?;
-            let request =
-                pb::RemoveDependenciesRequest { request_id: request_id(), task_id, depends_on: args.depends_on };
+            let depends_on = of_contracts(client, args.depends_on).await;
+            let request = pb::RemoveDependenciesRequest { request_id: request_id(), task_id, depends_on };
             let answer = client.tasks().remove_dependencies(timed(request)).await;
             let answer = answer.map_err(client.refused("remove the dependencies"))?.into_inner();
             waits(session, answer.task)
         }
     }
+}
+
+/// Ids and names as they are: the server looks those up in the task's contract. What is said as CONTRACT/NAME by its id.
+async fn of_contracts(client: &Client, given: Vec<String>) -> Vec<String> {
+    let mut named = Vec::with_capacity(given.len());
+    for text in given {
+        let id = if text.contains('/') { resolve::task(client, &text, None).await.ok() } else { None };
+        // A name may have a slash in it.
+        named.push(id.unwrap_or(text));
+    }
+    named
 }
 
 fn waits(session: &mut Session, task: Option<pb::Task>) -> Result<()> {

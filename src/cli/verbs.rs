@@ -18,7 +18,7 @@ use super::{
     task::{TaskArg, id, said},
     view,
 };
-use crate::wire::pb;
+use crate::wire::pb::{self, TaskStatus};
 
 /// `task retry`.
 #[derive(Args, Debug)]
@@ -206,7 +206,14 @@ pub async fn force_release(session: &mut Session, client: &Client, args: Release
     let request = pb::ForceReleaseTaskRequest { request_id: request_id(), task_id, reason: args.reason };
     let answer = client.tasks().force_release_task(timed(request)).await;
     let answer = answer.map_err(client.refused("release the task"))?.into_inner();
-    said(session, answer.task, "is released; what is left of it anywhere is fenced, and its work is kept")
+    let status = answer.task.as_ref().map(pb::Task::status).unwrap_or_default();
+    let what = match status {
+        TaskStatus::Done | TaskStatus::Merged | TaskStatus::Failed | TaskStatus::Cancelled => {
+            format!("stays {}; what was left of it anywhere is fenced, and its work is kept", view::task_status(status))
+        }
+        _ => "is released; what is left of it anywhere is fenced, and its work is kept".to_owned(),
+    };
+    said(session, answer.task, &what)
 }
 
 async fn told(session: &mut Session, client: &Client, task: Option<pb::Task>, what: &str, wait: bool) -> Result<()> {

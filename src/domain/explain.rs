@@ -102,6 +102,8 @@ pub struct Around<'a> {
     pub holders: &'a [String],
     /// What to call those who did something, where there is more to say than their word.
     pub actors: &'a HashMap<String, String>,
+    /// Names of daemons that have something of the task, where not all of the fleet is at hand.
+    pub names: &'a HashMap<DaemonId, String>,
     /// That instant.
     pub now: Timestamp,
 }
@@ -150,25 +152,28 @@ pub fn explain(task: &Task, around: &Around<'_>) -> Explained {
             explained
         }
         TaskState::Starting { since } => Explained::standing(format!(
-            "given to {} {} ago{}; its agent has not started yet",
+            "given to {} {} ago{}; its agent has not started yet{}",
             daemon_name(task, around),
             ago(*since),
-            began(around)
+            began(around),
+            silent(task, around)
         )),
         TaskState::Running { since } => Explained::standing(format!(
-            "its agent has been running on {} for {}{}",
+            "its agent has been running on {} for {}{}{}",
             daemon_name(task, around),
             ago(*since),
-            began(around)
+            began(around),
+            silent(task, around)
         )),
         TaskState::Paused { held } => Explained::standing(format!("paused by {}", who(held, around))),
         TaskState::AwaitingInput { question, .. } => Explained::standing(format!("its agent asks: {question}")),
         TaskState::Finalizing { result, since } => {
             let size = result.pack.as_ref().map_or(String::new(), |pack| format!(" ({} bytes)", pack.bytes));
             Explained::standing(format!(
-                "its agent has ended well; its result{size} has been on the way from {} for {}",
+                "its agent has ended well; its result{size} has been on the way from {} for {}{}",
                 daemon_name(task, around),
-                ago(*since)
+                ago(*since),
+                silent(task, around)
             ))
         }
         TaskState::Done { .. } | TaskState::Merged { .. } => Explained::default(),
@@ -192,9 +197,21 @@ fn quiet(task: &Task, around: &Around<'_>) -> Option<String> {
     Some(format!(
         "its daemon {}{only_copy} has been quiet for {}; it is given up in {} if it does not come back",
         daemon_name(task, around),
-        span(around.now.since(*since)),
+        span(around.now.since(unheard(task, around).map_or(*since, |heard| heard.min(*since)))),
         span(rerun_at.since(around.now))
     ))
+}
+
+/// When a daemon that is not attached was last heard.
+fn unheard(task: &Task, around: &Around<'_>) -> Option<Timestamp> {
+    let member = around.fleet.iter().find(|member| Some(member.id) == task.daemon)?;
+    (!member.attached).then_some(member.last_seen)
+}
+
+/// That nothing is heard of its daemon, where it is not yet taken for lost.
+fn silent(task: &Task, around: &Around<'_>) -> String {
+    let heard = unheard(task, around).map(|heard| span(around.now.since(heard)));
+    heard.map_or_else(String::new, |ago| format!("; that daemon is not attached, and was last heard {ago} ago"))
 }
 
 /// What the attempt that lives went on from.
@@ -359,7 +376,7 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
             .take(NAMES_IN_A_SENTENCE)
             .map(|it| format!("try `{}` again: makima task retry {}", it.name, it.task.short()))
             .chain([
-                format!("drop a dependency: makima task deps {id}"),
+                format!("drop a dependency: makima task deps rm {id} DEPENDENCY"),
                 format!("give it up: makima task cancel {id}"),
             ])
             .collect(),
@@ -398,7 +415,16 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
             | PendingReason::ConcurrencyLimit,
         ) => Vec::new(),
         None => match task.status() {
-            TaskStatus::Failed | TaskStatus::Cancelled => vec![format!("try it again: makima task retry {id}")],
+            TaskStatus::Failed | TaskStatus::Cancelled => {
+                let mut ways = vec![format!("try it again: makima task retry {id}")];
+                if task.checkpoint.is_some() {
+                    ways.push(format!(
+                        "from an earlier checkpoint: makima task checkpoints {id}, then makima task resume {id} --from CHECKPOINT"
+                    ));
+                    ways.push(format!("have its work in a directory: makima task restore {id} --into DIR"));
+                }
+                ways
+            }
             _ if quiet(task, around).is_some() => {
                 vec![format!("go on elsewhere at once, from its last checkpoint: makima task reassign {id}")]
             }
@@ -430,8 +456,8 @@ fn daemon_name(task: &Task, around: &Around<'_>) -> String {
 }
 
 fn name_of(daemon: DaemonId, around: &Around<'_>) -> String {
-    let member = around.fleet.iter().find(|member| member.id == daemon);
-    member.map_or_else(|| "a daemon".to_owned(), |member| member.card.name.clone())
+    let member = around.fleet.iter().find(|member| member.id == daemon).map(|member| &member.card.name);
+    member.or_else(|| around.names.get(&daemon)).map_or_else(|| "a daemon".to_owned(), String::clone)
 }
 
 /// Since when an attempt is being ended.

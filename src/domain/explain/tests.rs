@@ -1,6 +1,6 @@
 //! Which reason is shown when several hold, and what a fit names.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::*;
 use crate::domain::{
@@ -101,8 +101,11 @@ fn hold() -> Hold {
     Hold { by: "key:k".into(), reason: "look first".into(), since: NOW }
 }
 
+static NO_NAMES: LazyLock<HashMap<DaemonId, String>> = LazyLock::new(HashMap::new);
+
 fn nothing<'a>(contract: &'a Contract, actors: &'a HashMap<String, String>) -> Around<'a> {
-    Around { contract, unmet: &[], blockers: &[], fleet: &[], attempt: None, holders: &[], actors, now: NOW }
+    let names = &NO_NAMES;
+    Around { contract, unmet: &[], blockers: &[], fleet: &[], attempt: None, holders: &[], actors, names, now: NOW }
 }
 
 fn attempt(state: AttemptState) -> Attempt {
@@ -143,7 +146,7 @@ fn what_bears_on_a_task_is_named() {
     task.daemon = Some(id(20));
     task.attempt = 1;
     let fleet = [member("one", 20), member("two", 21)];
-    let actors = HashMap::from([("key:k".to_owned(), "laptop (key:k)".to_owned())]);
+    let actors = HashMap::from([("key:k".to_owned(), "the key `laptop` (key:k)".to_owned())]);
     let mut lines = Vec::new();
     let mut say = |task: &Task, contract: &Contract, attempt: Option<&Attempt>, holders: &[String]| {
         let around = Around { fleet: &fleet, attempt, holders, ..nothing(contract, &actors) };
@@ -192,7 +195,7 @@ fn what_bears_on_a_task_is_named() {
       - do not wait for that daemon: makima task force-release 000000000001 --reason TEXT
     about to be given to a daemon; it goes on from checkpoint 000000000028; on two first
     its contract runs 10 attempts and may run 10: api, types and 8 more; it goes on in its worktree on one
-    its contract is held by laptop (key:k): look first; it goes on in its worktree on one
+    its contract is held by the key `laptop` (key:k): look first; it goes on in its worktree on one
       - release the contract: makima contract release 01938f3e-0000-7000-8000-000000000002
     ");
 }
@@ -305,8 +308,35 @@ fn a_task_that_has_started_or_ended_says_where_it_stands() {
     let around = Around { fleet: &fleet, ..nothing(&contract, &actors) };
     task.state = TaskState::Running { since: NOW.before(Duration::from_secs(7_300)) };
     assert_eq!(explain(&task, &around), Explained::standing("its agent has been running on one for 2 h"));
+    // From when nothing is heard of its daemon on, and not only from when that is taken for its loss.
+    let mut gone = fleet.clone();
+    gone[0].attached = false;
+    let without = Around { fleet: &gone, ..around };
+    assert_eq!(
+        explain(&task, &without).text,
+        "its agent has been running on one for 2 h; that daemon is not attached, and was last heard 90 s ago"
+    );
+    let since = NOW.before(Duration::from_secs(45));
+    let running = AttemptState::Running { since: NOW.before(Duration::from_secs(7_300)) };
+    let rerun_at = NOW.after(Duration::from_secs(120));
+    let quiet = attempt(AttemptState::Disconnected { since, rerun_at, was: Box::new(running) });
+    let told = "its daemon one has been quiet for 90 s; it is given up in 2 min if it does not come back";
+    assert_eq!(explain(&task, &Around { attempt: Some(&quiet), ..without }).text, told);
+    // A list has no fleet at hand, and the names.
+    let names = HashMap::from([(id(20), "one".to_owned())]);
+    let told = told.replace("90 s", "45 s");
+    assert_eq!(explain(&task, &Around { attempt: Some(&quiet), fleet: &[], names: &names, ..around }).text, told);
     task.state = TaskState::Failed { failure: Failure::new(FailureClass::Timeout, "over its wall time"), at: NOW };
     let explained = explain(&task, &around);
     assert_eq!(explained, Explained::standing("over its wall time"));
     assert_eq!(actions(&task, &explained, &around), ["try it again: makima task retry 000000000001"]);
+    task.checkpoint = Some(id(40));
+    assert_eq!(
+        actions(&task, &explained, &around)[1..],
+        [
+            "from an earlier checkpoint: makima task checkpoints 000000000001, then makima task resume 000000000001 --from \
+             CHECKPOINT",
+            "have its work in a directory: makima task restore 000000000001 --into DIR",
+        ]
+    );
 }

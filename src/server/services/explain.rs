@@ -240,7 +240,7 @@ impl Surroundings {
         for (id, actor) in keys {
             let key = tx.key_fetch(id).await.map_err(store_error)?;
             if let Some(key) = key.filter(|key| !key.label.is_empty()) {
-                let named = format!("{} ({actor})", key.label);
+                let named = format!("the key `{}` ({actor})", key.label);
                 self.actors.insert(actor, named);
             }
         }
@@ -351,6 +351,7 @@ impl Surroundings {
             attempt: self.attempts.get(&task.id),
             holders: self.holders.get(&task.contract).map_or(&[], Vec::as_slice),
             actors: &self.actors,
+            names: &self.names,
             now: self.now,
         })
     }
