@@ -177,9 +177,12 @@ pub fn shares(contracts: &BTreeMap<ContractId, Load>, room: u32) -> HashMap<Cont
 }
 
 /// How many heads of a lane are looked at whose contract may be given so many of its tasks: one more, so that one that is given all
-/// of them does not look as if it had no others. As a power of two, so that many lanes share a number.
-pub fn heads_wanted(share: u32) -> u32 {
-    share.saturating_add(1).next_power_of_two()
+/// of them does not look as if it had no others. With more than a few lanes as a power of two, so that many share a number.
+pub fn heads_wanted(share: u32, lanes: usize) -> u32 {
+    /// Each number is a statement of its own.
+    const FEW: usize = 2;
+    let wanted = share.saturating_add(1);
+    if lanes <= FEW { wanted } else { wanted.next_power_of_two() }
 }
 
 /// Which of these lanes have none of their heads left after these assignments, by place. Each is one that may have more heads than

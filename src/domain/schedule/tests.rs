@@ -462,7 +462,7 @@ proptest! {
         }
         let loads: BTreeMap<_, _> = all.contracts.iter().map(|(id, load)| (*id, *load)).collect();
         let shares = shares(&loads, free);
-        let mut limits: Vec<u32> = loads.keys().map(|id| heads_wanted(shares[id])).collect();
+        let mut limits: Vec<u32> = loads.keys().map(|id| heads_wanted(shares[id], loads.len())).collect();
         let decided = loop {
             let (contracts, classes) = (all.contracts.clone(), all.classes.clone());
             let mut some = World { contracts, classes, ..World::default() };

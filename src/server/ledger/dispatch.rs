@@ -133,6 +133,7 @@ impl Work {
         let hosts: Vec<Host<'_>> = (offers.iter())
             .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
             .collect();
+        let mut asked: HashSet<TaskId> = HashSet::new();
         let assignments = loop {
             let ready: Vec<Arc<Task>> = (self.tasks.shared())
                 .filter(|(_, task)| task.is_ready() && served.contains(&task.class))
@@ -142,7 +143,7 @@ impl Work {
                 break Vec::new();
             }
             self.load_contract_rows(tx, ready.iter().map(|task| task.contract)).await?;
-            let near = self.load_near(tx, &ready).await?;
+            let near = self.load_near(tx, &ready, &mut asked).await?;
             let heads: Vec<Head> = ready.iter().map(|task| head(task, near.get(&task.id))).collect();
             let contracts: HashMap<ContractId, Load> = (heads.iter())
                 .filter_map(|head| Some((head.contract, Load::of(self.contracts.get(head.contract)?))))
@@ -164,6 +165,10 @@ impl Work {
         let more = (more_lanes && (closed || !assignments.is_empty())) || stale || assignments.len() > MAX_ASSIGNMENTS;
         let assignments = &assignments[..assignments.len().min(MAX_ASSIGNMENTS)];
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
+        // What goes into the orders; of what is ready and gets no place now nothing is read.
+        let rest = assignments.iter().map(|assignment| assignment.task).filter(|id| !asked.contains(id));
+        let rest: Vec<TaskId> = rest.collect();
+        self.load_dependencies(tx, &rest).await?;
         self.load_replaced(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         self.load_restored(tx, assignments.iter().map(|assignment| assignment.task)).await?;
         let beside = self.load_beside(tx, assignments.iter().map(|assignment| assignment.task), classes).await?;
@@ -211,7 +216,7 @@ impl Work {
         let shares = schedule::shares(&loads, room);
         let looked = |lane: &LaneHead| -> Option<Looked> {
             let places = loads.get(&lane.contract).map_or(0, |load| load.room()).min(room);
-            let limit = schedule::heads_wanted(shares.get(&lane.contract).copied().unwrap_or(0));
+            let limit = schedule::heads_wanted(shares.get(&lane.contract).copied().unwrap_or(0), lanes.len());
             (places > 0).then_some(Looked { lane: *lane, places, limit, read: 0, heads: Vec::new() })
         };
         let mut read: Vec<Looked> = lanes.iter().filter_map(looked).collect();
@@ -248,29 +253,38 @@ impl Work {
         looked.is_cut() && !looked.heads.iter().all(is_head)
     }
 
-    /// Dependencies of ready tasks: where their results are, and what goes into the order.
-    async fn load_near(&mut self, tx: &mut impl Rows, ready: &[Arc<Task>]) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
-        let of: Vec<TaskId> = ready.iter().map(|task| task.id).collect();
-        // Those of a new one are here.
-        let there: Vec<TaskId> = of.iter().filter(|id| !self.tasks.is_new(**id)).copied().collect();
-        for edge in tx.edges_from(&there).await? {
-            self.edge_loaded(edge);
-        }
-        let dependencies: HashSet<TaskId> =
-            of.iter().flat_map(|id| self.dependencies.get(id).into_iter().flatten()).copied().collect();
-        self.load_task_rows(tx, dependencies.into_iter()).await?;
+    /// Where the results are that ready tasks depend on. `asked` are those that have been looked up.
+    async fn load_near(
+        &mut self,
+        tx: &mut impl Rows,
+        ready: &[Arc<Task>],
+        asked: &mut HashSet<TaskId>,
+    ) -> Result<HashMap<TaskId, Vec<DaemonId>>> {
+        // A repository in place is the same for every daemon that has it: nothing is nearer to one than to another.
+        let of: Vec<TaskId> = ready.iter().filter(|task| !is_path(&task.spec.repository)).map(|task| task.id).collect();
+        let new: Vec<TaskId> = of.iter().filter(|id| asked.insert(**id)).copied().collect();
+        self.load_dependencies(tx, &new).await?;
         let mut near = HashMap::new();
         for id in of {
-            // A repository in place is the same for every daemon that has it: nothing is nearer to one than to another.
-            let in_place = self.tasks.get(id).is_none_or(|task| is_path(&task.spec.repository));
             let daemons: Vec<DaemonId> = (self.dependencies.get(&id).into_iter().flatten())
-                .filter(|_| !in_place)
                 .take(schedule::MAX_NEAR)
                 .filter_map(|dependency| self.tasks.get(*dependency)?.daemon)
                 .collect();
             near.insert(id, daemons);
         }
         Ok(near)
+    }
+
+    /// What these tasks depend on.
+    async fn load_dependencies(&mut self, tx: &mut impl Rows, of: &[TaskId]) -> Result<()> {
+        // The edges of a new one are here.
+        let there: Vec<TaskId> = of.iter().filter(|id| !self.tasks.is_new(**id)).copied().collect();
+        for edge in tx.edges_from(&there).await? {
+            self.edge_loaded(edge);
+        }
+        let dependencies: HashSet<TaskId> =
+            of.iter().flat_map(|id| self.dependencies.get(id).into_iter().flatten()).copied().collect();
+        self.load_task_rows(tx, dependencies.into_iter()).await
     }
 
     /// The attempts that are about to be replaced.

@@ -11,6 +11,7 @@ use crate::domain::{
     AttemptId, AttemptRef, CheckpointId, DaemonId, TaskId,
     attempt::{Attempt, AttemptState, Failure, FailureClass, TaskResult},
     contract::Counts,
+    order::Order,
     task::{Task, TaskState, TaskStatus},
 };
 
@@ -94,6 +95,18 @@ impl World {
         for (id, here) in work.tasks.values().map(|task| (task.id, task.unmet)).chain(counted) {
             if let Some(there) = memory.tasks.get(&id).map(|row| row.unmet).filter(|there| *there != here) {
                 wrong.push(format!("edges: {} has {here} unmet dependencies, its edges {there}", id.short()));
+            }
+        }
+        // An order has all that its task depends on.
+        for (spawn, task) in work.commands.iter().filter_map(|(_, command)| match &command.order {
+            Order::Spawn(spawn) => Some((spawn, command.attempt.task)),
+            _ => None,
+        }) {
+            let there = memory.edges.values().filter(|edge| edge.dependent == task).map(|edge| edge.dependency);
+            let told = spawn.dependencies.iter().map(|dependency| dependency.task);
+            let (there, told): (BTreeSet<TaskId>, BTreeSet<TaskId>) = (there.collect(), told.collect());
+            if there != told || spawn.dependencies.iter().any(|dependency| !dependency.status.is_complete()) {
+                wrong.push(format!("4: the order for {} tells of {told:?}, not of {there:?}", task.short()));
             }
         }
         for line in lines {
