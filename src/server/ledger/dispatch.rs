@@ -33,7 +33,7 @@ use crate::{
         transition::TaskEvent,
     },
     server::task_keys::TaskKeys,
-    store::{LaneHead, Result},
+    store::{Edge, LaneHead, Result},
 };
 
 /// Lanes of a class that one walk looks at. With more open ones than this, those served longest ago come first, so all get
@@ -277,11 +277,23 @@ impl Work {
 
     /// What these tasks depend on.
     async fn load_dependencies(&mut self, tx: &mut impl Rows, of: &[TaskId]) -> Result<()> {
+        let (mut edges, mut unknown) = (Vec::new(), Vec::new());
         // The edges of a new one are here.
-        let there: Vec<TaskId> = of.iter().filter(|id| !self.tasks.is_new(**id)).copied().collect();
-        for edge in tx.edges_from(&there).await? {
-            self.edge_loaded(edge);
+        for dependent in of.iter().copied() {
+            if self.tasks.is_new(dependent) {
+                continue;
+            }
+            let (Some(task), Some(known)) = (self.tasks.get(dependent), self.kept.dependencies(dependent)) else {
+                unknown.push(dependent);
+                continue;
+            };
+            let contract = task.contract;
+            // All are complete: it is ready.
+            let edge = |dependency: &TaskId| Edge { dependent, dependency: *dependency, contract, satisfied: true };
+            edges.extend(known.iter().map(edge));
         }
+        edges.extend(tx.edges_from(&unknown).await?);
+        edges.into_iter().for_each(|edge| self.edge_loaded(edge));
         let dependencies: HashSet<TaskId> =
             of.iter().flat_map(|id| self.dependencies.get(id).into_iter().flatten()).copied().collect();
         self.load_task_rows(tx, dependencies.into_iter()).await

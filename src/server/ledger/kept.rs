@@ -25,6 +25,9 @@ const TASK_GENERATION_BYTES: usize = 32 << 20;
 /// What a row takes beside its long texts, roughly.
 const ROW_BYTES: usize = 1 << 10;
 
+/// Dependents that are kept of a task which others are added to: these are not weighed.
+const MAX_DEPENDENTS: usize = 10_000;
+
 /// What is kept.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -46,6 +49,16 @@ struct KeptTask {
     contract: ContractId,
     /// As it is now; in the task itself it may be as it was.
     unmet: u32,
+    neighbours: Option<Box<Neighbours>>,
+}
+
+/// The edges of a task that has been here since it was made: they need not be looked for.
+#[derive(Debug)]
+struct Neighbours {
+    /// What it waits for.
+    dependencies: Vec<TaskId>,
+    /// What waits for it, until it is complete for the first time: so long none of these edges is satisfied.
+    dependents: Option<Vec<TaskId>>,
 }
 
 impl Default for Kept {
@@ -80,6 +93,23 @@ impl Kept {
         self.kept_task(id).map(|kept| kept.unmet)
     }
 
+    /// What a task waits for, if that is known.
+    pub(super) fn dependencies(&self, id: TaskId) -> Option<&[TaskId]> {
+        Some(&self.kept_task(id)?.neighbours.as_ref()?.dependencies)
+    }
+
+    /// What waits for a task, with its contract, if that is known; none of these edges is satisfied then.
+    pub(super) fn dependents(&self, id: TaskId) -> Option<(ContractId, &[TaskId])> {
+        let kept = self.kept_task(id)?;
+        Some((kept.contract, kept.neighbours.as_ref()?.dependents.as_deref()?))
+    }
+
+    /// All of whose edges something is known, as far as it is given out.
+    #[cfg(test)]
+    pub(super) fn with_edges(&self) -> impl Iterator<Item = TaskId> {
+        self.tasks.young.keys().chain(self.tasks.old.keys()).copied().filter(|id| self.dependencies(*id).is_some())
+    }
+
     fn kept_task(&self, id: TaskId) -> Option<&KeptTask> {
         self.tasks.get(id).filter(|kept| self.contract(kept.contract).is_some())
     }
@@ -107,9 +137,19 @@ impl Kept {
                 self.tasks.remove(id);
                 continue;
             }
-            let kept = KeptTask { task: Arc::clone(task), contract: task.contract, unmet: task.unmet };
-            self.tasks.put(id, kept, ROW_BYTES + task.spec.plan.len() + task.spec.description.len());
+            let new = work.tasks.is_new(id).then(|| Box::new(Neighbours::of_new(id, work)));
+            let edges = new.as_ref().map_or(0, |new| new.bytes());
+            let bytes = ROW_BYTES + task.spec.plan.len() + task.spec.description.len() + edges;
+            let is_complete = task.status().is_complete();
+            self.tasks.replace(id, bytes, |was| {
+                let mut neighbours = new.or_else(|| was?.neighbours);
+                if let Some(neighbours) = neighbours.as_mut().filter(|_| is_complete) {
+                    neighbours.dependents = None;
+                }
+                KeptTask { task: Arc::clone(task), contract: task.contract, unmet: task.unmet, neighbours }
+            });
         }
+        self.learn_edges(work);
         for (id, unmet) in &work.counted {
             self.tasks.renew(*id, |kept| kept.unmet = *unmet);
         }
@@ -130,6 +170,48 @@ impl Kept {
             self.dry.clear();
         }
         self.beside.learn(work);
+    }
+
+    /// What was added to or taken from the edges of tasks that were there before.
+    fn learn_edges(&mut self, work: &Work) {
+        for edge in work.edges.new_rows() {
+            if !work.tasks.is_new(edge.dependency)
+                && let Some(kept) = self.tasks.get_mut(edge.dependency)
+                && let Some(Neighbours { dependents: Some(dependents), .. }) = kept.neighbours.as_deref_mut()
+            {
+                dependents.push(edge.dependent);
+                if dependents.len() > MAX_DEPENDENTS {
+                    kept.neighbours = None;
+                }
+            }
+            if !work.tasks.is_new(edge.dependent)
+                && let Some(kept) = self.tasks.get_mut(edge.dependent)
+                && let Some(neighbours) = kept.neighbours.as_deref_mut()
+            {
+                neighbours.dependencies.push(edge.dependency);
+            }
+        }
+        // People take edges away, now and then: of those tasks nothing is known any more.
+        for (dependent, dependency) in work.edges_gone.keys() {
+            for id in [dependent, dependency] {
+                if let Some(kept) = self.tasks.get_mut(*id) {
+                    kept.neighbours = None;
+                }
+            }
+        }
+    }
+}
+
+impl Neighbours {
+    /// Of a task that this batch has made, all of whose edges were made with it.
+    fn of_new(id: TaskId, work: &Work) -> Self {
+        let of = |edges: &HashMap<TaskId, Vec<TaskId>>| edges.get(&id).cloned().unwrap_or_default();
+        Self { dependencies: of(&work.dependencies), dependents: Some(of(&work.dependents)) }
+    }
+
+    fn bytes(&self) -> usize {
+        let dependents = self.dependents.as_ref().map_or(0, Vec::len);
+        (self.dependencies.len() + dependents) * size_of::<TaskId>()
     }
 }
 
@@ -159,6 +241,21 @@ impl<K: Eq + Hash + Copy, V> Generations<K, V> {
 
     fn get(&self, key: K) -> Option<&V> {
         self.young.get(&key).or_else(|| self.old.get(&key)).map(|it| &it.value)
+    }
+
+    /// The same, to change what does not make it a new one.
+    fn get_mut(&mut self, key: K) -> Option<&mut V> {
+        self.young.get_mut(&key).or_else(|| self.old.get_mut(&key)).map(|it| &mut it.value)
+    }
+
+    /// Puts a value in the place of the one that is there.
+    fn replace(&mut self, key: K, bytes: usize, value: impl FnOnce(Option<V>) -> V) {
+        if let Some(it) = self.young.remove(&key) {
+            self.young.insert(key, Weighed { value: value(Some(it.value)), bytes: it.bytes });
+        } else {
+            let was = self.old.remove(&key).map(|it| it.value);
+            self.put(key, value(was), bytes);
+        }
     }
 
     fn put(&mut self, key: K, value: V, bytes: usize) {

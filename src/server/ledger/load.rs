@@ -21,7 +21,7 @@ use crate::{
         AttemptId, CheckpointId, ContractId, DaemonId, KeyId, OwnerId, TaskId, attempt::AttemptStatus, key::KeyKind,
         report::Report, transition::RetryFrom,
     },
-    store::{Due as _, Result},
+    store::{Due as _, Edge, Result},
 };
 
 /// Attempts, waits and cancellations that one sweep takes; the next takes the rest.
@@ -417,7 +417,21 @@ impl Work {
         }
         self.load_task_rows(tx, neighbours.drain()).await?;
         let mut dependents: HashMap<TaskId, u32> = HashMap::new();
-        for edge in tx.edges_to(&downstream).await? {
+        let (mut edges, mut unknown) = (Vec::new(), Vec::new());
+        for dependency in downstream {
+            let Some((contract, of)) = self.kept.dependents(dependency) else {
+                unknown.push(dependency);
+                continue;
+            };
+            edges.extend(of.iter().map(|dependent| Edge {
+                dependent: *dependent,
+                dependency,
+                contract,
+                satisfied: false,
+            }));
+        }
+        edges.extend(tx.edges_to(&unknown).await?);
+        for edge in edges {
             neighbours.insert(edge.dependency);
             *dependents.entry(edge.dependent).or_default() += 1;
             self.edge_loaded(edge);

@@ -117,6 +117,27 @@ impl World {
         }
     }
 
+    /// What the next batch takes for edges without looking is what there is.
+    pub(super) fn check_kept(&mut self) {
+        let Some(life) = &self.server.life else { return };
+        let edges = &self.server.memory.edges;
+        let sorted = |ids: &mut dyn Iterator<Item = TaskId>| ids.collect::<BTreeSet<TaskId>>();
+        let mut wrong = None;
+        for id in life.kept.with_edges() {
+            let from = sorted(&mut edges.values().filter(|e| e.dependent == id).map(|e| e.dependency));
+            let to = sorted(&mut edges.values().filter(|e| e.dependency == id).map(|e| e.dependent));
+            let kept = sorted(&mut life.kept.dependencies(id).into_iter().flatten().copied());
+            let dependents = life.kept.dependents(id).map(|(_, of)| sorted(&mut of.iter().copied()));
+            let satisfied = edges.values().any(|e| e.dependency == id && e.satisfied);
+            if kept != from || dependents.is_some_and(|of| of != to || satisfied) {
+                wrong = Some(format!("edges: those of {} are not what is kept of them", id.short()));
+            }
+        }
+        if let Some(wrong) = wrong {
+            self.breaks(|| wrong);
+        }
+    }
+
     fn assigned_rightly(&self, attempt: &Attempt, wrong: &mut Vec<String>) {
         let memory = &self.server.memory;
         for edge in memory.edges.values().filter(|edge| edge.dependent == attempt.task) {

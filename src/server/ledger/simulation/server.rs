@@ -61,7 +61,7 @@ pub(super) struct Life {
     pub(super) fleet: RwLock<Fleet>,
     pub(super) sessions: BTreeMap<LinkId, ServerSession>,
     classes: Classes,
-    kept: Kept,
+    pub(super) kept: Kept,
     now: Timestamp,
     look: bool,
     due: DueSoon,
@@ -283,6 +283,7 @@ impl World {
             planted::after_effect(planted, &mut fleet);
         }
         self.answers(tos, replies);
+        self.check_kept();
         self.check_fleet();
         self.writes_what_waits();
         self.sweeps_when_due();
