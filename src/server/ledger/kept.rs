@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{beside::Beside, work::Work};
+use super::{beside::Beside, names::Names, work::Work};
 use crate::domain::{
     AttemptId, ClassId, ContractId, DaemonId, TaskId, attempt::Attempt, contract::Contract, daemon::Daemon, task::Task,
 };
@@ -37,6 +37,8 @@ pub(super) struct Kept {
     daemons: Generations<DaemonId, Arc<Daemon>>,
     /// Unfinished tasks of contracts that start tasks.
     pub(super) beside: Beside,
+    /// Names that tasks have.
+    pub(super) names: Names,
     /// Classes without an open lane that has a ready task: whatever becomes ready of them is in the batch that makes it so.
     pub(super) dry: HashSet<ClassId>,
 }
@@ -69,6 +71,7 @@ impl Default for Kept {
             attempts: Generations::new(GENERATION_BYTES),
             daemons: Generations::new(GENERATION_BYTES),
             beside: Beside::default(),
+            names: Names::default(),
             dry: HashSet::new(),
         }
     }
@@ -170,6 +173,7 @@ impl Kept {
             self.dry.clear();
         }
         self.beside.learn(work);
+        self.names.learn(work);
     }
 
     /// What was added to or taken from the edges of tasks that were there before.

@@ -376,7 +376,8 @@ impl Work {
         self.load_checkpoints(tx, own.into_iter()).await?;
         let names_beside = keys.names_beside.drain(..);
         let beside = names_beside.filter_map(|(task, name)| Some((self.tasks.get(task)?.contract, name)));
-        let names: Vec<_> = keys.names.drain().chain(beside).collect();
+        let names = keys.names.drain().chain(beside);
+        let names: Vec<_> = names.filter(|(contract, name)| !self.kept.names.is_free(*contract, name)).collect();
         for task in tx.tasks_named(&names).await? {
             keys.ancestry.insert(task.id);
             self.task_loaded(task);

@@ -25,6 +25,7 @@ mod kept;
 mod keys;
 mod load;
 mod measure;
+mod names;
 pub mod op;
 mod people;
 mod queue;

@@ -133,6 +133,10 @@ impl World {
                 wrong = Some(format!("edges: those of {} are not what is kept of them", id.short()));
             }
         }
+        let taken = |task: &&Task| life.kept.names.is_free(task.contract, &task.spec.name);
+        if let Some(task) = self.server.memory.tasks.values().find(taken) {
+            wrong = Some(format!("names: that of {} is taken for free", task.id.short()));
+        }
         if let Some(wrong) = wrong {
             self.breaks(|| wrong);
         }

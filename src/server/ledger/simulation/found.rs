@@ -21,7 +21,7 @@ use crate::{
         attempt::{Attempt, AttemptState, AttemptStatus, Failure, FailureClass, Pack, TaskResult, Usage},
         contract::ContractLimits,
         daemon::{Card, Hello, Profile},
-        draft::{NewContract, NewTask},
+        draft::{NewContract, NewTask, NewTasks, TaskUpdate},
         order::{Answer, Order, OrderKind},
         reconcile::Verdict,
         report::{Complete, InventoryItem, InventoryState, Message, MessageOutcome, Progress, Report},
@@ -412,4 +412,38 @@ fn heads_that_are_cancelled_as_they_are_looked_at_hide_nobody() {
     }
     assert!(story.order("e").is_some());
     assert!(!story.more);
+}
+
+/// A name that a task was given later is taken as well; that no task has a name is known without a look at the rows.
+#[test]
+fn a_name_that_was_given_later_is_taken() {
+    let mut story = Story::of(&[("a", &[]), ("b", &[]), ("c", &[])]);
+    let (contract, task) = (story.task("c").contract, story.task("c").id);
+    let rename = TaskUpdate {
+        owner: OWNER,
+        task,
+        etag: None,
+        name: Some("d".to_owned()),
+        description: None,
+        plan: None,
+        priority: None,
+        agent: None,
+        model: None,
+        labels: None,
+        copy_files: None,
+        setup_command: None,
+        limits: None,
+        base_branch: None,
+        hidden: None,
+    };
+    story.ask(Op::UpdateTask(Box::new(rename))).unwrap();
+    let mut make = |name: &str| {
+        let spec = TaskSpec { name: name.to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
+        let tasks = vec![NewTask::new(spec, Vec::new())];
+        story.ask(Op::CreateTasks(NewTasks { owner: OWNER, contract: Some(contract), tasks }))
+    };
+    assert!(matches!(make("d"), Err(Error::Invalid(_))));
+    assert!(matches!(make("a"), Err(Error::Invalid(_))));
+    make("e").unwrap();
+    assert!(matches!(make("e"), Err(Error::Invalid(_))));
 }
