@@ -3,7 +3,7 @@
 //! The database stays the only truth. The ledger is the one writer of these rows, so what it committed last is what is there;
 //! a batch takes what is kept with it and gives it back when it is committed, so after one that failed, whatever the reason,
 //! nothing is kept and everything is read again. Retention, which deletes behind the ledger's back, touches nothing but
-//! contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
+//! anonymous contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
 //! server may take the database over; then no transaction of this one begins any more (`Store::begin`).
 
 use std::{
@@ -128,7 +128,7 @@ impl Kept {
     /// Takes over what a batch has read and written, once it is committed.
     pub(super) fn learn(&mut self, work: &Work) {
         for (id, contract) in work.contracts.shared() {
-            match contract.ended {
+            match contract.ended.filter(|_| contract.anonymous) {
                 None => self.contracts.put(id, Arc::clone(contract), ROW_BYTES + contract.description.len()),
                 Some(_) => self.contracts.remove(id),
             }
