@@ -196,7 +196,7 @@ async fn reasons_that_lie_with_the_work() {
     };
     let held = laptop.contracts().create_contract(request).await.unwrap().into_inner();
     let held_task = held.tasks[0].task_id.clone();
-    says(&client, &held_task, PendingReason::Held, &["its contract is held by laptop (key:"]).await;
+    says(&client, &held_task, PendingReason::Held, &["its contract is held by the key `laptop` (key:"]).await;
 
     // An attempt that does not end: where, since when, and what helps.
     let (_, stubborn) = made(
