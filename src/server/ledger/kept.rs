@@ -141,10 +141,8 @@ impl Kept {
                 continue;
             }
             let new = work.tasks.is_new(id).then(|| Box::new(Neighbours::of_new(id, work)));
-            let edges = new.as_ref().map_or(0, |new| new.bytes());
-            let bytes = ROW_BYTES + task.spec.plan.len() + task.spec.description.len() + edges;
             let is_complete = task.status().is_complete();
-            self.tasks.replace(id, bytes, |was| {
+            self.tasks.replace(id, KeptTask::bytes, |was| {
                 let mut neighbours = new.or_else(|| was?.neighbours);
                 if let Some(neighbours) = neighbours.as_mut().filter(|_| is_complete) {
                     neighbours.dependents = None;
@@ -206,6 +204,13 @@ impl Kept {
     }
 }
 
+impl KeptTask {
+    fn bytes(&self) -> usize {
+        let edges = self.neighbours.as_ref().map_or(0, |neighbours| neighbours.bytes());
+        ROW_BYTES + self.task.spec.plan.len() + self.task.spec.description.len() + edges
+    }
+}
+
 impl Neighbours {
     /// Of a task that this batch has made, all of whose edges were made with it.
     fn of_new(id: TaskId, work: &Work) -> Self {
@@ -253,12 +258,14 @@ impl<K: Eq + Hash + Copy, V> Generations<K, V> {
     }
 
     /// Puts a value in the place of the one that is there.
-    fn replace(&mut self, key: K, bytes: usize, value: impl FnOnce(Option<V>) -> V) {
+    fn replace(&mut self, key: K, weigh: impl FnOnce(&V) -> usize, value: impl FnOnce(Option<V>) -> V) {
         if let Some(it) = self.young.remove(&key) {
             self.young.insert(key, Weighed { value: value(Some(it.value)), bytes: it.bytes });
         } else {
             let was = self.old.remove(&key).map(|it| it.value);
-            self.put(key, value(was), bytes);
+            let value = value(was);
+            let bytes = weigh(&value);
+            self.put(key, value, bytes);
         }
     }
 

@@ -98,7 +98,10 @@ impl Keys {
                     }
                 }
                 for task in &new.tasks {
-                    self.tasks.extend(task.depends_on.iter().filter_map(|name| task_id(name)));
+                    let named = task.depends_on.iter().filter_map(|name| task_id(name));
+                    self.tasks.extend(named.clone());
+                    // Another call of the same batch may have one of them wait for the new one.
+                    self.ancestry.extend(named);
                     self.tasks.extend(task.spec.parent);
                     self.origins.extend(task.spec.branched_from.map(|from| from.checkpoint));
                 }
@@ -163,6 +166,7 @@ impl Keys {
                 self.upstream.insert(fork.task);
                 self.checkpoints.extend(fork.checkpoint);
                 self.forks.insert(fork.task);
+                self.ancestry.insert(fork.task);
                 self.names_beside.extend(fork.name.iter().map(|name| (fork.task, name.clone())));
             }
             Op::DismissTask { task, .. } => {

@@ -447,3 +447,18 @@ fn a_name_that_was_given_later_is_taken() {
     make("e").unwrap();
     assert!(matches!(make("e"), Err(Error::Invalid(_))));
 }
+
+/// In one batch a new task waits, by its id, for one that waits for another, and that other is to wait for the new one: that is a
+/// cycle, though none of the two calls names all of it.
+#[test]
+fn a_cycle_that_two_calls_make_is_seen() {
+    let mut story = Story::of(&[("a", &[]), ("b", &[]), ("last", &[]), ("next", &["last"])]);
+    let (contract, last, next) = (story.task("last").contract, story.task("last").id, story.task("next").id);
+    let spec = TaskSpec { name: "new".to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
+    let tasks = vec![NewTask::new(spec, vec![next.0.to_string()])];
+    let make = Op::CreateTasks(NewTasks { owner: OWNER, contract: Some(contract), tasks });
+    let add = vec!["new".to_owned()];
+    let wait = Op::ChangeDependencies { owner: OWNER, task: last, add, remove: Vec::new() };
+    let replies = story.ask_all(vec![make, wait]);
+    assert!(replies[0].is_ok() && matches!(replies[1], Err(Error::Invalid(_))), "{replies:?}");
+}
