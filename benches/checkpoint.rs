@@ -159,7 +159,7 @@ impl Bed {
         for round in 1..=ROUNDS {
             let path = self.dir.join(format!("restored-{round}"));
             let started = Instant::now();
-            restore(&self.repo, &chain, &path, &format!("restored-{round}"), None).await.unwrap();
+            restore(&self.repo, &chain, &path, &format!("restored-{round}"), None, false).await.unwrap();
             ours.push(started.elapsed());
             theirs.push(timed(self.plumbing_back(round)).await);
         }

@@ -63,6 +63,9 @@ pub struct Manifest {
     /// The attempt that has taken over the worktree: it is that one's now.
     #[serde(default)]
     pub superseded: Option<AttemptRef>,
+    /// It went on from an older checkpoint than there is.
+    #[serde(default)]
+    pub is_older: bool,
     /// The agent did not go on with its session, and begins a new one instead.
     #[serde(default)]
     pub rejected: bool,
@@ -488,6 +491,7 @@ pub(super) mod tests {
             place: None,
             agent: None,
             superseded: None,
+            is_older: false,
             rejected: false,
         }
     }

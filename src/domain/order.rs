@@ -144,6 +144,9 @@ pub struct Resume {
     pub last_message: String,
     /// What was done there.
     pub summary: String,
+    /// Somebody chose the checkpoint, so none before it will do.
+    #[serde(default)]
+    pub chosen: bool,
 }
 
 impl Resume {

@@ -8,7 +8,7 @@ use super::{
     attempt::{Failure, TaskResult, Usage},
     checkpoint::Here,
     contract::Hold,
-    id::{CheckpointId, ClassId, ContractId, DaemonId, OwnerId, TaskId},
+    id::{AttemptRef, CheckpointId, ClassId, ContractId, DaemonId, OwnerId, TaskId},
     is_default,
     time::Timestamp,
 };
@@ -107,6 +107,11 @@ impl Task {
     /// The work of this attempt is what the next one goes on from.
     pub fn follows(&self, attempt: u32) -> bool {
         self.attempt == attempt && self.chosen != Some(attempt)
+    }
+
+    /// Whether somebody chose that it goes on from a checkpoint of this attempt; otherwise the newest one there is does.
+    pub fn chose(&self, of: AttemptRef) -> bool {
+        of.task != self.id || self.chosen.is_some_and(|since| of.number <= since)
     }
 
     /// A time it waits for.
@@ -486,6 +491,31 @@ impl TaskState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::id::AttemptId;
+
+    /// What somebody chose is a checkpoint of an attempt before the choice, or of another task; those that come after are only the
+    /// newest there are.
+    #[test]
+    fn what_was_chosen_is_told_from_what_is_newest() {
+        let id = |n| uuid::Uuid::from_u128(n);
+        let new = New {
+            id: TaskId(id(1)),
+            contract: ContractId(id(2)),
+            owner: OwnerId(id(3)),
+            depth: 0,
+            spec: Arc::default(),
+            class: ClassId(id(4)),
+            unmet: 0,
+            checkpoint: None,
+            now: Timestamp(0),
+        };
+        let mut task = new.task();
+        let of = |task, number| AttemptRef { task, number, id: AttemptId(id(5)) };
+        let other = TaskId(id(9));
+        assert_eq!([of(task.id, 1), of(task.id, 2), of(other, 1)].map(|of| task.chose(of)), [false, false, true]);
+        task.chosen = Some(2);
+        assert_eq!([of(task.id, 1), of(task.id, 2), of(task.id, 3)].map(|of| task.chose(of)), [true, true, false]);
+    }
 
     /// As it was written before what is empty was left out.
     #[test]

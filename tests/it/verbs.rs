@@ -257,6 +257,7 @@ async fn a_foreign_checkpoint_serves_only_its_repository(kind: Kind) {
     let (_, spawn) = daemon.run_next(&bed).await;
     let resume = spawn.resume.expect("something to go on from");
     assert_eq!((resume.chain[0].id, resume.fork_session, resume.session_id.as_str()), (checkpoint, true, "session-1"));
+    assert!(resume.chosen, "a checkpoint before it will not do");
     let branched = BranchedFrom { task: tasks[0].id, checkpoint, conversation: true };
     assert_eq!(bed.task(others[0].id).await.spec.branched_from, Some(branched));
 }

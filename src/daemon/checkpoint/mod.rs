@@ -36,6 +36,7 @@ mod dirs;
 mod index;
 mod look;
 mod manifest;
+mod objects;
 mod part;
 mod restore;
 mod result;

@@ -23,6 +23,7 @@ use super::{
     index::{Index, MODE_EXECUTABLE, MODE_GITLINK, MODE_LINK, mode_of},
     look,
     manifest::{Head, Manifest, Modes, Name, Nested, Part},
+    objects::{Hindrance, connected, unpack},
     part::{self, Subject},
     shadow::Shadow,
     state,
@@ -30,11 +31,9 @@ use super::{
 use crate::daemon::{
     attempt_dir::Place,
     git::{LOCAL_TIMEOUT, LONG_TIMEOUT, Share, attempt, blocking, git, succeed},
-    process::Output,
     repository::RepoRef,
     worktree,
 };
-use crate::domain::attempt::FailureClass;
 
 /// Makes the worktree of a checkpoint at `path`, on the branch `branch` (or one beside it, if that is taken). The
 /// repository has what the checkpoint left out ([`super::Source::exclude`]); `chain` are its files, the whole one first.
@@ -44,15 +43,17 @@ use crate::domain::attempt::FailureClass;
 ///
 /// Where the repository lacks what the newest builds on, and nothing is to be had of it, the one before it is taken, and so on
 /// ([`Restored::passed_over`]): an attempt that goes on from an older one repeats some work, and one that never begins does none.
+/// Not where it is to be `exactly` this one, nor for any other trouble, which may pass or be this machine's alone.
 pub async fn restore(
     repo: &RepoRef,
     chain: &[ChainFile],
     path: &Path,
     branch: &str,
     transcript: Option<&Path>,
+    exactly: bool,
 ) -> Result<Restored, Error> {
     let headers = verify(chain).await?;
-    let (stored, passed_over) = Stored::bring_newest(repo, chain, headers).await?;
+    let (stored, passed_over) = Stored::bring_newest(repo, chain, headers, exactly).await?;
     let mut warnings = Vec::new();
     let place = Place {
         repo: repo.clone(),
@@ -118,17 +119,17 @@ pub(super) struct Stored {
 
 impl Stored {
     /// Brings the objects of a verified chain into the repository.
-    pub(super) async fn bring(repo: &RepoRef, chain: &[ChainFile], headers: Vec<Header>) -> Result<Self, Error> {
+    pub(super) async fn bring(repo: &RepoRef, chain: &[ChainFile], headers: Vec<Header>) -> Result<Self, Hindrance> {
         for file in chain {
             unpack(repo, &file.path).await?;
         }
         let Some(header) = headers.into_iter().next_back() else {
-            return Err(Error::repository("there is no checkpoint to restore"));
+            return Err(Error::repository("there is no checkpoint to restore").into());
         };
         let path = chain.last().map(|file| file.path.clone()).unwrap_or_default();
         connected(repo, &header.commit, &path).await?;
         let repo = repo.clone();
-        blocking(move || {
+        let stored = blocking(move || {
             let bad = |why: &str| damaged(&path, why);
             let opened = repo.open()?;
             let commit = Oid::from_str(&header.commit).and_then(|id| opened.find_commit(id));
@@ -137,8 +138,8 @@ impl Stored {
             let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| bad(&error.to_string()))?;
             let tree = tree.id();
             Ok(Self { repo, header, manifest, tree })
-        })
-        .await
+        });
+        Ok(stored.await?)
     }
 
     /// The same of the newest that can be brought, and why those after it cannot. The error is that of the newest.
@@ -146,20 +147,21 @@ impl Stored {
         repo: &RepoRef,
         chain: &[ChainFile],
         headers: Vec<Header>,
+        exactly: bool,
     ) -> Result<(Self, Option<String>), Error> {
-        let newest = match Self::bring(repo, chain, headers.clone()).await {
+        let lacks = match Self::bring(repo, chain, headers.clone()).await {
             Ok(stored) => return Ok((stored, None)),
-            Err(error) if error.class == FailureClass::Repository => error,
-            Err(error) => return Err(error),
+            Err(Hindrance::Lacks(error)) if !exactly => error,
+            Err(hindrance) => return Err(hindrance.into()),
         };
         for links in (1..chain.len()).rev() {
             match Self::bring(repo, &chain[..links], headers[..links].to_vec()).await {
-                Ok(stored) => return Ok((stored, Some(newest.message))),
-                Err(error) if error.class == FailureClass::Repository => {}
-                Err(error) => return Err(error),
+                Ok(stored) => return Ok((stored, Some(lacks.message))),
+                Err(Hindrance::Lacks(_)) => {}
+                Err(hindrance) => return Err(hindrance.into()),
             }
         }
-        Err(newest)
+        Err(lacks)
     }
 
     /// Makes the worktree, with HEAD where it belongs and no files. Answers the branch.
@@ -379,59 +381,6 @@ fn subject(shadow: &Shadow, main: &Shadow, dirs: &GitDirs, path: &[u8]) -> Subje
 }
 
 // === objects ===
-
-/// Brings the pack of a file into a repository, synced.
-async fn unpack(repo: &RepoRef, path: &Path) -> Result<(), Error> {
-    let output = attempt("unpack a checkpoint", LONG_TIMEOUT, || {
-        let process = git(&repo.git_dir).args(["-c", "core.fsync=all", "index-pack", "--stdin", "--fix-thin"]);
-        match container::open(path) {
-            Ok((_, file)) => process.stdin_from(file),
-            Err(_) => process,
-        }
-    })
-    .await?;
-    if output.success() {
-        return Ok(());
-    }
-    let complaint = told(&output)?;
-    if complaint.contains("unresolved delta") || complaint.contains("missing") {
-        return Err(lacking(repo, &complaint));
-    }
-    Err(damaged(path, &complaint))
-}
-
-/// Everything that the checkpoint builds on is there.
-async fn connected(repo: &RepoRef, commit: &str, path: &Path) -> Result<(), Error> {
-    let output = attempt("look at a checkpoint", LONG_TIMEOUT, || {
-        git(&repo.git_dir).args(["rev-list", "--quiet", "--objects", commit, "--not", "--all"])
-    })
-    .await?;
-    if output.success() {
-        return Ok(());
-    }
-    let complaint = told(&output)?;
-    if complaint.contains(commit) {
-        return Err(damaged(path, &complaint));
-    }
-    Err(lacking(repo, &complaint))
-}
-
-/// What git said of a checkpoint; one that was killed has said nothing.
-fn told(output: &Output) -> Result<String, Error> {
-    match output.code {
-        Some(_) => Ok(output.complaint()),
-        None => {
-            Err(Error::refused(format!("git was stopped while it looked at a checkpoint ({})", output.complaint())))
-        }
-    }
-}
-
-fn lacking(repo: &RepoRef, complaint: &str) -> Error {
-    Error::repository(format!(
-        "{} lacks what the checkpoint builds on ({complaint}): fetch it, or take the repository where the attempt worked",
-        repo.shown()
-    ))
-}
 
 fn blob(repository: &Repository, tree: &git2::Tree<'_>, name: &str) -> Option<Vec<u8>> {
     let id = tree.get_path(Path::new(name)).ok()?.id();

@@ -32,7 +32,7 @@ use crate::{
     domain::{
         AttemptRef,
         attempt::{Failure, FailureClass, Pack},
-        id::CheckpointId,
+        checkpoint::Link,
         order::{self, DependencyResult, EarlierWorktree, Spawn},
         report::Report,
     },
@@ -73,6 +73,7 @@ impl Runner {
         self.open_tail(spawn, None);
         let ground = self.ground(spawn, &dir, &mut manifest, &mut warnings).await?;
         manifest.place = Some(ground.place.clone());
+        manifest.is_older = ground.is_older;
         self.save(&dir, &manifest).await?;
         if !ground.set_up {
             self.attend(worktree::setup(&dir, &manifest)).await?.map_err(Failure::from)?;
@@ -102,6 +103,7 @@ impl Runner {
             place: None,
             agent: None,
             superseded: None,
+            is_older: false,
             rejected: false,
         };
         let state = self.context.state.path().to_owned();
@@ -200,6 +202,7 @@ impl Runner {
         let context = Arc::clone(&self.context);
         let times = context.config.times;
         let mut backoff = Backoff::new(times.reconnect_first, times.reconnect_limit);
+        let mut damaged = 0;
         for tried in 1.. {
             let problem = match self.attend(bulk::download(&context.config, blob, into, whole)).await? {
                 Ok(()) => return Ok(()),
@@ -208,7 +211,8 @@ impl Runner {
             if !problem.may_pass() {
                 return Err(Failure::new(FailureClass::WorktreeLost, chain(&problem)).into());
             }
-            if tried >= DAMAGED_TRIES && matches!(problem, bulk::DownloadError::Damaged { .. }) {
+            damaged += u32::from(matches!(problem, bulk::DownloadError::Damaged { .. }));
+            if damaged == DAMAGED_TRIES {
                 let text = format!(
                     "{}; what the server keeps is damaged: `makima task checkpoints` lists what else there is",
                     chain(&problem)
@@ -248,7 +252,7 @@ impl Runner {
             match self.download(&link.blob, &path, &whole).await {
                 Ok(()) => chain_files.push(ChainFile { path, sha256: link.sha256.clone() }),
                 Err(Halt::Failed(failure))
-                    if failure.class == FailureClass::WorktreeLost && !chain_files.is_empty() =>
+                    if failure.class == FailureClass::WorktreeLost && !chain_files.is_empty() && !resume.chosen =>
                 {
                     not_there = Some(failure.message);
                     break;
@@ -262,19 +266,24 @@ impl Runner {
             .map_err(Failure::from)?;
         let path = context.state.worktree(self.attempt);
         let transcript = dir.path().join("transcript");
-        let restored = checkpoint::restore(&repo, &chain_files, &path, &spawn.branch, Some(&transcript));
+        let restored = checkpoint::restore(&repo, &chain_files, &path, &spawn.branch, Some(&transcript), resume.chosen);
         let restored = self.attend(restored).await?.map_err(Failure::from)?;
-        let newest = resume.checkpoint().map(CheckpointId::short).unwrap_or_default();
-        let older = restored.previous.id.short();
-        let instead = format!("checkpoint {newest} cannot be restored here, so it goes on from {older}, before it");
         let is_older = restored.passed_over.is_some() || not_there.is_some();
-        warnings.extend(restored.passed_over.map(|why| {
-            format!(
-                "{instead} ({why}); what came after that stays on the server: `makima task restore {newest} --into DIR --repo \
-                 PATH` takes it out, with a repository that has what it builds on"
-            )
-        }));
-        warnings.extend(not_there.map(|why| format!("{instead}: {why}")));
+        let older = restored.previous.id.short();
+        let instead = |newest: &Link| {
+            format!("checkpoint {} cannot be restored here, so it goes on from {older}, before it", newest.id.short())
+        };
+        if let (Some(why), Some(newest)) = (not_there, resume.chain.last()) {
+            warnings.push(format!("{}: {why}", instead(newest)));
+        }
+        if let (Some(why), Some(newest)) = (restored.passed_over, resume.chain.get(chain_files.len() - 1)) {
+            warnings.push(format!(
+                "{} ({why}); what came after that stays on the server: `makima task restore {} --into DIR --repo PATH` takes it \
+                 out, with a repository that has what it builds on",
+                instead(newest),
+                newest.id.short()
+            ));
+        }
         let (place, told) = self.attend(worktree::furnish(restored.place, spawn)).await?.map_err(Failure::from)?;
         warnings.extend(restored.warnings);
         warnings.extend(told);
@@ -466,7 +475,7 @@ impl Runner {
             set_up: true,
             conversation: None,
             omitted: Vec::new(),
-            is_older: false,
+            is_older: manifest.is_older,
             old_worktree: None,
         };
         manifest.rejected = true;

@@ -469,6 +469,7 @@ impl Work {
             base_commit: base_commit.unwrap_or_default(),
             session_id,
             fork_session: branched.is_some_and(|from| from.conversation),
+            chosen: checkpoint.is_some_and(|checkpoint| task.chose(checkpoint.attempt)),
             reason: task.tries.last_failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default(),
             last_message: earlier.map(|earlier| earlier.last_message.clone()).unwrap_or_default(),
             summary: checkpoint.map(|checkpoint| checkpoint.about.summary.clone()).unwrap_or_default(),

@@ -135,6 +135,7 @@ fn resumes() -> impl Strategy<Value = Resume> {
     let words = ("[0-9a-f]{0,40}", "[a-z0-9-]{0,36}", ".{0,60}", ".{0,60}", ".{0,60}");
     (prop::option::of(here), prop::collection::vec(link, 0..=MAX_CHAIN), words, any::<bool>()).prop_map(
         |(here, chain, (base_commit, session_id, reason, last_message, summary), fork_session)| Resume {
+            chosen: !fork_session,
             here,
             chain,
             base_commit,

@@ -335,6 +335,7 @@ pub fn spawn(task: &Task, sequence: i64, n: u128) -> Command {
                 chain: vec![link(1)],
                 summary: ODD.to_owned(),
                 fork_session: true,
+                chosen: true,
                 ..Resume::default()
             }),
         })),

@@ -82,7 +82,7 @@ impl Bench {
         let repo = self.repo(machine).await;
         let path = self.machine(machine).join("worktrees").join(branch.replace('/', "-"));
         let to = self.machine(machine).join("home/session.jsonl");
-        restore(&repo, &files_of(chain), &path, branch, Some(&to)).await
+        restore(&repo, &files_of(chain), &path, branch, Some(&to), false).await
     }
 }
 

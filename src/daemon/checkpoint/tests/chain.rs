@@ -212,10 +212,10 @@ async fn a_restore_that_fails_takes_back_only_what_it_made() {
     let path = bench.machine("b").join("w");
     // Nothing can be made below a file.
     let nowhere = bench.dir.path().join("t/below");
-    restore(&repo, &files, &path, "makima/work/2", Some(&nowhere)).await.unwrap_err();
+    restore(&repo, &files, &path, "makima/work/2", Some(&nowhere), false).await.unwrap_err();
     assert!(!path.exists());
-    restore(&repo, &files, &path, "makima/work/2", None).await.unwrap();
-    restore(&repo, &files, &path, "makima/work/2", Some(&nowhere)).await.unwrap_err();
+    restore(&repo, &files, &path, "makima/work/2", None, false).await.unwrap();
+    restore(&repo, &files, &path, "makima/work/2", Some(&nowhere), false).await.unwrap_err();
     assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "a");
 }
 
@@ -229,7 +229,7 @@ async fn what_is_in_the_way_is_moved_aside() {
     let path = bench.machine("b").join("w");
     write(&path, &[("a", "somebody's"), ("b", "somebody's")]);
     let repo = bench.repo("b").await;
-    let restored = restore(&repo, &files_of(&[&captured]), &path, "makima/work/2", None).await.unwrap();
+    let restored = restore(&repo, &files_of(&[&captured]), &path, "makima/work/2", None, false).await.unwrap();
     assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "a");
     assert!(!path.join("b").exists());
     assert!(restored.warnings.iter().any(|warning| warning.contains("w.old-")), "{:?}", restored.warnings);
@@ -254,7 +254,8 @@ async fn a_repository_that_lacks_the_base_is_said() {
     testing::run(&other.origin, &["branch", "-q", "-D", "main"]).await;
     let repo = other.repo("b").await;
     let path = other.machine("b").join("w");
-    let error = super::super::restore(&repo, &files_of(&[&captured]), &path, "makima/work/2", None).await.unwrap_err();
+    let error =
+        super::super::restore(&repo, &files_of(&[&captured]), &path, "makima/work/2", None, false).await.unwrap_err();
     assert!(error.message.contains("lacks what the checkpoint builds on"), "{error}");
 }
 
@@ -319,6 +320,10 @@ async fn an_older_one_is_restored_where_the_newest_cannot_be() {
     let why = restored.passed_over.unwrap();
     assert!(why.contains("lacks what the checkpoint builds on"), "{why}");
     assert_eq!(restored.previous.id, second.id);
+    // Not where somebody chose it.
+    let (repo, files) = (bench.repo("b").await, files_of(&[&first, &second, &third]));
+    let error = restore(&repo, &files, &bench.machine("b").join("w"), "makima/work/9", None, true).await.unwrap_err();
+    assert!(error.message.contains("lacks what the checkpoint builds on"), "{error}");
     let dir = &restored.place.worktree;
     write(dir, &[("a", "5")]);
     let source = Source { previous: Some(restored.previous), ..bench.source(&restored.place, None) };

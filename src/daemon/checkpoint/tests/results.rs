@@ -192,7 +192,7 @@ async fn the_last_result_of_a_chain_brings_all_of_it() {
         let captured = bench.capture(&place, None).await;
         let repo = another_clone(&bench, &there, &format!("{name}-again")).await;
         let to = bench.machine(&format!("again-{name}"));
-        let restored = restore(&repo, &files_of(&[&captured]), &to, "again", None).await;
+        let restored = restore(&repo, &files_of(&[&captured]), &to, "again", None, false).await;
         let restored = restored.unwrap_or_else(|error| panic!("{name}: {error}")).place;
         assert_eq!(fs::read_to_string(to.join("later")).unwrap(), name);
         assert_eq!((restored.base_commit, restored.shared), (place.base_commit, Some(common[0].clone())), "{name}");
