@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    Session,
+    Session, board,
     checkpoint::{self, Point},
     client::{Client, request_id, timed},
     contract,
@@ -18,7 +18,7 @@ use super::{
     task::{TaskArg, id, said},
     view,
 };
-use crate::wire::pb::{self, TaskStatus};
+use crate::wire::pb;
 
 /// `task retry`.
 #[derive(Args, Debug)]
@@ -207,11 +207,10 @@ pub async fn force_release(session: &mut Session, client: &Client, args: Release
     let answer = client.tasks().force_release_task(timed(request)).await;
     let answer = answer.map_err(client.refused("release the task"))?.into_inner();
     let status = answer.task.as_ref().map(pb::Task::status).unwrap_or_default();
-    let what = match status {
-        TaskStatus::Done | TaskStatus::Merged | TaskStatus::Failed | TaskStatus::Cancelled => {
-            format!("stays {}; what was left of it anywhere is fenced, and its work is kept", view::task_status(status))
-        }
-        _ => "is released; what is left of it anywhere is fenced, and its work is kept".to_owned(),
+    let what = if board::is_final(status) {
+        format!("stays {}; what was left of it anywhere is fenced, and its work is kept", view::task_status(status))
+    } else {
+        "is released; what is left of it anywhere is fenced, and its work is kept".to_owned()
     };
     said(session, answer.task, &what)
 }

@@ -146,3 +146,26 @@ pub struct TaskUpdate {
     /// Hidden or not.
     pub hidden: Option<bool>,
 }
+
+impl TaskUpdate {
+    /// One that changes nothing yet.
+    pub fn nothing(owner: OwnerId, task: TaskId, etag: Option<i64>) -> Self {
+        Self {
+            owner,
+            task,
+            etag,
+            name: None,
+            description: None,
+            plan: None,
+            priority: None,
+            agent: None,
+            model: None,
+            labels: None,
+            copy_files: None,
+            setup_command: None,
+            limits: None,
+            base_branch: None,
+            hidden: None,
+        }
+    }
+}

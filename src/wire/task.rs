@@ -178,23 +178,7 @@ pub fn update(owner: OwnerId, request: pb::UpdateTaskRequest) -> ApiResult<TaskU
     let task: TaskId = check.id("task_id", &request.task_id);
     let etag = check.etag(&request.etag);
     let new = request.spec.unwrap_or_default();
-    let mut update = TaskUpdate {
-        owner,
-        task,
-        etag,
-        name: None,
-        description: None,
-        plan: None,
-        priority: None,
-        agent: None,
-        model: None,
-        labels: None,
-        copy_files: None,
-        setup_command: None,
-        limits: None,
-        base_branch: None,
-        hidden: None,
-    };
+    let mut update = TaskUpdate::nothing(owner, task, etag);
     let paths = request.update_mask.unwrap_or_default().paths;
     if paths.is_empty() {
         check.violation("update_mask", "names no field to change");

@@ -419,23 +419,7 @@ fn heads_that_are_cancelled_as_they_are_looked_at_hide_nobody() {
 fn a_name_that_was_given_later_is_taken() {
     let mut story = Story::of(&[("a", &[]), ("b", &[]), ("c", &[])]);
     let (contract, task) = (story.task("c").contract, story.task("c").id);
-    let rename = TaskUpdate {
-        owner: OWNER,
-        task,
-        etag: None,
-        name: Some("d".to_owned()),
-        description: None,
-        plan: None,
-        priority: None,
-        agent: None,
-        model: None,
-        labels: None,
-        copy_files: None,
-        setup_command: None,
-        limits: None,
-        base_branch: None,
-        hidden: None,
-    };
+    let rename = TaskUpdate { name: Some("d".to_owned()), ..TaskUpdate::nothing(OWNER, task, None) };
     story.ask(Op::UpdateTask(Box::new(rename))).unwrap();
     let mut make = |name: &str| {
         let spec = TaskSpec { name: name.to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
