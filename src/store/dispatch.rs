@@ -11,9 +11,8 @@ use uuid::Uuid;
 use super::{
     Result, Tx,
     sql::{Kind, LazySql, Sql},
-    task::{READ, TaskDoc},
 };
-use crate::domain::{ClassId, ContractId, OwnerId, Timestamp, daemon::Requirements, task::Task};
+use crate::domain::{ClassId, ContractId, OwnerId, TaskId, Timestamp, daemon::Requirements};
 
 /// A lane to refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -41,6 +40,21 @@ pub struct LaneHead {
     pub owner: OwnerId,
     /// Highest priority among its ready tasks.
     pub priority: i32,
+    /// When a task was last taken from it; 1970 for never, and as far as it was written.
+    pub served: Timestamp,
+}
+
+/// A ready task in its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneTask {
+    /// The contract.
+    pub contract: ContractId,
+    /// The requirement class.
+    pub class: ClassId,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Among equals the smallest, which is the oldest, goes first.
+    pub id: TaskId,
 }
 
 #[derive(sqlx::FromRow, serde::Deserialize)]
@@ -49,6 +63,15 @@ struct LaneRow {
     class: Uuid,
     owner: Uuid,
     head: i32,
+    served: Timestamp,
+}
+
+#[derive(sqlx::FromRow, serde::Deserialize)]
+struct LaneTaskRow {
+    contract: Uuid,
+    class: Uuid,
+    priority: i32,
+    id: Uuid,
 }
 
 impl From<LaneRow> for LaneHead {
@@ -58,6 +81,18 @@ impl From<LaneRow> for LaneHead {
             class: ClassId(row.class),
             owner: OwnerId(row.owner),
             priority: row.head,
+            served: row.served,
+        }
+    }
+}
+
+impl From<LaneTaskRow> for LaneTask {
+    fn from(row: LaneTaskRow) -> Self {
+        Self {
+            contract: ContractId(row.contract),
+            class: ClassId(row.class),
+            priority: row.priority,
+            id: TaskId(row.id),
         }
     }
 }
@@ -155,12 +190,12 @@ impl Tx {
     pub async fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN LATERAL (
+                "SELECT l.contract, l.class, l.owner, l.head, l.served FROM {rows} JOIN LATERAL (
                      SELECT x.contract, x.class, x.owner, x.head, x.served FROM lanes x
                      WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
                      ORDER BY x.head DESC, x.served LIMIT $2) AS l ON true
                  ORDER BY l.head DESC, l.served",
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} CROSS JOIN lanes l
+                "SELECT l.contract, l.class, l.owner, l.head, l.served FROM {rows} CROSS JOIN lanes l
                  WHERE l.class = rows.id AND l.contract IN (
                      SELECT x.contract FROM lanes x WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
                      ORDER BY x.head DESC, x.served LIMIT $2)
@@ -181,7 +216,7 @@ impl Tx {
     pub async fn lanes_of(&mut self, contracts: &[ContractId]) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN lanes l ON l.contract = rows.id
+                "SELECT l.contract, l.class, l.owner, l.head, l.served FROM {rows} JOIN lanes l ON l.contract = rows.id
                  WHERE l.head IS NOT NULL",
                 super::contract::ID,
             )
@@ -193,23 +228,20 @@ impl Tx {
         Ok(rows.into_iter().map(LaneHead::from).collect())
     }
 
-    /// The most urgent ready tasks of each lane, at most `limit` of each.
+    /// The most urgent ready tasks of each lane, at most `limit` of each, in no order.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
+    pub async fn lanes_tasks(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<LaneTask>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                &format!(
-                    "SELECT h.* FROM {{rows}} JOIN LATERAL (
-                         {READ} FROM tasks t WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
-                         ORDER BY t.priority DESC, t.id LIMIT $2) AS h ON true"
-                ),
+                "SELECT h.* FROM {rows} JOIN LATERAL (
+                     SELECT t.contract, t.class, t.priority, t.id FROM tasks t
+                     WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
+                     ORDER BY t.priority DESC, t.id LIMIT $2) AS h ON true",
                 // SQLite has no LATERAL; an IN that depends on the row before it is run once for each lane.
-                &format!(
-                    "{READ} FROM {{rows}} CROSS JOIN tasks t
-                     WHERE t.id IN (
-                         SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
-                         ORDER BY x.priority DESC, x.id LIMIT $2)"
-                ),
+                "SELECT t.contract, t.class, t.priority, t.id FROM {rows} CROSS JOIN tasks t
+                 WHERE t.id IN (
+                     SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
+                     ORDER BY x.priority DESC, x.id LIMIT $2)",
                 LANE,
             )
         });
@@ -226,7 +258,7 @@ impl Tx {
                 served: None,
             })
             .collect();
-        let rows: Vec<TaskDoc> = self.fetch_some(&SQL, &rows, limit).await?;
-        Ok(rows.into_iter().map(TaskDoc::into_task).collect())
+        let rows: Vec<LaneTaskRow> = self.fetch_some(&SQL, &rows, limit).await?;
+        Ok(rows.into_iter().map(LaneTask::from).collect())
     }
 }

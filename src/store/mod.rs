@@ -36,7 +36,7 @@ mod tx;
 
 pub use attempt::Due;
 pub use blob::{Blob, BlobKind};
-pub use dispatch::{Lane, LaneHead};
+pub use dispatch::{Lane, LaneHead, LaneTask};
 pub use edge::Edge;
 pub use key::Remembered;
 pub use measure::{Busy, Unanswered};

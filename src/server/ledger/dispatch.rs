@@ -1,7 +1,7 @@
 //! Giving ready tasks to daemons, in the transaction that made them ready.
 //!
 //! ```text
-//!   fleet: classes with room ──> lanes_walk ──> heads ─┐
+//!   fleet: classes with room ──> lanes ──> heads ──────┐
 //!   the batch: tasks that are ready now ───────────────┴─> schedule::assign ──> attempts, commands
 //! ```
 //!
@@ -10,14 +10,14 @@
 //! ([`schedule::shares`]). Each open lane has a task that may start, so that is enough to fill them. Where the heads that were read
 //! of a lane are all given away and it may have more (others are short, or its tasks are urgent), twice as many are read, and all
 //! is decided anew: what is decided in the end is what would be with all heads at hand. The backlog, the number of contracts and
-//! tasks that cannot run now do not count. Classes that are known to have no such lane are not walked (`Kept::dry`).
+//! tasks that cannot run now do not count. What earlier batches have seen of lanes is not read again (`lanes`).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{beside, daemons::ANSWER_WITHIN, fleet::Fleet, rows::Rows, work::Work};
+use super::{beside, daemons::ANSWER_WITHIN, fleet::Fleet, lanes::AHEAD, rows::Rows, work::Work};
 use crate::{
     domain::{
         AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
@@ -108,13 +108,15 @@ impl Work {
             return Ok(false);
         }
         let window = room.clamp(MIN_LANES, MAX_LANES);
-        let walked: Vec<ClassId> = served.iter().filter(|class| !self.kept.dry.contains(class)).copied().collect();
+        let (known, walked): (Vec<ClassId>, Vec<ClassId>) =
+            served.iter().partition(|class| self.kept.lanes.knows(**class));
         let mut lanes = tx.lanes_walk(&walked, i64::from(window)).await?;
+        self.kept.lanes.walked(&walked, &lanes, window);
+        lanes.extend(known.into_iter().flat_map(|class| self.kept.lanes.walk(class, window)));
         let mut seen: HashMap<ClassId, u32> = HashMap::new();
         for lane in &lanes {
             *seen.entry(lane.class).or_default() += 1;
         }
-        self.kept.dry.extend(walked.into_iter().filter(|class| !seen.contains_key(class)));
         let more_lanes = seen.values().any(|lanes| *lanes >= window);
         let served: HashSet<ClassId> = served.into_iter().collect();
         // The rows of contracts that this batch opens still say that they are closed.
@@ -224,26 +226,31 @@ impl Work {
         Ok(read)
     }
 
-    /// Reads the heads of those that have not been read with their limit.
+    /// Brings here the heads of those that have not been looked at with their limit.
     async fn look_at(&mut self, tx: &mut impl Rows, read: &mut [Looked]) -> Result<()> {
         // One statement takes one limit.
-        let mut by_limit: BTreeMap<u32, Vec<LaneHead>> = BTreeMap::new();
-        for looked in read.iter_mut().filter(|looked| looked.read < looked.limit) {
-            by_limit.entry(looked.limit).or_default().push(looked.lane);
+        let mut unknown: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        let mut looked_at = Vec::new();
+        for (at, looked) in read.iter_mut().enumerate().filter(|(_, looked)| looked.read < looked.limit) {
             looked.read = looked.limit;
-            looked.heads.clear();
-        }
-        let places: HashMap<(ContractId, ClassId), usize> =
-            read.iter().enumerate().map(|(at, looked)| ((looked.lane.contract, looked.lane.class), at)).collect();
-        for (limit, lanes) in by_limit {
-            for task in tx.tasks_heads(&lanes, i64::from(limit)).await? {
-                if let Some(at) = places.get(&(task.contract, task.class)) {
-                    read[*at].heads.push(task.id);
-                }
-                self.task_loaded(task);
+            looked_at.push(at);
+            match self.kept.lanes.heads(&looked.lane, looked.limit) {
+                Some(known) => looked.heads = known,
+                None => unknown.entry(looked.limit).or_default().push(at),
             }
         }
-        Ok(())
+        let each = u32::try_from(unknown.values().map(Vec::len).sum::<usize>()).map_or(0, |all| AHEAD / all.max(1));
+        for (limit, places) in unknown {
+            let lanes: Vec<LaneHead> = places.iter().map(|at| read[*at].lane).collect();
+            let ahead = limit.max(each);
+            let tasks = tx.lanes_tasks(&lanes, i64::from(ahead)).await?;
+            self.kept.lanes.read(&lanes, &tasks, ahead);
+            for at in places {
+                read[at].heads = self.kept.lanes.heads(&read[at].lane, limit).unwrap_or_default();
+            }
+        }
+        let heads: Vec<TaskId> = looked_at.into_iter().flat_map(|at| read[at].heads.iter().copied()).collect();
+        self.load_task_rows(tx, heads.into_iter()).await
     }
 
     /// One of the heads that were read is none any more, and what was read was not all.

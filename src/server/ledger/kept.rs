@@ -6,15 +6,11 @@
 //! anonymous contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
 //! server may take the database over; then no transaction of this one begins any more (`Store::begin`).
 
-use std::{
-    collections::{HashMap, HashSet},
-    hash::Hash,
-    sync::Arc,
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
-use super::{beside::Beside, names::Names, work::Work};
+use super::{beside::Beside, lanes::Lanes, names::Names, work::Work};
 use crate::domain::{
-    AttemptId, ClassId, ContractId, DaemonId, TaskId, attempt::Attempt, contract::Contract, daemon::Daemon, task::Task,
+    AttemptId, ContractId, DaemonId, TaskId, attempt::Attempt, contract::Contract, daemon::Daemon, task::Task,
 };
 
 /// Bytes of one generation of a kind, roughly: several times what a few thousand attempts under way need.
@@ -39,8 +35,8 @@ pub(super) struct Kept {
     pub(super) beside: Beside,
     /// Names that tasks have.
     pub(super) names: Names,
-    /// Classes without an open lane that has a ready task: whatever becomes ready of them is in the batch that makes it so.
-    pub(super) dry: HashSet<ClassId>,
+    /// Where ready tasks wait.
+    pub(super) lanes: Lanes,
 }
 
 /// A task, with what is asked of one that waits for others, once for each of its dependencies: in a graph of some size tasks are
@@ -72,7 +68,7 @@ impl Default for Kept {
             daemons: Generations::new(GENERATION_BYTES),
             beside: Beside::default(),
             names: Names::default(),
-            dry: HashSet::new(),
+            lanes: Lanes::default(),
         }
     }
 }
@@ -163,14 +159,8 @@ impl Kept {
         for (id, daemon) in work.daemons.shared() {
             self.daemons.put(id, Arc::clone(daemon), ROW_BYTES);
         }
-        for (_, task) in work.tasks.dirty_pairs().filter(|(_, task)| task.is_ready()) {
-            self.dry.remove(&task.class);
-        }
-        // Of the lanes of one that is open again nothing is known.
-        if work.contracts.changed_rows().any(|(was, now)| !was.is_open() && now.is_open()) {
-            self.dry.clear();
-        }
         self.beside.learn(work);
+        self.lanes.learn(work);
         self.names.learn(work);
     }
 

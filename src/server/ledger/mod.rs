@@ -23,6 +23,7 @@ mod dispatch;
 mod fleet;
 mod kept;
 mod keys;
+mod lanes;
 mod load;
 mod measure;
 mod names;

@@ -16,7 +16,7 @@ use crate::{
         order::Command,
         task::Task,
     },
-    store::{Edge, Lane, LaneHead, Remembered, Result, Tx},
+    store::{Edge, Lane, LaneHead, LaneTask, Remembered, Result, Tx},
 };
 
 macro_rules! rows {
@@ -71,7 +71,7 @@ rows! {
     // Reading, for `dispatch`.
     fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Vec<LaneHead>;
     fn lanes_of(&mut self, contracts: &[ContractId]) -> Vec<LaneHead>;
-    fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Vec<Task>;
+    fn lanes_tasks(&mut self, lanes: &[LaneHead], limit: i64) -> Vec<LaneTask>;
 
     // Writing, for `flush`.
     fn owner_insert(&mut self, owner: OwnerId, name: &str, created: Timestamp) -> ();

@@ -557,17 +557,16 @@ impl Work {
         (now(first), now(then), same_name)
     }
 
-    /// Lanes whose head may have changed.
+    /// Lanes whose row may have to say something else: how urgent their most urgent ready task is.
     ///
-    /// Not those that have none in the database and get none: where whatever becomes ready starts at once, as on any system that
-    /// is not full, that would be most. When such a lane was served last is not known then; it takes the first turn once there
-    /// is a backlog.
+    /// Where whatever becomes ready starts at once, as on any system that is not full, and where a backlog is of one priority, that
+    /// is hardly any of those that tasks come to and go from.
     fn lanes(&self) -> Vec<Lane> {
-        let ready: HashSet<(ContractId, ClassId)> =
-            self.tasks.values().filter(|task| task.is_ready()).map(|task| (task.contract, task.class)).collect();
-        let had_none = |(contract, class): &(ContractId, ClassId)| {
-            self.kept.dry.contains(class) && self.contracts.was(*contract).is_none_or(Contract::is_open)
-        };
+        let mut ready: HashMap<(ContractId, ClassId), i32> = HashMap::new();
+        for task in self.tasks.values().filter(|task| task.is_ready()) {
+            let most = ready.entry((task.contract, task.class)).or_insert(task.spec.priority);
+            *most = task.spec.priority.max(*most);
+        }
         let mut lanes: BTreeMap<(ContractId, ClassId), OwnerId> = BTreeMap::new();
         for (was, task) in self.tasks.dirty_pairs() {
             if was.map(|was| (was.is_ready(), was.class)) != Some((task.is_ready(), task.class))
@@ -579,7 +578,7 @@ impl Work {
                 }
             }
         }
-        let changed = lanes.into_iter().filter(|(lane, _)| ready.contains(lane) || !had_none(lane));
+        let changed = lanes.into_iter().filter(|(lane, _)| !self.kept.lanes.stays(*lane, self, &ready));
         let lanes = changed.map(|((contract, class), owner)| Lane {
             contract,
             class,

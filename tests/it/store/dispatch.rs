@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use makima::{
     domain::{
-        ContractId, TaskId,
+        ContractId, TaskId, Timestamp,
         contract::Contract,
         task::{Task, TaskSpec, TaskState},
     },
-    store::{Lane, LaneHead, Tx},
+    store::{Lane, LaneHead, LaneTask, Tx},
 };
 
 use super::{
@@ -34,7 +34,7 @@ fn lane(contract: &Contract, agent: &str) -> Lane {
 }
 
 fn head(lane: Lane, priority: i32) -> LaneHead {
-    LaneHead { contract: lane.contract, class: lane.class, owner: lane.owner, priority }
+    LaneHead { contract: lane.contract, class: lane.class, owner: lane.owner, priority, served: Timestamp::default() }
 }
 
 async fn insert(tx: &mut Tx, tasks: &[Task]) {
@@ -121,7 +121,8 @@ async fn lanes_are_walked_in_order(kind: Kind) {
         .await
         .unwrap();
 
-    let walked = [head(lanes[3], 5), head(lanes[2], 0), head(lanes[1], 0), head(lanes[0], 0), head(lanes[4], -1)];
+    let served = |n: usize, second| LaneHead { served: at(second), ..head(lanes[n], 0) };
+    let walked = [head(lanes[3], 5), head(lanes[2], 0), served(1, 10), served(0, 20), head(lanes[4], -1)];
     assert_eq!(tx.lanes_walk(&[lanes[0].class], 10).await.unwrap(), walked);
     assert_eq!(tx.lanes_walk(&[lanes[0].class], 3).await.unwrap(), walked[..3]);
     // The limit is each class's own: many lanes of one do not hide another.
@@ -133,7 +134,7 @@ async fn lanes_are_walked_in_order(kind: Kind) {
     assert_eq!(tx.lanes_walk(&[lanes[0].class], 10).await.unwrap(), walked);
     tx.lanes_refresh(&[Lane { served: Some(at(30)), ..lanes[1] }]).await.unwrap();
     let walk = tx.lanes_walk(&[lanes[0].class], 10).await.unwrap();
-    assert_eq!(walk[1..4], [walked[1], walked[3], walked[2]]);
+    assert_eq!(walk[1..4], [walked[1], walked[3], served(1, 30)]);
 }
 
 /// Of each lane its most urgent ready tasks, older ones first among equals, at most so many of each.
@@ -152,7 +153,7 @@ async fn heads_are_the_most_urgent(kind: Kind) {
     insert(&mut tx, &[running, shell, task(&two, 50, "two")]).await;
     let lanes = [head(lane(&one, "claude"), 0), head(lane(&two, "claude"), 0)];
     async fn numbers(tx: &mut Tx, lanes: &[LaneHead], limit: i64) -> Vec<u128> {
-        let mut heads = tx.tasks_heads(lanes, limit).await.unwrap();
+        let mut heads = tx.lanes_tasks(lanes, limit).await.unwrap();
         heads.sort_by_key(|task| task.id);
         heads.iter().map(|task| task.id.0.as_u128() - id(0).as_u128()).collect()
     }
@@ -160,8 +161,7 @@ async fn heads_are_the_most_urgent(kind: Kind) {
     assert_eq!(numbers(&mut tx, &lanes, 4).await, [20, 21, 23, 24, 50]);
     assert_eq!(numbers(&mut tx, &lanes, 100).await, [20, 21, 22, 23, 24, 25, 50]);
     assert_eq!(numbers(&mut tx, &lanes[1..], 100).await, [50]);
-    assert_eq!(tx.tasks_heads(&[], 1).await.unwrap(), []);
-    let heads = tx.tasks_heads(&lanes[..1], 1).await.unwrap();
-    assert_eq!(heads, [written[1].clone()]);
-    assert_eq!(heads[0].id, TaskId(id(21)));
+    assert_eq!(tx.lanes_tasks(&[], 1).await.unwrap(), []);
+    let heads = tx.lanes_tasks(&lanes[..1], 1).await.unwrap();
+    assert_eq!(heads, [LaneTask { contract: one.id, class: lanes[0].class, priority: 5, id: TaskId(id(21)) }]);
 }

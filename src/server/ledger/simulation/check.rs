@@ -137,6 +137,7 @@ impl World {
         if let Some(task) = self.server.memory.tasks.values().find(taken) {
             wrong = Some(format!("names: that of {} is taken for free", task.id.short()));
         }
+        wrong = wrong.or_else(|| self.server.memory.lanes_are_not(&life.kept.lanes));
         if let Some(wrong) = wrong {
             self.breaks(|| wrong);
         }

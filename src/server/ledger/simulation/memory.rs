@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::super::rows::Rows;
+use super::super::{lanes::Lanes, rows::Rows};
 use crate::{
     domain::{
         AttemptId, BatchId, CheckpointId, ClassId, ContractId, DaemonId, KeyId, OwnerId, TaskId, Timestamp,
@@ -19,14 +19,14 @@ use crate::{
         order::Command,
         task::Task,
     },
-    store::{Due as _, Edge, Lane, LaneHead, Remembered, Result},
+    store::{Due as _, Edge, Lane, LaneHead, LaneTask, Remembered, Result},
 };
 
 /// Everything that outlives the server.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
-    pub(super) contracts: BTreeMap<ContractId, Contract>,
-    pub(super) tasks: BTreeMap<TaskId, Task>,
+pub(in super::super) struct Memory {
+    pub(in super::super) contracts: BTreeMap<ContractId, Contract>,
+    pub(in super::super) tasks: BTreeMap<TaskId, Task>,
     /// Tasks that were ready when they were last written.
     pub(super) ready: BTreeSet<TaskId>,
     pub(super) attempts: BTreeMap<AttemptId, Attempt>,
@@ -68,6 +68,38 @@ impl Memory {
         ready
     }
 
+    /// What is wrong with the rows of lanes, or with what is kept of them.
+    pub(in super::super) fn lanes_are_not(&self, kept: &Lanes) -> Option<String> {
+        let mut there: BTreeMap<(ContractId, ClassId), Option<i32>> =
+            self.lanes.keys().map(|lane| (*lane, None)).collect();
+        for task in self.tasks.values().filter(|task| self.ready.contains(&task.id)) {
+            let head = there.entry((task.contract, task.class)).or_default();
+            *head = Some(task.spec.priority).max(*head);
+        }
+        let is_open = |contract| self.contracts.get(&contract).is_some_and(Contract::is_open);
+        for (lane, head) in &there {
+            let row = self.lanes.get(lane).map(|row| (row.head, row.is_open));
+            if row != Some((*head, is_open(lane.0))) {
+                return Some(format!("lanes: the row of {lane:?} says {row:?} of one that has {head:?}"));
+            }
+        }
+        for (class, lanes) in kept.known() {
+            let kept: BTreeMap<ContractId, i32> = lanes.iter().map(|(id, lane)| (*id, lane.priority)).collect();
+            let of = there.iter().filter(|((contract, of), _)| of == class && is_open(*contract));
+            let there: BTreeMap<ContractId, i32> = of.filter_map(|((id, _), head)| Some((*id, (*head)?))).collect();
+            if kept != there {
+                return Some(format!("lanes: {kept:?} is kept of those of a class, which are {there:?}"));
+            }
+        }
+        for ((contract, class), kept, all) in kept.known_tasks() {
+            let there: Vec<TaskId> = self.ready_of(contract, class).iter().map(|task| task.id).collect();
+            if !there.starts_with(&kept) || kept.is_empty() || all && kept != there {
+                return Some(format!("lanes: {kept:?} is kept of the ready tasks of one, which are {there:?}"));
+            }
+        }
+        None
+    }
+
     /// Says of a task that is written whether it is ready.
     fn mark(&mut self, task: &Task) {
         match task.is_ready() {
@@ -87,7 +119,7 @@ impl Memory {
     }
 
     fn lane_head((contract, class): (ContractId, ClassId), row: &LaneRow) -> LaneHead {
-        LaneHead { contract, class, owner: row.owner, priority: row.head.unwrap_or_default() }
+        LaneHead { contract, class, owner: row.owner, priority: row.head.unwrap_or_default(), served: row.served }
     }
 
     /// Edges reached from tasks by following `next`.
@@ -245,10 +277,16 @@ impl Rows for Memory {
         Ok(lanes.map(|(key, row)| Self::lane_head(*key, row)).collect())
     }
 
-    async fn tasks_heads(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<Task>> {
-        let heads =
+    async fn lanes_tasks(&mut self, lanes: &[LaneHead], limit: i64) -> Result<Vec<LaneTask>> {
+        let tasks =
             lanes.iter().flat_map(|lane| self.ready_of(lane.contract, lane.class).into_iter().take(most(limit)));
-        Ok(heads.cloned().collect())
+        let place = |task: &Task| LaneTask {
+            contract: task.contract,
+            class: task.class,
+            priority: task.spec.priority,
+            id: task.id,
+        };
+        Ok(tasks.map(place).collect())
     }
 
     async fn owner_insert(&mut self, _owner: OwnerId, _name: &str, _created: Timestamp) -> Result<()> {

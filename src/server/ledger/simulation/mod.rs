@@ -43,7 +43,9 @@ use std::{
     time::Instant,
 };
 
+pub(super) use memory::Memory;
 use planted::Planted;
+pub(super) use server::at_once;
 use world::{MINUTE, World};
 
 /// Histories of a plain test run, and the first: few enough for a build that is not optimised, and all faults are in them.

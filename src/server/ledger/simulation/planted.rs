@@ -41,10 +41,10 @@ impl Planted {
 
 /// What is kept of a batch that was committed.
 pub(super) fn kept(planted: Option<Planted>, work: &mut Work) -> Kept {
-    let dry = work.kept.dry.clone();
+    let dry = work.kept.lanes.dry();
     let mut kept = work.keep();
     if planted == Some(Planted::DryForEver) {
-        kept.dry.extend(dry);
+        kept.lanes.walked(&dry, &[], 1);
     }
     kept
 }

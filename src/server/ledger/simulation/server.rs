@@ -113,7 +113,7 @@ impl Server {
 }
 
 /// Runs what waits for nothing: rows in memory are there at once.
-pub(super) fn at_once<T>(future: impl Future<Output = T>) -> T {
+pub(in super::super) fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
         Poll::Pending => unreachable!("rows in memory wait for nothing"),
