@@ -55,7 +55,7 @@ impl Own {
             Ok(connection)
         });
         match begun.await {
-            Ok(connection) => Ok(OwnTx { connection, place }),
+            Ok(connection) => Ok(OwnTx { connection, is_first: !was_open, place }),
             Err(error) => Err((error, was_open)),
         }
     }
@@ -74,6 +74,8 @@ impl Own {
 #[derive(Debug)]
 pub(super) struct OwnTx {
     connection: PgConnection,
+    /// On this connection.
+    pub(super) is_first: bool,
     place: OwnedMutexGuard<Option<PgConnection>>,
 }
 

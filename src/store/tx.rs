@@ -86,7 +86,7 @@ impl Store {
         }
     }
 
-    /// The same for the ledger, which has a connection of its own (see `own`).
+    /// The same for the ledger, which has a connection of its own (see `own`, and [`Tx::is_first`]).
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn begin_ledger(&self) -> Result<Tx> {
         let Db::Postgres { ledger, .. } = &self.db else { return self.begin().await };
@@ -114,6 +114,13 @@ impl Store {
 }
 
 impl Tx {
+    /// No transaction of the ledger was on this connection before. The one before this may have led to another Postgres: behind
+    /// one address there may be a standby by now that had not got all that was committed, so nothing holds that was read or
+    /// written before.
+    pub fn is_first(&self) -> bool {
+        matches!(&self.inner, Inner::Postgres(PgTx::Own(tx)) if tx.is_first)
+    }
+
     /// Makes it all true, durably. An error that is [`Error::Unavailable`] leaves the outcome unknown.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn commit(mut self) -> Result<()> {

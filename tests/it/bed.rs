@@ -26,6 +26,7 @@ use makima::{
     },
     store::{Claim, Store, Url},
 };
+use sqlx::Connection as _;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -90,6 +91,20 @@ impl Place {
         Self { url, _dir: dir }
     }
 
+    /// Ends all connections to it, which is on Postgres.
+    pub async fn end_connections(&self) {
+        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                      WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        self.beside(others).await;
+    }
+
+    /// Has a database on Postgres changed behind the server's back.
+    pub async fn beside(&self, sql: &'static str) {
+        let Url::Postgres(url) = &self.url else { unreachable!("on Postgres") };
+        let mut connection = sqlx::PgConnection::connect(url).await.expect("connect");
+        sqlx::query(sql).execute(&mut connection).await.expect("run it");
+    }
+
     /// A Postgres database behind this address.
     pub fn at(url: &str) -> Self {
         Self { url: url.parse().expect("a database URL"), _dir: tempfile::tempdir().expect("make a directory") }
@@ -103,7 +118,7 @@ pub struct Bed {
     pub owner: OwnerId,
     pub key: KeyId,
     _claim: Claim,
-    place: Place,
+    pub place: Place,
 }
 
 impl Bed {

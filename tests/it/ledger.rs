@@ -566,6 +566,21 @@ async fn each_wait_is_known_before_the_last_one_ends() {
     assert_eq!(daemon.run_next(&bed).await.0.attempt.task, first.attempt.task);
 }
 
+/// Behind the address of a Postgres there may be another when connections are made again, which had not got everything: what the
+/// ledger has kept is not taken for what is there.
+#[tokio::test]
+async fn another_connection_may_lead_elsewhere() {
+    let bed = Bed::new(Kind::Postgres).await;
+    let (contract, tasks) = bed.contract(vec![task("a", &[]), task("b", &[])]).await;
+    bed.add(contract.id, vec![task("c", &["a"])]).await;
+    bed.place.beside("DELETE FROM tasks WHERE name = 'b'").await;
+    bed.place.end_connections().await;
+    let cancel =
+        |task: &Task| Op::CancelTask { owner: bed.owner, task: task.id, reason: String::new(), cascade: false };
+    assert!(matches!(bed.person(cancel(&tasks[1])).await, Err(Error::NotFound { .. })));
+    assert!(bed.person(cancel(&tasks[0])).await.is_ok());
+}
+
 /// The last admin key cannot be taken away: without one no keys can be made.
 #[tokio::test]
 async fn the_last_admin_key_stays() {

@@ -4,7 +4,8 @@
 //! a batch takes what is kept with it and gives it back when it is committed, so after one that failed, whatever the reason,
 //! nothing is kept and everything is read again. Retention, which deletes behind the ledger's back, touches nothing but
 //! anonymous contracts that have ended: of those nothing is kept, and what is kept of their tasks is not given out. On Postgres another
-//! server may take the database over; then no transaction of this one begins any more (`Store::begin`).
+//! server may take the database over; then no transaction of this one begins any more (`Store::begin`). And what a connection led to
+//! may not be what the next one leads to: nothing is kept from one to the other (`Tx::is_first`).
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 

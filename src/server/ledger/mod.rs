@@ -329,13 +329,15 @@ impl Writer {
         dispatch: bool,
     ) -> Result<(Vec<Result<Reply, Error>>, bool), Failed> {
         self.now = clock::now().max(self.now);
-        let mut work = Work::new(self.now, std::mem::take(&mut self.kept));
-        work.look = self.look;
         let mut tx = self.store.begin_ledger().await?;
-        if self.stale {
+        let mut kept = std::mem::take(&mut self.kept);
+        if tx.is_first() || self.stale {
+            kept = Kept::default();
             self.refresh(&mut tx).await?;
-            work.look = true;
+            self.look = true;
         }
+        let mut work = Work::new(self.now, kept);
+        work.look = self.look;
         work.load(&mut tx, requests).await?;
         let replies: Vec<_> = requests.iter().map(|request| Self::fold(&mut work, request, &self.fleet)).collect();
         let mut more = work.look;
@@ -486,7 +488,8 @@ impl Writer {
         look
     }
 
-    /// Makes anew from the database what is kept in memory, after a batch that may have been committed and was not spoken of.
+    /// Makes anew from the database what is kept in memory, after a batch that may have been committed and was not spoken of, and
+    /// where it may be another database.
     async fn refresh(&mut self, tx: &mut store::Tx) -> Result<(), store::Error> {
         let members: Vec<DaemonId> = self.fleet_mut().iter().map(|(id, _)| id).collect();
         let live = tx.attempts_live(&members).await?;

@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use makima::store::{Error, Store, Url};
-use sqlx::Connection as _;
+use makima::store::{Error, Store};
 use tokio::{sync::Mutex, task::JoinSet};
 
 use super::{
@@ -185,7 +184,7 @@ async fn who_has_lost_the_database_writes_no_more() {
 async fn who_had_lost_the_database_meanwhile_must_stop() {
     let place = Place::new(Kind::Postgres).await;
     let (first, claim) = Store::open(&place.url).await.expect("open the store");
-    end_connections(&place).await;
+    place.end_connections().await;
     let (second, other) = eventually("the claim is free", || Store::open(&place.url)).await;
     second.close().await;
     drop((second, other));
@@ -207,7 +206,7 @@ async fn connections_that_postgres_ends_are_made_again() {
     let (store, mut claim) = Store::open(&place.url).await.expect("open the store");
     store.begin().await.expect("a connection").rollback().await.expect("end it");
     store.begin_ledger().await.expect("its own").commit().await.expect("end it");
-    end_connections(&place).await;
+    place.end_connections().await;
     store.begin().await.expect("another connection").rollback().await.expect("end it");
     store.begin_ledger().await.expect("another of its own").commit().await.expect("end it");
     claim.check().await.expect("it still has the database");
@@ -218,18 +217,6 @@ async fn connections_that_postgres_ends_are_made_again() {
 async fn who_stands_on_a_copy_must_stop() {
     let place = Place::new(Kind::Postgres).await;
     let (_store, mut claim) = Store::open(&place.url).await.expect("open the store");
-    beside(&place, "UPDATE meta SET value = 'older' WHERE key = 'server_claim'").await;
+    place.beside("UPDATE meta SET value = 'older' WHERE key = 'server_claim'").await;
     assert!(matches!(claim.check().await, Err(Error::InUse(_))));
-}
-
-async fn end_connections(place: &Place) {
-    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    beside(place, others).await;
-}
-
-async fn beside(place: &Place, sql: &'static str) {
-    let Url::Postgres(url) = &place.url else { unreachable!("on Postgres") };
-    let mut connection = sqlx::PgConnection::connect(url).await.expect("connect");
-    sqlx::query(sql).execute(&mut connection).await.expect("run it");
 }
