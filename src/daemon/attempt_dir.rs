@@ -35,7 +35,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::domain::{AttemptRef, Timestamp, order::Spawn};
+use crate::domain::{AttemptRef, CheckpointId, Timestamp, order::Spawn};
 
 use super::{repository::RepoRef, sweep};
 
@@ -63,7 +63,10 @@ pub struct Manifest {
     /// The attempt that has taken over the worktree: it is that one's now.
     #[serde(default)]
     pub superseded: Option<AttemptRef>,
-    /// It went on from an older checkpoint than there is.
+    /// The checkpoint it went on from.
+    #[serde(default)]
+    pub restored: Option<CheckpointId>,
+    /// It is an older one than there is.
     #[serde(default)]
     pub is_older: bool,
     /// The agent did not go on with its session, and begins a new one instead.
@@ -491,6 +494,7 @@ pub(super) mod tests {
             place: None,
             agent: None,
             superseded: None,
+            restored: None,
             is_older: false,
             rejected: false,
         }

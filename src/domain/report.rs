@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     attempt::{Failure, TaskResult, Usage},
-    id::{AttemptRef, JournalId},
+    id::{AttemptRef, CheckpointId, JournalId},
     time::Timestamp,
 };
 
@@ -43,6 +43,9 @@ pub enum Report {
         base_commit: String,
         /// Version of the agent; empty if unknown.
         agent_version: String,
+        /// The checkpoint that was restored, where one was.
+        #[serde(default)]
+        restored: Option<CheckpointId>,
     },
     /// What the agent's events add up to so far.
     Progress(Progress),
@@ -78,11 +81,12 @@ impl Report {
     pub fn bounded(self) -> Self {
         let line = |text: String| clean(text, MAX_LINE_BYTES);
         match self {
-            Self::Started { worktree, branch, base_commit, agent_version } => Self::Started {
+            Self::Started { worktree, branch, base_commit, agent_version, restored } => Self::Started {
                 worktree: line(worktree),
                 branch: line(branch),
                 base_commit: line(base_commit),
                 agent_version: line(agent_version),
+                restored,
             },
             Self::Progress(progress) => Self::Progress(progress.bounded()),
             Self::Complete(complete) => Self::Complete(Complete {

@@ -612,8 +612,14 @@ impl TryFrom<&pb::DaemonMessage> for Message {
 impl From<Report> for pb::daemon_message::Kind {
     fn from(report: Report) -> Self {
         match report {
-            Report::Started { worktree, branch, base_commit, agent_version } => {
-                Self::TaskStarted(pb::TaskStarted { worktree_path: worktree, branch, base_commit, agent_version })
+            Report::Started { worktree, branch, base_commit, agent_version, restored } => {
+                Self::TaskStarted(pb::TaskStarted {
+                    worktree_path: worktree,
+                    branch,
+                    base_commit,
+                    agent_version,
+                    restored_checkpoint_id: id_text(restored),
+                })
             }
             Report::Progress(progress) => Self::TaskProgress(pb::TaskProgress {
                 usage: Some((&progress.usage).into()),
@@ -678,6 +684,7 @@ impl TryFrom<&pb::daemon_message::Kind> for Report {
                 branch: started.branch.clone(),
                 base_commit: started.base_commit.clone(),
                 agent_version: started.agent_version.clone(),
+                restored: optional_id("restored_checkpoint_id", &started.restored_checkpoint_id)?,
             },
             pb::daemon_message::Kind::TaskProgress(progress) => Self::Progress(Progress {
                 agent_session_id: progress.agent_session_id.clone(),

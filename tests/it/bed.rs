@@ -363,6 +363,7 @@ pub fn started() -> Report {
         branch: "b".to_owned(),
         base_commit: "c".to_owned(),
         agent_version: String::new(),
+        restored: None,
     }
 }
 

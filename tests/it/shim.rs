@@ -77,6 +77,7 @@ impl Bench {
             }),
             agent: Some(AgentCommand { program: "sh".into(), args: vec!["-eu".into()], ..AgentCommand::default() }),
             superseded: None,
+            restored: None,
             is_older: false,
             rejected: false,
         };

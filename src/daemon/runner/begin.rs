@@ -30,7 +30,7 @@ use crate::{
         sweep, worktree,
     },
     domain::{
-        AttemptRef,
+        AttemptRef, CheckpointId,
         attempt::{Failure, FailureClass, Pack},
         checkpoint::Link,
         order::{self, DependencyResult, EarlierWorktree, Spawn},
@@ -58,7 +58,9 @@ pub(super) struct Ground {
     pub(super) conversation: Option<(String, Option<PathBuf>)>,
     /// Files of the earlier work that are not there.
     pub(super) omitted: Vec<String>,
-    /// The newest checkpoint of that work could not be restored, and one before it was.
+    /// The checkpoint that was restored.
+    pub(super) restored: Option<CheckpointId>,
+    /// It is not the newest of that work, which could not be.
     pub(super) is_older: bool,
     /// Where the earlier work was.
     pub(super) old_worktree: Option<PathBuf>,
@@ -73,7 +75,7 @@ impl Runner {
         self.open_tail(spawn, None);
         let ground = self.ground(spawn, &dir, &mut manifest, &mut warnings).await?;
         manifest.place = Some(ground.place.clone());
-        manifest.is_older = ground.is_older;
+        (manifest.restored, manifest.is_older) = (ground.restored, ground.is_older);
         self.save(&dir, &manifest).await?;
         if !ground.set_up {
             self.attend(worktree::setup(&dir, &manifest)).await?.map_err(Failure::from)?;
@@ -103,6 +105,7 @@ impl Runner {
             place: None,
             agent: None,
             superseded: None,
+            restored: None,
             is_older: false,
             rejected: false,
         };
@@ -162,6 +165,7 @@ impl Runner {
             set_up: false,
             conversation: None,
             omitted: Vec::new(),
+            restored: None,
             is_older: false,
             old_worktree: None,
         })
@@ -307,6 +311,7 @@ impl Runner {
             set_up: false,
             conversation: session.map(|session| (session, restored.transcript)),
             omitted: restored.omitted.into_iter().map(|omitted| omitted.path).collect(),
+            restored: Some(restored.previous.id),
             is_older,
             old_worktree: None,
         })
@@ -362,6 +367,7 @@ impl Runner {
             set_up: theirs.agent.is_some(),
             conversation: session.map(|session| (session, None)),
             omitted: Vec::new(),
+            restored: None,
             is_older: false,
             old_worktree: Some(made.worktree),
         })
@@ -475,6 +481,7 @@ impl Runner {
             set_up: true,
             conversation: None,
             omitted: Vec::new(),
+            restored: manifest.restored,
             is_older: manifest.is_older,
             old_worktree: None,
         };
@@ -523,6 +530,7 @@ impl Runner {
             branch: place.map(|p| p.branch.clone()).unwrap_or_default(),
             base_commit: place.map(|p| p.base_commit.clone()).unwrap_or_default(),
             agent_version: self.context.installed_version(&manifest.spawn.agent),
+            restored: manifest.restored,
         };
         // Once is enough, also where an agent is started a second time.
         let started = (self.row.state == State::Accepted).then_some(started);

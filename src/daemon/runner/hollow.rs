@@ -40,6 +40,7 @@ impl Runner {
                 branch: spawn.branch.clone(),
                 base_commit: COMMIT.to_owned(),
                 agent_version: self.context.installed_version(&spawn.agent),
+                restored: None,
             });
             unsaid.extend(self.sanity(spawn).await.into_iter().map(|message| Report::Warning { message }));
         }

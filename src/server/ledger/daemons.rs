@@ -13,7 +13,7 @@ use crate::{
             Attempt, AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass, MAX_WARNINGS,
             TaskResult, Usage,
         },
-        checkpoint::{Checkpoint, Here, MAX_CHAIN},
+        checkpoint::{Checkpoint, Here, MAX_CHAIN, Origin},
         daemon::Daemon,
         order::{Answer, OrderKind},
         reconcile::reconcile,
@@ -250,7 +250,7 @@ impl Work {
         };
         let actor = format!("daemon:{daemon}");
         match &message.report {
-            Report::Started { worktree, branch, base_commit, agent_version } => {
+            Report::Started { worktree, branch, base_commit, agent_version, restored } => {
                 match self.attempt_event(reference.id, &AttemptEvent::Started) {
                     AttemptStep::Over => return MessageOutcome::Fenced,
                     AttemptStep::Moved(_) | AttemptStep::Already => {}
@@ -260,6 +260,10 @@ impl Work {
                     attempt.branch.clone_from(branch);
                     attempt.base_commit.clone_from(base_commit);
                     attempt.agent_version.clone_from(agent_version);
+                    // Not what it was told to go on from, if that could not be had.
+                    if let Some(id) = *restored {
+                        attempt.origin = Origin::Checkpoint { id };
+                    }
                 }
                 if attempt.fenced {
                     return MessageOutcome::Fenced;

@@ -131,7 +131,8 @@ mod tests {
 
     fn started(number: u32) -> Op {
         let text = String::new;
-        says(number, Report::Started { worktree: text(), branch: text(), base_commit: text(), agent_version: text() })
+        let (worktree, branch, base_commit, agent_version) = (text(), text(), text(), text());
+        says(number, Report::Started { worktree, branch, base_commit, agent_version, restored: None })
     }
 
     fn asked_for(number: u32) -> Op {

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::{
+    CheckpointId,
     attempt::{FailureClass, Pack},
     checkpoint::{Link, MAX_BYTES, MAX_CHAIN},
     order::{EarlierWorktree, Resume},
@@ -93,12 +94,13 @@ fn packs() -> impl Strategy<Value = Pack> {
 
 fn reports() -> impl Strategy<Value = Report> {
     prop_oneof![
-        ("[a-z/]{0,60}", "[a-z/]{0,60}", "[0-9a-f]{40}", "[0-9.]{0,9}").prop_map(
-            |(worktree, branch, base_commit, agent_version)| Report::Started {
+        ("[a-z/]{0,60}", "[a-z/]{0,60}", "[0-9a-f]{40}", "[0-9.]{0,9}", prop::option::of(any::<u128>())).prop_map(
+            |(worktree, branch, base_commit, agent_version, restored)| Report::Started {
                 worktree,
                 branch,
                 base_commit,
-                agent_version
+                agent_version,
+                restored: restored.map(|id| CheckpointId(Uuid::from_u128(id))),
             }
         ),
         progresses().prop_map(Report::Progress),

@@ -196,7 +196,9 @@ async fn a_checkpoint_that_is_lost_costs_what_came_after_the_one_before() {
     assert!(!place.join("two").exists());
     let attempts = client.task(&id).await.attempts;
     assert_eq!(attempts.len(), 2, "{attempts:?}");
-    let warnings = attempts.iter().find(|attempt| attempt.number == 2).unwrap().warnings.join("\n");
+    let second = attempts.iter().find(|attempt| attempt.number == 2).unwrap();
+    assert_eq!(second.restored_checkpoint_id, newest.base_checkpoint_id);
+    let warnings = second.warnings.join("\n");
     let short = |id: &str| id[id.len() - 12..].to_owned();
     let (newest, older) = (short(&newest.checkpoint_id), short(&newest.base_checkpoint_id));
     let told = format!("checkpoint {newest} cannot be restored here, so it goes on from {older}");

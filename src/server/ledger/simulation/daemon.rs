@@ -289,6 +289,7 @@ impl World {
             branch: "b".to_owned(),
             base_commit: String::new(),
             agent_version: String::new(),
+            restored: None,
         };
         self.records(m, attempt, Some(State::Running), vec![started]);
     }

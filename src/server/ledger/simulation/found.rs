@@ -198,6 +198,7 @@ impl Story {
             branch: "b".to_owned(),
             base_commit: String::new(),
             agent_version: String::new(),
+            restored: None,
         };
         assert_eq!(self.says(attempt, started), MessageOutcome::Applied);
         attempt
