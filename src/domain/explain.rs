@@ -165,8 +165,12 @@ pub fn explain(task: &Task, around: &Around<'_>) -> Explained {
             began(around),
             silent(task, around)
         )),
-        TaskState::Paused { held } => Explained::standing(format!("paused by {}", who(held, around))),
-        TaskState::AwaitingInput { question, .. } => Explained::standing(format!("its agent asks: {question}")),
+        TaskState::Paused { held } => {
+            Explained::standing(format!("paused by {}{}", who(held, around), silent(task, around)))
+        }
+        TaskState::AwaitingInput { question, .. } => {
+            Explained::standing(format!("its agent asks: {question}{}", silent(task, around)))
+        }
         TaskState::Finalizing { result, since } => {
             let size = result.pack.as_ref().map_or(String::new(), |pack| format!(" ({} bytes)", pack.bytes));
             Explained::standing(format!(
