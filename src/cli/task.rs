@@ -466,7 +466,7 @@ async fn deps(session: &mut Session, client: &Client, command: DepsCommand) -> R
         }
         DepsCommand::Add(args) => {
             let task_id = id(client, &args.task).await?;
-            let depends_on = of_contracts(client, args.depends_on).await;
+            let depends_on = named(client, &task_id, args.depends_on).await?;
             let request = pb::AddDependenciesRequest { request_id: request_id(), task_id, depends_on };
             let answer = client.tasks().add_dependencies(timed(request)).await;
             let answer = answer.map_err(client.refused("add the dependencies"))?.into_inner();
@@ -474,7 +474,7 @@ async fn deps(session: &mut Session, client: &Client, command: DepsCommand) -> R
         }
         DepsCommand::Rm(args) => {
             let task_id = id(client, &args.task).await?;
-            let depends_on = of_contracts(client, args.depends_on).await;
+            let depends_on = named(client, &task_id, args.depends_on).await?;
             let request = pb::RemoveDependenciesRequest { request_id: request_id(), task_id, depends_on };
             let answer = client.tasks().remove_dependencies(timed(request)).await;
             let answer = answer.map_err(client.refused("remove the dependencies"))?.into_inner();
@@ -483,15 +483,23 @@ async fn deps(session: &mut Session, client: &Client, command: DepsCommand) -> R
     }
 }
 
-/// Ids and names as they are: the server looks those up in the task's contract. What is said as CONTRACT/NAME by its id.
-async fn of_contracts(client: &Client, given: Vec<String>) -> Vec<String> {
-    let mut named = Vec::with_capacity(given.len());
-    for text in given {
-        let id = if text.contains('/') { resolve::task(client, &text, None).await.ok() } else { None };
-        // A name may have a slash in it.
-        named.push(id.unwrap_or(text));
+/// Ids and names as they are: the server looks those up in the task's contract. By its id what is said as CONTRACT/NAME, unless that
+/// is a name in the task's own contract: a name may have a slash in it.
+async fn named(client: &Client, task_id: &str, mut given: Vec<String>) -> Result<Vec<String>> {
+    if !given.iter().any(|text| text.contains('/')) {
+        return Ok(given);
     }
-    named
+    let request = timed(pb::GetTaskRequest { task_id: task_id.to_owned() });
+    let answer = client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner();
+    let own = answer.task.unwrap_or_default().contract_id;
+    for text in given.iter_mut().filter(|text| text.contains('/')) {
+        if resolve::task(client, text, Some(&own)).await.is_err()
+            && let Ok(id) = resolve::task(client, text, None).await
+        {
+            *text = id;
+        }
+    }
+    Ok(given)
 }
 
 fn waits(session: &mut Session, task: Option<pb::Task>) -> Result<()> {

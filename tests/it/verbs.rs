@@ -17,6 +17,7 @@ use makima::{
         transition::RetryFrom,
     },
     server::ledger::{Error, Op, Reply},
+    wire::pb::CreateContractRequest,
 };
 use tokio::task::JoinSet;
 
@@ -639,4 +640,34 @@ async fn commands_do_it_or_say_why_not() {
     let forked = world.cli_json(&["task", "fork", "t", "--plan", "true"]).await;
     assert_eq!(forked[0]["spec"]["name"], "t-fork");
     assert_eq!(forked[0]["spec"]["depends_on"][0].as_str(), Some(id.as_str()));
+}
+
+/// What a task waits for is named in its contract, or as CONTRACT/NAME; a name with a slash in it comes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_waited_for_is_named() {
+    let world = World::start(Database::Sqlite).await;
+    let repo = world.repo("repo").url();
+    let client = world.client();
+    let made = async |name: &str, tasks: &[&str]| {
+        let tasks = tasks.iter().map(|task| shell(task, "true", &[])).collect();
+        let (name, repository) = (name.to_owned(), repo.clone());
+        let request = CreateContractRequest { name, repository, tasks, ..CreateContractRequest::default() };
+        client.contracts().create_contract(request).await.unwrap().into_inner().tasks
+    };
+    made("api", &["types", "routes"]).await;
+    let app = made("app", &["ui", "api/types", "db"]).await;
+    let waits_for = async |change: &str, name: &str| {
+        let output = world.cli(&["task", "deps", change, "app/ui", name]).await;
+        assert!(output.status.success(), "{output:?}");
+        let of = client.task(&app[0].task_id).await.dependencies;
+        of.into_iter().map(|edge| edge.task_id).collect::<Vec<_>>()
+    };
+    assert_eq!(waits_for("add", "app/db").await, [app[2].task_id.clone()]);
+    assert_eq!(waits_for("rm", "app/db").await, [""; 0]);
+    assert_eq!(waits_for("add", "api/types").await, [app[1].task_id.clone()]);
+    assert_eq!(waits_for("rm", "api/types").await, [""; 0]);
+    for (name, why) in [("api/routes", "belongs to another contract"), ("api/nothing", "api/nothing")] {
+        let output = world.cli(&["task", "deps", "add", "app/ui", name]).await;
+        assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{output:?}");
+    }
 }
