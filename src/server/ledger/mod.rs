@@ -411,7 +411,11 @@ impl Writer {
             };
             match looked.await {
                 Ok(true) => return Ok(()),
-                Ok(false) => return Err(Failed::Unavailable(error)),
+                // On the new connection it is not the next one that is the first (`Tx::is_first`).
+                Ok(false) => {
+                    self.stale = true;
+                    return Err(Failed::Unavailable(error));
+                }
                 Err(_) if Instant::now() < deadline => {
                     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                 }
