@@ -1,8 +1,8 @@
 //! What the dispatcher reads: lanes and their heads, never the backlog.
 //!
 //! A lane is the tasks of one contract that need the same of a daemon. Its row says whether the contract may start a task now
-//! and how urgent its most urgent ready task is; both are made anew, in the same transaction, for every lane that a batch
-//! touched, so there is no count to drift.
+//! and how urgent its most urgent ready task is; both are made anew from the tasks, in the same transaction, for every lane of which
+//! a batch may have changed one of them, so there is no count to drift.
 
 use serde::Serialize;
 use sqlx::types::Json;
@@ -40,8 +40,6 @@ pub struct LaneHead {
     pub owner: OwnerId,
     /// Highest priority among its ready tasks.
     pub priority: i32,
-    /// When a task was last taken from it; 1970 for never, and as far as it was written.
-    pub served: Timestamp,
 }
 
 /// A ready task in its lane.
@@ -63,7 +61,6 @@ struct LaneRow {
     class: Uuid,
     owner: Uuid,
     head: i32,
-    served: Timestamp,
 }
 
 #[derive(sqlx::FromRow, serde::Deserialize)]
@@ -81,7 +78,6 @@ impl From<LaneRow> for LaneHead {
             class: ClassId(row.class),
             owner: OwnerId(row.owner),
             priority: row.head,
-            served: row.served,
         }
     }
 }
@@ -190,12 +186,12 @@ impl Tx {
     pub async fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                "SELECT l.contract, l.class, l.owner, l.head, l.served FROM {rows} JOIN LATERAL (
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN LATERAL (
                      SELECT x.contract, x.class, x.owner, x.head, x.served FROM lanes x
                      WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
                      ORDER BY x.head DESC, x.served LIMIT $2) AS l ON true
                  ORDER BY l.head DESC, l.served",
-                "SELECT l.contract, l.class, l.owner, l.head, l.served FROM {rows} CROSS JOIN lanes l
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} CROSS JOIN lanes l
                  WHERE l.class = rows.id AND l.contract IN (
                      SELECT x.contract FROM lanes x WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
                      ORDER BY x.head DESC, x.served LIMIT $2)
@@ -216,7 +212,7 @@ impl Tx {
     pub async fn lanes_of(&mut self, contracts: &[ContractId]) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT l.contract, l.class, l.owner, l.head, l.served FROM {rows} JOIN lanes l ON l.contract = rows.id
+                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN lanes l ON l.contract = rows.id
                  WHERE l.head IS NOT NULL",
                 super::contract::ID,
             )

@@ -39,8 +39,9 @@ use crate::{
 /// Lanes of a class that one walk looks at. With more open ones than this, those served longest ago come first, so all get
 /// their turn.
 const MAX_LANES: u32 = 512;
-/// As few as this only where there are no more: with a single free slot there is still a choice, by what is near it.
-const MIN_LANES: u32 = 16;
+/// As few as this only where there are no more: with a single free slot there is still a choice, by what is near it. (In tests so
+/// few that the histories of the simulation have more.)
+pub(super) const MIN_LANES: u32 = if cfg!(test) { 2 } else { 16 };
 /// Tasks that one batch assigns; the next takes the rest, so that no batch holds others up for long.
 const MAX_ASSIGNMENTS: usize = 256;
 /// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check: those that it could warn of,
@@ -111,8 +112,8 @@ impl Work {
         let (known, walked): (Vec<ClassId>, Vec<ClassId>) =
             served.iter().partition(|class| self.kept.lanes.knows(**class));
         let mut lanes = tx.lanes_walk(&walked, i64::from(window)).await?;
-        self.kept.lanes.walked(&walked, &lanes, window);
-        lanes.extend(known.into_iter().flat_map(|class| self.kept.lanes.walk(class, window)));
+        self.kept.lanes.walked(&walked, &lanes);
+        lanes.extend(known.into_iter().flat_map(|class| self.kept.lanes.walk(class)));
         let mut seen: HashMap<ClassId, u32> = HashMap::new();
         for lane in &lanes {
             *seen.entry(lane.class).or_default() += 1;
@@ -162,8 +163,12 @@ impl Work {
             }
             self.look_at(tx, &mut read).await?;
         };
-        // A head that this batch has changed took the place of another: after this batch the database knows.
-        let stale = !self.is_clean() && read.iter().any(|looked| self.is_stale(looked));
+        // A head that this batch has changed took the place of another, or its lane did: after this batch the database knows.
+        let gone: Vec<&Looked> = match self.is_clean() {
+            true => Vec::new(),
+            false => read.iter().filter(|looked| self.has_gone(looked)).collect(),
+        };
+        let stale = gone.iter().any(|looked| more_lanes || looked.is_cut());
         let more = (more_lanes && (closed || !assignments.is_empty())) || stale || assignments.len() > MAX_ASSIGNMENTS;
         let assignments = &assignments[..assignments.len().min(MAX_ASSIGNMENTS)];
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
@@ -253,11 +258,11 @@ impl Work {
         self.load_task_rows(tx, heads.into_iter()).await
     }
 
-    /// One of the heads that were read is none any more, and what was read was not all.
-    fn is_stale(&self, looked: &Looked) -> bool {
+    /// One of the heads that were read is none any more.
+    fn has_gone(&self, looked: &Looked) -> bool {
         let is_head =
             |id: &TaskId| self.tasks.get(*id).is_some_and(|task| task.class == looked.lane.class && task.is_ready());
-        looked.is_cut() && !looked.heads.iter().all(is_head)
+        !looked.heads.iter().all(is_head)
     }
 
     /// Where the results are that ready tasks depend on. `asked` are those that have been looked up.

@@ -1,24 +1,25 @@
 //! Where ready tasks wait for a place, as it was last committed.
 //!
 //! ```text
-//!   class ──> every open lane of it that has ready tasks: whose, how urgent, when it was served; or nothing is known of it
+//!   class ──> every open lane of it that has ready tasks, where these are few; or nothing is known of it
 //!   lane  ──> its most urgent ready tasks, by id, without a gap: all of them, or as many as were read; or nothing
 //! ```
 //!
-//! The database has the same in `lanes` and in its index of ready tasks, and only the ledger changes it: what a batch reads from
-//! there is kept, and follows what is written from then on. On a full system with one backlog, or a graph that has more ready
+//! The database has the same in `lanes` and in its index of ready tasks, and only the ledger changes it (retention deletes lanes
+//! of contracts that have ended, and have nothing ready): what a batch reads from there is kept, and follows what is written
+//! from then on. On a full system with one backlog, or a graph that has more ready
 //! tasks than there are slots, dispatching reads nothing but tasks it has not seen, and of a lane whose most urgent task is as
 //! urgent as it was nothing is written. What cannot be followed is forgotten and read again.
 //!
-//! When a lane was served last is not written with it then. It decides only between more lanes than a walk looks at, of which
-//! nothing is known here; of those it is.
+//! When a lane was served last is not written then. It decides only between more lanes than a walk looks at, and of so many nothing is
+//! known here: a class with [`MIN_LANES`] of them is walked each time, and all that is written of them is.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
 };
 
-use super::work::Work;
+use super::{dispatch::MIN_LANES, work::Work};
 use crate::{
     domain::{ClassId, ContractId, TaskId, contract::Contract, task::Task},
     store::{LaneHead, LaneTask},
@@ -64,23 +65,19 @@ impl Lanes {
     }
 
     /// What a walk over the lanes of a class that is known would find.
-    pub(super) fn walk(&self, class: ClassId, limit: u32) -> Vec<LaneHead> {
-        let mut lanes: Vec<LaneHead> =
-            self.classes.get(&class).into_iter().flat_map(BTreeMap::values).copied().collect();
-        lanes.sort_by_key(|lane| (Reverse(lane.priority), lane.served));
-        lanes.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        lanes
+    pub(super) fn walk(&self, class: ClassId) -> Vec<LaneHead> {
+        self.classes.get(&class).into_iter().flat_map(BTreeMap::values).copied().collect()
     }
 
-    /// What a walk has found of these classes. With fewer than it may find of one, it has found all of that.
-    pub(super) fn walked(&mut self, classes: &[ClassId], found: &[LaneHead], limit: u32) {
+    /// What a walk has found of these classes, which finds [`MIN_LANES`] of each if there are as many.
+    pub(super) fn walked(&mut self, classes: &[ClassId], found: &[LaneHead]) {
         let mut of: HashMap<ClassId, BTreeMap<ContractId, LaneHead>> = HashMap::new();
         for lane in found {
             of.entry(lane.class).or_default().insert(lane.contract, *lane);
         }
         for class in classes {
             let lanes = of.remove(class).unwrap_or_default();
-            if u32::try_from(lanes.len()).is_ok_and(|lanes| lanes < limit) {
+            if are_few(&lanes) {
                 self.classes.insert(*class, lanes);
             }
         }
@@ -174,10 +171,10 @@ impl Lanes {
         match first {
             None => _ = lanes.remove(&contract),
             Some(priority) => {
-                let served = work.served.contains_key(&lane).then_some(work.now);
-                let was = lanes.get(&contract).map(|lane| lane.served).unwrap_or_default();
-                let served = was.max(served.unwrap_or_default());
-                lanes.insert(contract, LaneHead { contract, class, owner: row.owner, priority, served });
+                lanes.insert(contract, LaneHead { contract, class, owner: row.owner, priority });
+                if !are_few(lanes) {
+                    self.classes.remove(&class);
+                }
             }
         }
     }
@@ -238,6 +235,11 @@ impl Lanes {
         self.heads.clear();
         self.held = 0;
     }
+}
+
+/// There are no more of them than a walk finds.
+fn are_few(lanes: &BTreeMap<ContractId, LaneHead>) -> bool {
+    u32::try_from(lanes.len()).is_ok_and(|lanes| lanes < MIN_LANES)
 }
 
 /// Where a task waits, if it is ready.

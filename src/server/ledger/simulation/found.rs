@@ -415,6 +415,36 @@ fn heads_that_are_cancelled_as_they_are_looked_at_hide_nobody() {
     assert!(!story.more);
 }
 
+/// Of many lanes a few are looked at. If all their tasks are cancelled in the batch that looks, those of the others are not forgotten.
+#[test]
+fn lanes_that_are_emptied_as_they_are_looked_at_hide_nobody() {
+    let mut story = Story::of(&[("a", &[]), ("b", &[])]);
+    let first = story.starts("a");
+    story.starts("b");
+    let names = ["c", "d", "e"];
+    for name in names {
+        let spec = TaskSpec { name: name.to_owned(), ..TaskSpec::clone(&story.task("a").spec) };
+        let tasks = vec![NewTask::new(spec, Vec::new())];
+        story.ask(Op::CreateTasks(NewTasks { owner: OWNER, contract: None, tasks })).unwrap();
+    }
+    assert!(!story.more, "there are two slots");
+    // Those that the walk finds.
+    let cancel = |name: &&str| {
+        let task = story.task(name).id;
+        Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
+    };
+    let cancels: Vec<Op> = names[..2].iter().map(cancel).collect();
+    let end = story.message(first, ended(Ok(made(first, false)), 0));
+    for reply in story.ask_all([end].into_iter().chain(cancels).collect()) {
+        reply.unwrap();
+    }
+    if story.order("e").is_none() {
+        assert!(story.more, "a slot is free, a task is ready, and nobody looks");
+        story.ask_all(Vec::new());
+    }
+    assert!(story.order("e").is_some());
+}
+
 /// A name that a task was given later is taken as well; that no task has a name is known without a look at the rows.
 #[test]
 fn a_name_that_was_given_later_is_taken() {

@@ -119,7 +119,7 @@ impl Memory {
     }
 
     fn lane_head((contract, class): (ContractId, ClassId), row: &LaneRow) -> LaneHead {
-        LaneHead { contract, class, owner: row.owner, priority: row.head.unwrap_or_default(), served: row.served }
+        LaneHead { contract, class, owner: row.owner, priority: row.head.unwrap_or_default() }
     }
 
     /// Edges reached from tasks by following `next`.

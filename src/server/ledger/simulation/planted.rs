@@ -44,7 +44,7 @@ pub(super) fn kept(planted: Option<Planted>, work: &mut Work) -> Kept {
     let dry = work.kept.lanes.dry();
     let mut kept = work.keep();
     if planted == Some(Planted::DryForEver) {
-        kept.lanes.walked(&dry, &[], 1);
+        kept.lanes.walked(&dry, &[]);
     }
     kept
 }
