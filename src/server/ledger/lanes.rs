@@ -7,9 +7,9 @@
 //!
 //! The database has the same in `lanes` and in its index of ready tasks, and only the ledger changes it (retention deletes lanes
 //! of contracts that have ended, and have nothing ready): what a batch reads from there is kept, and follows what is written
-//! from then on. On a full system with one backlog, or a graph that has more ready
-//! tasks than there are slots, dispatching reads nothing but tasks it has not seen, and of a lane whose most urgent task is as
-//! urgent as it was nothing is written. What cannot be followed is forgotten and read again.
+//! from then on. On a full system with one backlog, or with a graph that has more ready tasks than there are slots, dispatching
+//! reads nothing but tasks it has not seen, and of a lane whose most urgent task is as urgent as it was nothing is written. What
+//! cannot be followed is forgotten and read again.
 //!
 //! When a lane was served last is not written then. It decides only between more lanes than a walk looks at, and of so many nothing is
 //! known here: a class with [`MIN_LANES`] of them is walked each time, and all that is written of them is.
@@ -71,7 +71,7 @@ impl Lanes {
 
     /// What a walk has found of these classes, which finds [`MIN_LANES`] of each if there are as many.
     pub(super) fn walked(&mut self, classes: &[ClassId], found: &[LaneHead]) {
-        let mut of: HashMap<ClassId, BTreeMap<ContractId, LaneHead>> = HashMap::new();
+        let mut of = Classes::new();
         for lane in found {
             of.entry(lane.class).or_default().insert(lane.contract, *lane);
         }
@@ -237,7 +237,7 @@ impl Lanes {
     }
 }
 
-/// There are no more of them than a walk finds.
+/// There are fewer of them than a walk finds at least.
 fn are_few(lanes: &BTreeMap<ContractId, LaneHead>) -> bool {
     u32::try_from(lanes.len()).is_ok_and(|lanes| lanes < MIN_LANES)
 }

@@ -1,3 +1,5 @@
+//! Whatever batches write and read, what is kept of lanes is what the database has.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
