@@ -59,6 +59,28 @@ pub struct Contract {
 }
 
 impl Contract {
+    /// A new one that nothing has been asked of: open, without tasks.
+    pub fn new(id: ContractId, owner: OwnerId, now: Timestamp) -> Self {
+        Self {
+            id,
+            owner,
+            name: String::new(),
+            description: String::new(),
+            repository: String::new(),
+            base_branch: String::new(),
+            limits: ContractLimits::default(),
+            anonymous: false,
+            held: None,
+            cancelled: None,
+            counts: Counts::default(),
+            live: 0,
+            version: 1,
+            created: now,
+            updated: now,
+            ended: None,
+        }
+    }
+
     /// It may start a task now.
     pub fn is_open(&self) -> bool {
         self.held.is_none() && self.cancelled.is_none() && self.live < self.limits.concurrency

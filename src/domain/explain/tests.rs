@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use super::*;
 use crate::domain::{
     attempt::FailureClass,
-    contract::{Cancelled, ContractLimits, Counts},
+    contract::Cancelled,
     daemon::{Card, Profile},
     task::{Avoid, TaskSpec, Tries, Wait},
 };
@@ -54,24 +54,7 @@ fn task() -> Task {
 }
 
 fn contract() -> Contract {
-    Contract {
-        id: id(2),
-        owner: id(3),
-        name: "c".into(),
-        description: String::new(),
-        repository: "/srv/repo".into(),
-        base_branch: String::new(),
-        limits: ContractLimits::default(),
-        anonymous: false,
-        held: None,
-        cancelled: None,
-        counts: Counts::default(),
-        live: 0,
-        version: 1,
-        created: NOW,
-        updated: NOW,
-        ended: None,
-    }
+    Contract { name: "c".into(), repository: "/srv/repo".into(), ..Contract::new(id(2), id(3), NOW) }
 }
 
 fn member(name: &str, last: u8) -> Member {

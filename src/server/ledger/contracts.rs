@@ -11,7 +11,7 @@ use super::{
 use crate::{
     domain::{
         ContractId, OwnerId, TaskId,
-        contract::{Contract, ContractLimits, Counts, Hold},
+        contract::{Contract, Hold},
         daemon::Requirements,
         dependency::{self, Known, Loaded},
         draft::{ContractUpdate, NewContract, NewTask, NewTasks},
@@ -23,26 +23,17 @@ use crate::{
 impl Work {
     pub(super) fn create_contract(&mut self, new: &NewContract, actor: &str) -> Result<Reply, Error> {
         let contract = Contract {
-            id: ContractId(self.new_id()),
-            owner: new.owner,
             name: new.name.clone(),
             description: new.description.clone(),
             repository: new.repository.clone(),
             base_branch: new.base_branch.clone(),
             limits: new.limits.clone(),
-            anonymous: false,
             held: new.hold.then(|| Hold {
                 by: actor.to_owned(),
                 reason: "held when it was made".to_owned(),
                 since: self.now,
             }),
-            cancelled: None,
-            counts: Counts::default(),
-            live: 0,
-            version: 1,
-            created: self.now,
-            updated: self.now,
-            ended: None,
+            ..Contract::new(ContractId(self.new_id()), new.owner, self.now)
         };
         self.create(contract, true, &new.tasks, actor)
     }
@@ -51,22 +42,11 @@ impl Work {
         let Some(contract) = new.contract else {
             let first = new.tasks.first();
             let contract = Contract {
-                id: ContractId(self.new_id()),
-                owner: new.owner,
                 name: first.map(|task| task.spec.name.clone()).unwrap_or_default(),
-                description: String::new(),
                 repository: first.map(|task| task.spec.repository.clone()).unwrap_or_default(),
                 base_branch: first.map(|task| task.spec.base_branch.clone()).unwrap_or_default(),
-                limits: ContractLimits::default(),
                 anonymous: true,
-                held: None,
-                cancelled: None,
-                counts: Counts::default(),
-                live: 0,
-                version: 1,
-                created: self.now,
-                updated: self.now,
-                ended: None,
+                ..Contract::new(ContractId(self.new_id()), new.owner, self.now)
             };
             return self.create(contract, true, &new.tasks, actor);
         };

@@ -164,11 +164,8 @@ impl Work {
             self.look_at(tx, &mut read).await?;
         };
         // A head that this batch has changed took the place of another, or its lane did: after this batch the database knows.
-        let gone: Vec<&Looked> = match self.is_clean() {
-            true => Vec::new(),
-            false => read.iter().filter(|looked| self.has_gone(looked)).collect(),
-        };
-        let stale = gone.iter().any(|looked| more_lanes || looked.is_cut());
+        let hides = |looked: &Looked| (more_lanes || looked.is_cut()) && self.has_gone(looked);
+        let stale = !self.is_clean() && read.iter().any(hides);
         let more = (more_lanes && (closed || !assignments.is_empty())) || stale || assignments.len() > MAX_ASSIGNMENTS;
         let assignments = &assignments[..assignments.len().min(MAX_ASSIGNMENTS)];
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::domain::{
     OwnerId, Timestamp,
-    contract::{ContractLimits, Counts},
+    contract::ContractLimits,
     task::{New, TaskSpec, TaskState},
 };
 
@@ -157,24 +157,9 @@ fn class(n: u32) -> ClassId {
 }
 
 fn contract(n: u32) -> Contract {
-    Contract {
-        id: ContractId(Uuid::from_u128(u128::from(n) + 100)),
-        owner: OWNER,
-        name: String::new(),
-        description: String::new(),
-        repository: String::new(),
-        base_branch: String::new(),
-        limits: ContractLimits { concurrency: 1, ..ContractLimits::default() },
-        anonymous: false,
-        held: None,
-        cancelled: None,
-        counts: Counts::default(),
-        live: 0,
-        version: 1,
-        created: Timestamp(0),
-        updated: Timestamp(0),
-        ended: None,
-    }
+    let id = ContractId(Uuid::from_u128(u128::from(n) + 100));
+    let limits = ContractLimits { concurrency: 1, ..ContractLimits::default() };
+    Contract { limits, ..Contract::new(id, OWNER, Timestamp(0)) }
 }
 
 fn task(n: usize, of: u32, needs: u32, priority: i32) -> Task {

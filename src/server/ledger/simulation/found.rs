@@ -119,6 +119,24 @@ impl Story {
         self.memory.tasks.values().find(|task| task.spec.name == name).unwrap()
     }
 
+    /// An attempt ends and tasks are cancelled in one batch: the other task gets the slot, in that batch or in one that follows by
+    /// itself.
+    fn hides_nobody(&mut self, first: AttemptRef, cancelled: [&str; 2], other: &str) {
+        let cancels = cancelled.map(|name| {
+            let task = self.task(name).id;
+            Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
+        });
+        let end = self.message(first, ended(Ok(made(first, false)), 0));
+        for reply in self.ask_all([end].into_iter().chain(cancels).collect()) {
+            reply.unwrap();
+        }
+        if self.order(other).is_none() {
+            assert!(self.more, "a slot is free, a task is ready, and nobody looks");
+            self.ask_all(Vec::new());
+        }
+        assert!(self.order(other).is_some());
+    }
+
     fn retry(&mut self, name: &str) {
         let task = self.task(name).id;
         self.ask(Op::RetryTask { owner: OWNER, task, from: RetryFrom::Work }).unwrap();
@@ -398,20 +416,7 @@ fn heads_that_are_cancelled_as_they_are_looked_at_hide_nobody() {
     let first = story.starts("a");
     story.starts("b");
     assert_eq!((story.order("c"), story.more), (None, false), "there are two slots");
-    let cancel = |story: &Story, name: &str| {
-        let task = story.task(name).id;
-        Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
-    };
-    let end = story.message(first, ended(Ok(made(first, false)), 0));
-    let cancels = [cancel(&story, "c"), cancel(&story, "d")];
-    for reply in story.ask_all([end].into_iter().chain(cancels).collect()) {
-        reply.unwrap();
-    }
-    if story.order("e").is_none() {
-        assert!(story.more, "a slot is free, a task is ready, and nobody looks");
-        story.ask_all(Vec::new());
-    }
-    assert!(story.order("e").is_some());
+    story.hides_nobody(first, ["c", "d"], "e");
     assert!(!story.more);
 }
 
@@ -421,28 +426,14 @@ fn lanes_that_are_emptied_as_they_are_looked_at_hide_nobody() {
     let mut story = Story::of(&[("a", &[]), ("b", &[])]);
     let first = story.starts("a");
     story.starts("b");
-    let names = ["c", "d", "e"];
-    for name in names {
+    for name in ["c", "d", "e"] {
         let spec = TaskSpec { name: name.to_owned(), ..TaskSpec::clone(&story.task("a").spec) };
         let tasks = vec![NewTask::new(spec, Vec::new())];
         story.ask(Op::CreateTasks(NewTasks { owner: OWNER, contract: None, tasks })).unwrap();
     }
     assert!(!story.more, "there are two slots");
     // Those that the walk finds.
-    let cancel = |name: &&str| {
-        let task = story.task(name).id;
-        Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
-    };
-    let cancels: Vec<Op> = names[..2].iter().map(cancel).collect();
-    let end = story.message(first, ended(Ok(made(first, false)), 0));
-    for reply in story.ask_all([end].into_iter().chain(cancels).collect()) {
-        reply.unwrap();
-    }
-    if story.order("e").is_none() {
-        assert!(story.more, "a slot is free, a task is ready, and nobody looks");
-        story.ask_all(Vec::new());
-    }
-    assert!(story.order("e").is_some());
+    story.hides_nobody(first, ["c", "d"], "e");
 }
 
 /// A name that a task was given later is taken as well; that no task has a name is known without a look at the rows.
