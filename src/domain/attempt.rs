@@ -22,6 +22,7 @@ use super::{
     checkpoint::Origin,
     id::{AttemptId, AttemptRef, CheckpointId, ContractId, DaemonId, OwnerId, TaskId},
     is_default,
+    order::OutstandingSpawn,
     time::Timestamp,
 };
 
@@ -85,7 +86,8 @@ pub struct Attempt {
     /// Bytes of output in all, once it has said so.
     #[serde(default, skip_serializing_if = "is_default")]
     pub output_bytes: i64,
-    /// Sequences of the daemon's commands about it that may not be answered yet; forgotten with its end.
+    /// Sequences of the daemon's commands about it that may not be answered yet, but for the one to start it; forgotten with its
+    /// end.
     #[serde(default, skip_serializing_if = "is_default")]
     pub commands: Vec<i64>,
     /// What it began from.
@@ -114,6 +116,21 @@ impl Attempt {
     /// It holds a slot.
     pub fn is_live(&self) -> bool {
         !matches!(self.state, AttemptState::Ended { .. })
+    }
+
+    /// The order to start it, which its daemon has not answered.
+    pub fn outstanding(&self) -> Option<&Arc<OutstandingSpawn>> {
+        match &self.state {
+            AttemptState::Assigned { spawn, .. } => spawn.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Where it is ASSIGNED, its daemon has until then to answer.
+    pub fn answer_by(&mut self, time: Timestamp) {
+        if let AttemptState::Assigned { answer_by, .. } = &mut self.state {
+            *answer_by = time;
+        }
     }
 
     /// The server has this checkpoint of it. `false`: it has a later one already. The order is that of the ids, which grow with
@@ -150,6 +167,9 @@ pub enum AttemptState {
     Assigned {
         /// Unanswered on a live session by then, it is fenced and the task dispatched again.
         answer_by: Timestamp,
+        /// The order to start it; `None` where programs before this one have made that a command like others.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spawn: Option<Arc<OutstandingSpawn>>,
     },
     /// In the daemon's journal.
     Accepted {

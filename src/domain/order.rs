@@ -1,5 +1,11 @@
-//! What the server tells a daemon to do with an attempt. Orders are rows in the server's database until answered, and rows
-//! in the daemon's journal once accepted, so they are plain data with a stable JSON form.
+//! What the server tells a daemon to do with an attempt. Orders are in the server's database until answered, and rows in the
+//! daemon's journal once accepted, so they are plain data with a stable JSON form.
+//!
+//! An order to start is most of what the database writes for a task that only waits to be answered, and nearly all of it is there
+//! already, in the rows of its task, which nobody can change meanwhile, and of its attempt. So what is written is what those do
+//! not say ([`OutstandingSpawn`], in the state of the attempt), and an order that is sent again is made from all of them: the same to
+//! the letter, because the daemon may have the first one after all, and holds one against the other. Other orders are rows of
+//! their own.
 
 use std::time::Duration;
 
@@ -7,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     analysis::Category,
+    attempt::Attempt,
     checkpoint::Link,
     id::{AttemptRef, CheckpointId, CommandId, ContractId, DaemonId, Epoch, TaskId},
-    task::TaskStatus,
+    is_default,
+    task::{Task, TaskStatus},
 };
 
 /// From TERM to KILL, unless something says otherwise.
@@ -123,6 +131,77 @@ pub struct Spawn {
     /// What to go on from; `None`: the base and the dependencies' results.
     #[serde(default)]
     pub resume: Option<Resume>,
+}
+
+/// What an order to start says beyond its task and its attempt, as it was when it was decided, until its daemon
+/// has answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutstandingSpawn {
+    /// Of the command.
+    pub sequence: i64,
+    /// [`Spawn::contract_name`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub contract_name: String,
+    /// [`Spawn::dependencies`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dependencies: Vec<DependencyResult>,
+    /// [`Spawn::contract_tasks`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub contract_tasks: Vec<ContractTask>,
+    /// [`Spawn::checkpoint_every`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub checkpoint_every: Duration,
+    /// [`Spawn::final_checkpoint`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub final_checkpoint: bool,
+    /// [`Spawn::resume`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub resume: Option<Resume>,
+}
+
+impl Command {
+    /// The command to start an attempt that its daemon has not answered; `None` once it has, and where programs before this one have
+    /// made it a row of its own. `task_key` is the attempt's, `epoch` of the session it is sent in.
+    ///
+    /// There is one for each attempt, so its id is the attempt's.
+    pub fn spawn(attempt: &Attempt, task: &Task, task_key: String, epoch: Epoch) -> Option<Self> {
+        let outstanding = attempt.outstanding()?;
+        let spec = &task.spec;
+        let spawn = Spawn {
+            contract: attempt.contract,
+            contract_name: outstanding.contract_name.clone(),
+            name: spec.name.clone(),
+            plan: spec.plan.clone(),
+            agent: spec.agent.clone(),
+            model: (!spec.model.is_empty()).then(|| spec.model.clone()),
+            repository: spec.repository.clone(),
+            base_branch: spec.base_branch.clone(),
+            branch: attempt.branch.clone(),
+            result_ref: result_ref(task.id, attempt.number),
+            dependencies: outstanding.dependencies.clone(),
+            setup_command: spec.setup_command.clone(),
+            setup_timeout: DEFAULT_SETUP_TIMEOUT,
+            copy_files: spec.copy_files.clone(),
+            wall_time: attempt.wall_time,
+            grace: DEFAULT_GRACE,
+            parent: spec.parent,
+            depth: task.depth,
+            task_key,
+            contract_tasks: outstanding.contract_tasks.clone(),
+            checkpoint_every: outstanding.checkpoint_every,
+            final_checkpoint: outstanding.final_checkpoint,
+            resume: outstanding.resume.clone(),
+        };
+        let (id, attempt) = (CommandId(attempt.id.0), attempt.reference());
+        Some(Self { sequence: outstanding.sequence, id, epoch, attempt, order: Order::Spawn(Box::new(spawn)) })
+    }
+}
+
+/// The ref that holds what an attempt has made in its repository. Each attempt has its own: one that is cut off from us, but not
+/// from its repository, may end well when another's result counts already, and must not take that one's place. The ref may be
+/// all that keeps the commit there.
+pub fn result_ref(task: TaskId, number: u32) -> String {
+    format!("refs/makima/results/{task}-{number}")
 }
 
 /// Work that an attempt goes on from.

@@ -300,7 +300,7 @@ mod tests {
     }
 
     fn assigned() -> AttemptState {
-        AttemptState::Assigned { answer_by: NOW }
+        AttemptState::Assigned { answer_by: NOW, spawn: None }
     }
 
     fn accepted() -> AttemptState {

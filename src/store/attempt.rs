@@ -85,7 +85,7 @@ pub trait Due {
 impl Due for Attempt {
     fn due(&self) -> Option<Timestamp> {
         match &self.state {
-            AttemptState::Assigned { answer_by } => Some(*answer_by),
+            AttemptState::Assigned { answer_by, .. } => Some(*answer_by),
             AttemptState::Disconnected { rerun_at, .. } => Some(*rerun_at),
             AttemptState::Accepted { .. }
             | AttemptState::Running { .. }

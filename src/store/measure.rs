@@ -41,7 +41,8 @@ fn count(count: i64) -> u64 {
 }
 
 impl Tx {
-    /// The commands that no daemon has answered. A daemon's first is its oldest, so one row a daemon is read.
+    /// The commands that no daemon has answered: the rows of their own, of which a daemon's first is its oldest, so that one a daemon
+    /// is read; and those to start attempts, which are in these.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn commands_unanswered(&mut self) -> Result<Unanswered> {
         static COUNT: LazySql = LazySql::new(|| Sql::new("SELECT count(*) FROM commands", &[]));
@@ -53,12 +54,20 @@ impl Tx {
                 &[],
             )
         });
+        static SPAWNS: LazySql = LazySql::new(|| {
+            Sql::new(
+                "SELECT count(*), min(CAST(doc ->> 'assigned' AS bigint)) FROM attempts
+                 WHERE due IS NOT NULL AND coalesce(doc -> 'state' -> 'spawn', doc -> 'state' -> 'was' -> 'spawn') IS NOT NULL",
+                &[],
+            )
+        });
         let counted: Vec<(i64,)> = self.fetch_plain(&COUNT).await?;
         let oldest: Vec<(Option<String>,)> = self.fetch_plain(&OLDEST).await?;
-        Ok(Unanswered {
-            count: counted.first().map_or(0, |(counted,)| count(*counted)),
-            oldest: oldest.into_iter().next().and_then(|(id,)| made_at(&id?)),
-        })
+        let spawns: Vec<(i64, Option<i64>)> = self.fetch_plain(&SPAWNS).await?;
+        let all = counted.iter().map(|(count,)| count).chain(spawns.iter().map(|(count, _)| count));
+        let rows = oldest.into_iter().filter_map(|(id,)| made_at(&id?));
+        let since = rows.chain(spawns.iter().filter_map(|(_, since)| since.map(Timestamp)));
+        Ok(Unanswered { count: all.map(|counted| count(*counted)).sum(), oldest: since.min() })
     }
 
     /// Attempts that have not ended, by the word for their state.

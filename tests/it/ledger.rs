@@ -8,7 +8,7 @@ use makima::{
         attempt::{Failure, FailureClass},
         contract::{ContractLimits, ContractStatus},
         key::KeyKind,
-        order::{Answer, Order, Spawn},
+        order::{Answer, Command, Order, Spawn},
         reconcile::Verdict,
         report::{InventoryItem, InventoryState, MessageOutcome, Report},
         task::{Task, TaskStatus},
@@ -217,7 +217,7 @@ async fn an_unanswered_command_is_sent_again_as_it_was(kind: Kind) {
     bed.contract(vec![task("a", &[])]).await;
     let (first, _) = daemon.spawned().await;
     let again = Daemon::attach(&bed, daemon.id, "d", 1, Vec::new()).await;
-    assert_eq!(again.unanswered, std::slice::from_ref(&first));
+    assert_eq!(again.unanswered, [Command { epoch: again.epoch, ..first.clone() }]);
     again.answer(&bed, &first, Answer::Persisted).await;
     let listed = InventoryItem {
         attempt: first.attempt,

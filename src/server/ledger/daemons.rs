@@ -15,13 +15,13 @@ use crate::{
         },
         checkpoint::{Checkpoint, Here, MAX_CHAIN, Origin},
         daemon::Daemon,
-        order::{Answer, OrderKind},
+        order::{Answer, Command, OrderKind},
         reconcile::reconcile,
         report::{Complete, Message, MessageOutcome, Report},
         task::{Task, TaskStatus},
         transition::{Refused, TaskEvent},
     },
-    server::blobs::Blobs,
+    server::{blobs::Blobs, task_keys::TaskKeys},
 };
 
 /// On a live session, a command has this long to be answered.
@@ -29,9 +29,14 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 impl Work {
     /// Does what a daemon, or time, asks. `attached` tells which sessions are open here.
-    pub(super) fn machine(&mut self, op: &Op, attached: &dyn Fn(DaemonId) -> bool) -> Result<Reply, Error> {
+    pub(super) fn machine(
+        &mut self,
+        op: &Op,
+        attached: &dyn Fn(DaemonId) -> bool,
+        keys: &TaskKeys,
+    ) -> Result<Reply, Error> {
         match op {
-            Op::Attach(attach) => self.attach(attach),
+            Op::Attach(attach) => self.attach(attach, keys),
             Op::Ready { daemon, epoch } => {
                 self.current(*daemon, *epoch)?;
                 self.look = true;
@@ -82,7 +87,7 @@ impl Work {
 
     // === attaching ===
 
-    fn attach(&mut self, attach: &Attach) -> Result<Reply, Error> {
+    fn attach(&mut self, attach: &Attach, keys: &TaskKeys) -> Result<Reply, Error> {
         let hello = &attach.hello;
         let id = hello.daemon;
         let known = self.daemons.get(id).cloned();
@@ -141,12 +146,20 @@ impl Work {
         for reference in &reconciled.gone {
             self.attempt_cancelled(*reference);
         }
-        let gone = &self.commands_gone;
-        let unanswered = self.unanswered.get(&id).into_iter().flatten();
-        let unanswered = unanswered.filter(|command| !gone.contains(&(id, command.sequence)));
-        let unanswered: Vec<_> = unanswered.cloned().collect();
+        let unanswered = self.unanswered_by(id, epoch, keys);
         self.look = true;
         Ok(Reply::Attached { epoch, verdicts: reconciled.verdicts, unanswered })
+    }
+
+    /// What a daemon that has attached is told again, in order.
+    fn unanswered_by(&self, daemon: DaemonId, epoch: Epoch, keys: &TaskKeys) -> Vec<Command> {
+        let rows = self.unanswered.get(&daemon).into_iter().flatten();
+        let rows = rows.filter(|command| !self.commands_gone.contains(&(daemon, command.sequence))).cloned();
+        let attempts = self.attempts.values().filter(|attempt| attempt.daemon == daemon);
+        let spawns = attempts.filter_map(|attempt| self.spawn(attempt, epoch, keys));
+        let mut unanswered: Vec<_> = rows.chain(spawns).collect();
+        unanswered.sort_by_key(|command| command.sequence);
+        unanswered
     }
 
     /// One name, one daemon. A daemon that lost its state directory comes back under its old name with a new id: the old one
@@ -193,10 +206,10 @@ impl Work {
     fn revive(&mut self, reference: AttemptRef) {
         let now = self.now;
         if let AttemptStep::Moved(attempt) = self.attempt_event(reference.id, &AttemptEvent::Revived) {
-            if let AttemptState::Assigned { .. } = attempt.state
+            if attempt.state.status() == AttemptStatus::Assigned
                 && let Some(attempt) = self.attempts.get_mut(reference.id)
             {
-                attempt.state = AttemptState::Assigned { answer_by: now.after(ANSWER_WITHIN) };
+                attempt.answer_by(now.after(ANSWER_WITHIN));
             }
             let running = attempt.state.status() == AttemptStatus::Running;
             if !attempt.fenced {
@@ -213,7 +226,11 @@ impl Work {
     // === answers ===
 
     fn answered(&mut self, daemon: DaemonId, reference: AttemptRef, of: OrderKind, sequence: i64, answer: &Answer) {
-        self.commands_gone.insert((daemon, sequence));
+        // An order to start is no row, but for those that programs before 0010 have made.
+        let is_row = |attempt: &Attempt| attempt.commands.contains(&sequence);
+        if of != OrderKind::Spawn || self.attempts.get(reference.id).is_some_and(is_row) {
+            self.commands_gone.insert((daemon, sequence));
+        }
         if let Some(daemon) = self.daemons.get_mut(daemon)
             && *answer == Answer::Persisted
         {
@@ -578,12 +595,12 @@ impl Work {
         for id in std::mem::take(&mut self.due_attempts) {
             let Some(attempt) = self.attempts.share(id) else { continue };
             match &attempt.state {
-                AttemptState::Assigned { answer_by } if *answer_by <= self.now => {
+                AttemptState::Assigned { answer_by, .. } if *answer_by <= self.now => {
                     if attached(attempt.daemon) {
                         self.not_answered(attempt.reference());
                     } else if let Some(attempt) = self.attempts.get_mut(id) {
                         // No session, no answer: whether the daemon is lost is decided by its silence.
-                        attempt.state = AttemptState::Assigned { answer_by: self.now.after(ANSWER_WITHIN) };
+                        attempt.answer_by(self.now.after(ANSWER_WITHIN));
                     }
                 }
                 AttemptState::Disconnected { rerun_at, .. } if *rerun_at <= self.now => {

@@ -17,17 +17,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{beside, daemons::ANSWER_WITHIN, fleet::Fleet, lanes::AHEAD, rows::Rows, work::Work};
+use super::{beside, daemons::ANSWER_WITHIN, fleet::Fleet, lanes::AHEAD, op::Push, rows::Rows, work::Work};
 use crate::{
     domain::{
-        AttemptId, ClassId, ContractId, DaemonId, OwnerId, TaskId,
+        AttemptId, ClassId, ContractId, DaemonId, Epoch, OwnerId, TaskId,
         analysis::{self, Category},
         attempt::{Attempt, AttemptState, Usage},
         checkpoint::Origin,
         daemon::{Card, Requirements, is_path},
-        order::{
-            ContractTask, DEFAULT_GRACE, DEFAULT_SETUP_TIMEOUT, DependencyResult, EarlierWorktree, Order, Resume, Spawn,
-        },
+        order::{Command, ContractTask, DependencyResult, EarlierWorktree, OutstandingSpawn, Resume},
         schedule::{self, Head, Host, Input, Load},
         task::Task,
         transition::TaskEvent,
@@ -374,6 +372,9 @@ impl Work {
 
     fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys, beside: Vec<ContractTask>) {
         let Some(task) = self.tasks.share(id) else { return };
+        if !self.daemons.contains(daemon) || !self.contracts.contains(task.contract) {
+            return;
+        }
         let number = task.attempt + 1;
         let branch = branch(&task, number);
         let event = TaskEvent::Assigned { attempt: number, daemon, branch: branch.clone() };
@@ -389,6 +390,17 @@ impl Work {
         contract.live += 1;
         let (contract_name, limits) = (contract.name.clone(), contract.limits.clone());
         let (resume, origin) = self.resume(&task, daemon);
+        let Some((sequence, epoch)) = self.next_command(daemon) else { return };
+        let outstanding = OutstandingSpawn {
+            sequence,
+            contract_name,
+            dependencies: self.dependency_results(id),
+            contract_tasks: beside,
+            checkpoint_every: limits.checkpoint_every,
+            final_checkpoint: limits.final_checkpoint,
+            resume,
+        };
+        let answer_by = self.now.after(ANSWER_WITHIN);
         let attempt = Attempt {
             task: id,
             number,
@@ -398,9 +410,9 @@ impl Work {
             contract: task.contract,
             owner: task.owner,
             daemon,
-            state: AttemptState::Assigned { answer_by: self.now.after(ANSWER_WITHIN) },
+            state: AttemptState::Assigned { answer_by, spawn: Some(Arc::new(outstanding)) },
             fenced: false,
-            branch: branch.clone(),
+            branch,
             worktree: String::new(),
             base_commit: String::new(),
             agent_version: String::new(),
@@ -418,37 +430,17 @@ impl Work {
             checkpointed: None,
             checkpoint_failed: None,
         };
-        let reference = attempt.reference();
-        let spec = &task.spec;
-        let spawn = Spawn {
-            contract: task.contract,
-            contract_name,
-            name: spec.name.clone(),
-            plan: spec.plan.clone(),
-            agent: spec.agent.clone(),
-            model: (!spec.model.is_empty()).then(|| spec.model.clone()),
-            repository: spec.repository.clone(),
-            base_branch: spec.base_branch.clone(),
-            branch,
-            result_ref: result_ref(id, number),
-            dependencies: self.dependency_results(id),
-            setup_command: spec.setup_command.clone(),
-            setup_timeout: DEFAULT_SETUP_TIMEOUT,
-            copy_files: spec.copy_files.clone(),
-            wall_time: attempt.wall_time,
-            grace: DEFAULT_GRACE,
-            parent: spec.parent,
-            depth: task.depth,
-            task_key: keys.derive(reference),
-            contract_tasks: beside,
-            checkpoint_every: limits.checkpoint_every,
-            final_checkpoint: limits.final_checkpoint,
-            resume,
-        };
+        if let Some(command) = self.spawn(&attempt, epoch, keys) {
+            self.pushes.push((daemon, Push::Command(Arc::new(command))));
+        }
         self.attempt_numbers.insert((id, number), attempt.id);
         self.attempts.insert(attempt.id, attempt);
         self.served.insert((task.contract, task.class), task.owner);
-        self.command(daemon, reference, Order::Spawn(Box::new(spawn)));
+    }
+
+    /// The command to start an attempt that its daemon has not answered.
+    pub(super) fn spawn(&self, attempt: &Attempt, epoch: Epoch, keys: &TaskKeys) -> Option<Command> {
+        Command::spawn(attempt, self.tasks.get(attempt.task)?, keys.derive(attempt.reference()), epoch)
     }
 
     /// What the next attempt of a task on this daemon goes on from: the worktree, if it is there, else the checkpoint.
@@ -620,11 +612,4 @@ fn branch(task: &Task, number: u32) -> String {
     let slug = slug.trim_end_matches('-');
     let dash = if slug.is_empty() { "" } else { "-" };
     format!("makima/{}{dash}{slug}/{number}", task.id.short())
-}
-
-/// The ref that holds what an attempt has made in its repository. Each attempt has its own: one that is cut off from us, but not
-/// from its repository, may end well when another's result counts already, and must not take that one's place. The ref may be
-/// all that keeps the commit there.
-pub(crate) fn result_ref(task: TaskId, number: u32) -> String {
-    format!("refs/makima/results/{task}-{number}")
 }

@@ -339,7 +339,8 @@ impl Writer {
         let mut work = Work::new(self.now, kept);
         work.look = self.look;
         work.load(&mut tx, requests).await?;
-        let replies: Vec<_> = requests.iter().map(|request| Self::fold(&mut work, request, &self.fleet)).collect();
+        let replies: Vec<_> =
+            requests.iter().map(|request| Self::fold(&mut work, request, &self.fleet, &self.keys)).collect();
         let mut more = work.look;
         if work.look && dispatch {
             let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
@@ -366,7 +367,7 @@ impl Writer {
         Ok((replies, writes))
     }
 
-    fn fold(work: &mut Work, request: &Request, fleet: &RwLock<Fleet>) -> Result<Reply, Error> {
+    fn fold(work: &mut Work, request: &Request, fleet: &RwLock<Fleet>, keys: &TaskKeys) -> Result<Reply, Error> {
         match &request.op {
             Op::Attach(_)
             | Op::Ready { .. }
@@ -379,7 +380,7 @@ impl Writer {
             | Op::DaemonLost { .. }
             | Op::Sweep => {
                 let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-                work.machine(&request.op, &|daemon| fleet.get(daemon).is_some())
+                work.machine(&request.op, &|daemon| fleet.get(daemon).is_some(), keys)
             }
             _ => {
                 let fleet = fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner);

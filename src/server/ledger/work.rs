@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::{dice::Dice, kept::Kept, op::Error, op::Push, rows::Rows, table::Table};
 use crate::{
     domain::{
-        AttemptId, AttemptRef, BatchId, CheckpointId, ClassId, CommandId, ContractId, DaemonId, KeyId, OwnerId, TaskId,
-        Timestamp,
+        AttemptId, AttemptRef, BatchId, CheckpointId, ClassId, CommandId, ContractId, DaemonId, Epoch, KeyId, OwnerId,
+        TaskId, Timestamp,
         analysis::Category,
         attempt::{Attempt, AttemptEvent, AttemptStep},
         checkpoint::Checkpoint,
@@ -387,12 +387,18 @@ impl Work {
         }
     }
 
-    /// Makes a durable command for a daemon, which must be loaded.
+    /// The number of a daemon's next command, and its session; the daemon must be loaded.
+    pub(super) fn next_command(&mut self, daemon: DaemonId) -> Option<(i64, Epoch)> {
+        let to = self.daemons.get_mut(daemon)?;
+        to.last_command += 1;
+        Some((to.last_command, to.epoch))
+    }
+
+    /// Makes a durable command for a daemon, which must be loaded; not the one to start an attempt, which is made with that.
     pub(super) fn command(&mut self, daemon: DaemonId, attempt: AttemptRef, order: Order) {
         let id = CommandId(self.new_id());
-        let Some(to) = self.daemons.get_mut(daemon) else { return };
-        to.last_command += 1;
-        let command = Arc::new(Command { sequence: to.last_command, id, epoch: to.epoch, attempt, order });
+        let Some((sequence, epoch)) = self.next_command(daemon) else { return };
+        let command = Arc::new(Command { sequence, id, epoch, attempt, order });
         if let Some(attempt) = self.attempts.get_mut(attempt.id) {
             attempt.commands.push(command.sequence);
         }

@@ -11,7 +11,7 @@ use makima::domain::{
 
 use super::{
     Fresh,
-    samples::{ODD, at, attempt, contract, daemon, failure, id, owner, result, spawn, task, waiting, with},
+    samples::{ODD, assigned, at, attempt, contract, daemon, failure, id, owner, result, spawn, task, waiting, with},
 };
 use crate::{bed::Kind, both};
 
@@ -34,7 +34,8 @@ async fn attempts_come_back_whole(kind: Kind) {
     let task = task(&contract(owner(), 1), 1, "t");
     let other = super::samples::task(&contract(owner(), 2), 2, "t");
     let states = [
-        AttemptState::Assigned { answer_by: at(5) },
+        AttemptState::Assigned { answer_by: at(5), spawn: None },
+        assigned(6),
         AttemptState::Accepted { since: at(6) },
         AttemptState::Running { since: at(7) },
         AttemptState::Ending { since: at(8), reason: ODD.to_owned() },
@@ -115,8 +116,8 @@ async fn attempts_that_are_due(kind: Kind) {
     assert_eq!(tx.next_due(at(0)).await.unwrap(), None);
     let written = [
         attempt(&task, 13, 1, d, disconnected(30)),
-        attempt(&task, 11, 2, d, AttemptState::Assigned { answer_by: at(10) }),
-        attempt(&task, 12, 3, d, AttemptState::Assigned { answer_by: at(20) }),
+        attempt(&task, 11, 2, d, assigned(10)),
+        attempt(&task, 12, 3, d, assigned(20)),
         attempt(&task, 14, 4, d, AttemptState::Running { since: at(0) }),
     ];
     tx.attempts_insert(&written.iter().collect::<Vec<_>>()).await.unwrap();

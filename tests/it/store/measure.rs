@@ -16,11 +16,16 @@ use uuid::{NoContext, Uuid};
 
 use super::{
     Fresh,
-    samples::{ODD, at, attempt, contract, daemon, id, owner, result, spawn, states, task, waiting, with},
+    samples::{ODD, assigned, at, attempt, contract, daemon, id, owner, result, spawn, states, task, waiting, with},
 };
 use crate::{bed::Kind, both};
 
-both!(commands_that_wait_have_an_age, live_attempts_are_counted, unfinished_tasks_are_counted);
+both!(
+    commands_that_wait_have_an_age,
+    orders_to_start_have_an_age,
+    live_attempts_are_counted,
+    unfinished_tasks_are_counted
+);
 
 /// A command with an id that was made then.
 fn command(template: &Command, sequence: i64, seconds: u64) -> Arc<Command> {
@@ -50,6 +55,33 @@ async fn commands_that_wait_have_an_age(kind: Kind) {
     assert_eq!(tx.commands_unanswered().await.unwrap(), expected);
 }
 
+/// An order to start an attempt is as old as that, until it is answered, also while its daemon is away.
+async fn orders_to_start_have_an_age(kind: Kind) {
+    let fresh = Fresh::new(kind).await;
+    let mut tx = fresh.begin().await;
+    let (task, daemon) = (task(&contract(owner(), 1), 1, "t"), DaemonId(id(1)));
+    let away = |was| AttemptState::Disconnected { since: at(2), rerun_at: at(3), was: Box::new(was) };
+    let states = [
+        (70, assigned(1)),
+        (50, away(assigned(1))),
+        (40, away(AttemptState::Running { since: at(1) })),
+        (30, AttemptState::Assigned { answer_by: at(1), spawn: None }),
+        (20, AttemptState::Accepted { since: at(1) }),
+    ];
+    let mut attempts: Vec<Attempt> = (1..)
+        .zip(states)
+        .map(|(number, (since, state))| Attempt {
+            assigned: at(since),
+            ..attempt(&task, u128::from(number), number, daemon, state)
+        })
+        .collect();
+    tx.attempts_insert(&attempts.iter().collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(tx.commands_unanswered().await.unwrap(), Unanswered { count: 2, oldest: Some(at(50)) });
+    attempts[1].state = AttemptState::Accepted { since: at(4) };
+    tx.attempts_update(&[&attempts[1]]).await.unwrap();
+    assert_eq!(tx.commands_unanswered().await.unwrap(), Unanswered { count: 1, oldest: Some(at(70)) });
+}
+
 /// By state and by daemon; one that has ended counts nowhere, and a daemon that is away counts its attempts all the same.
 async fn live_attempts_are_counted(kind: Kind) {
     let fresh = Fresh::new(kind).await;
@@ -60,7 +92,7 @@ async fn live_attempts_are_counted(kind: Kind) {
     let running = || AttemptState::Running { since: at(1) };
     let was = Box::new(running());
     let attempts = [
-        attempt(&task, 11, 1, here.id, AttemptState::Assigned { answer_by: at(1) }),
+        attempt(&task, 11, 1, here.id, assigned(1)),
         checkpointed(attempt(&task, 12, 2, here.id, running()), 50),
         Attempt { checkpointed: None, ..attempt(&task, 13, 3, here.id, running()) },
         attempt(&task, 14, 4, here.id, AttemptState::Ended { at: at(1), outcome: Ok(result()) }),

@@ -11,7 +11,7 @@ use makima::domain::{
     contract::{Cancelled, Contract, ContractLimits, Counts, Hold},
     daemon::{Card, Daemon, Profile, Requirements},
     event::{Change, What},
-    order::{Command, ContractTask, DependencyResult, Order, Resume, Spawn},
+    order::{Command, ContractTask, DependencyResult, Order, OutstandingSpawn, Resume, Spawn},
     task::{Avoid, BranchedFrom, Task, TaskLimits, TaskSpec, TaskState, TaskStatus, Tries, Wait, WaitReason},
 };
 use uuid::Uuid;
@@ -224,6 +224,23 @@ pub fn attempt(task: &Task, n: u128, number: u32, daemon: DaemonId, state: Attem
         checkpointed: Some(at(32)),
         checkpoint_failed: Some((at(33), "why".to_owned())),
     }
+}
+
+/// With an order that says all that an order may.
+pub fn assigned(answer_by: i64) -> AttemptState {
+    let contract = contract(owner(), 1);
+    let Order::Spawn(spawn) = spawn(&task(&contract, 1, "t"), 1, 1).order else { unreachable!("a spawn spawns") };
+    let Spawn { dependencies, contract_tasks, checkpoint_every, final_checkpoint, resume, .. } = *spawn;
+    let outstanding = OutstandingSpawn {
+        sequence: i64::MAX,
+        contract_name: ODD.to_owned(),
+        dependencies,
+        contract_tasks,
+        checkpoint_every,
+        final_checkpoint,
+        resume,
+    };
+    AttemptState::Assigned { answer_by: at(answer_by), spawn: Some(Arc::new(outstanding)) }
 }
 
 pub fn daemon(owner: OwnerId, n: u128, name: &str) -> Daemon {

@@ -11,7 +11,6 @@ use crate::domain::{
     AttemptId, AttemptRef, CheckpointId, DaemonId, TaskId,
     attempt::{Attempt, AttemptState, Failure, FailureClass, TaskResult},
     contract::Counts,
-    order::Order,
     task::{Task, TaskState, TaskStatus},
 };
 
@@ -98,10 +97,8 @@ impl World {
             }
         }
         // An order has all that its task depends on.
-        for (spawn, task) in work.commands.iter().filter_map(|(_, command)| match &command.order {
-            Order::Spawn(spawn) => Some((spawn, command.attempt.task)),
-            _ => None,
-        }) {
+        let new = work.attempts.new_rows();
+        for (spawn, task) in new.iter().filter_map(|attempt| Some((attempt.outstanding()?, attempt.task))) {
             let there = memory.edges.values().filter(|edge| edge.dependent == task).map(|edge| edge.dependency);
             let told = spawn.dependencies.iter().map(|dependency| dependency.task);
             let (there, told): (BTreeSet<TaskId>, BTreeSet<TaskId>) = (there.collect(), told.collect());

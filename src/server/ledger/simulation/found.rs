@@ -21,8 +21,8 @@ use crate::{
         attempt::{Attempt, AttemptState, AttemptStatus, Failure, FailureClass, Pack, TaskResult, Usage},
         contract::ContractLimits,
         daemon::{Card, Hello, Profile},
-        draft::{NewContract, NewTask, NewTasks, TaskUpdate},
-        order::{Answer, Order, OrderKind},
+        draft::{ContractUpdate, NewContract, NewTask, NewTasks, TaskUpdate},
+        order::{Answer, Command, Order, OrderKind},
         reconcile::Verdict,
         report::{Complete, InventoryItem, InventoryState, Message, MessageOutcome, Progress, Report},
         task::{Task, TaskSpec, TaskStatus},
@@ -47,8 +47,11 @@ struct Story {
     now: Timestamp,
     epoch: Epoch,
     said: i64,
+    slots: u32,
     /// The last batch wants another one at once.
     more: bool,
+    /// What the daemon was told again when it attached last.
+    told_again: Vec<Command>,
     /// Kept, so that nobody thinks the session over.
     pushes: Vec<mpsc::Receiver<Push>>,
 }
@@ -66,7 +69,9 @@ impl Story {
             now: Timestamp::from_secs(1_000),
             epoch: Epoch(0),
             said: 0,
+            slots: 2,
             more: false,
+            told_again: Vec::new(),
             pushes: Vec::new(),
         };
         story.attach(0, &[]).unwrap();
@@ -74,6 +79,12 @@ impl Story {
             let spec = TaskSpec { name: (*name).to_owned(), agent: "shell".to_owned(), ..TaskSpec::default() };
             NewTask::new(spec, depends_on.iter().map(|name| (*name).to_owned()).collect())
         });
+        story.makes(tasks.collect());
+        story
+    }
+
+    /// Another contract.
+    fn makes(&mut self, tasks: Vec<NewTask>) {
         let contract = NewContract {
             owner: OWNER,
             name: "contract".to_owned(),
@@ -82,10 +93,9 @@ impl Story {
             base_branch: String::new(),
             limits: ContractLimits { rerun_after: RERUN_AFTER, ..ContractLimits::default() },
             hold: false,
-            tasks: tasks.collect(),
+            tasks,
         };
-        story.ask(Op::CreateContract(contract)).unwrap();
-        story
+        self.ask(Op::CreateContract(contract)).unwrap();
     }
 
     /// One batch of one operation.
@@ -102,7 +112,8 @@ impl Story {
         work.look = true;
         work.dice = std::mem::take(&mut self.dice);
         at_once(work.load(&mut self.memory, &requests)).unwrap();
-        let replies: Vec<_> = requests.iter().map(|request| Writer::fold(&mut work, request, &self.fleet)).collect();
+        let replies: Vec<_> =
+            requests.iter().map(|request| Writer::fold(&mut work, request, &self.fleet, &self.keys)).collect();
         let room = work.room(&self.fleet.read().unwrap());
         self.more = at_once(work.dispatch(&mut self.memory, room, &self.classes, &self.keys)).unwrap();
         self.dice = std::mem::take(&mut work.dice);
@@ -122,19 +133,24 @@ impl Story {
     /// An attempt ends and tasks are cancelled in one batch: the other task gets the slot, in that batch or in one that follows by
     /// itself.
     fn hides_nobody(&mut self, first: AttemptRef, cancelled: [&str; 2], other: &str) {
-        let cancels = cancelled.map(|name| {
-            let task = self.task(name).id;
-            Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
-        });
         let end = self.message(first, ended(Ok(made(first, false)), 0));
-        for reply in self.ask_all([end].into_iter().chain(cancels).collect()) {
-            reply.unwrap();
-        }
+        self.cancel_all(cancelled, Some(end));
         if self.order(other).is_none() {
             assert!(self.more, "a slot is free, a task is ready, and nobody looks");
             self.ask_all(Vec::new());
         }
         assert!(self.order(other).is_some());
+    }
+
+    /// Tasks are cancelled in one batch, after what else happens in it.
+    fn cancel_all(&mut self, names: [&str; 2], first: Option<Op>) {
+        let cancels = names.map(|name| {
+            let task = self.task(name).id;
+            Op::CancelTask { owner: OWNER, task, reason: String::new(), cascade: false }
+        });
+        for reply in self.ask_all(first.into_iter().chain(cancels).collect()) {
+            reply.unwrap();
+        }
     }
 
     fn retry(&mut self, name: &str) {
@@ -177,7 +193,7 @@ impl Story {
             journal: JournalId(Uuid::from_u128(4)),
             card: Card {
                 name: "d".to_owned(),
-                slots: 2,
+                slots: self.slots,
                 profiles: vec![Profile { name: "shell".to_owned(), version: String::new() }],
                 any_path: true,
                 ..Card::default()
@@ -191,10 +207,10 @@ impl Story {
         let (outbox, pushes) = mpsc::channel(64);
         self.pushes.push(pushes);
         let attach = Attach { owner: OWNER, key: KeyId(Uuid::from_u128(5)), hello, outbox };
-        let Reply::Attached { epoch, verdicts, .. } = self.ask(Op::Attach(Box::new(attach)))? else {
+        let Reply::Attached { epoch, verdicts, unanswered } = self.ask(Op::Attach(Box::new(attach)))? else {
             panic!("not attached");
         };
-        self.epoch = epoch;
+        (self.epoch, self.told_again) = (epoch, unanswered);
         self.ask(Op::Ready { daemon: DAEMON, epoch }).unwrap();
         Ok(verdicts)
     }
@@ -202,8 +218,10 @@ impl Story {
     /// The newest order to start a task, if there is one that is not answered.
     fn order(&self, name: &str) -> Option<(i64, AttemptRef)> {
         let task = self.task(name).id;
-        let spawns = self.memory.commands.values().filter(|command| matches!(command.order, Order::Spawn(_)));
-        spawns.filter(|command| command.attempt.task == task).map(|c| (c.sequence, c.attempt)).next_back()
+        let attempts = self.memory.attempts.values().filter(|attempt| attempt.task == task);
+        attempts
+            .filter_map(|attempt| Some((attempt.outstanding()?.sequence, attempt.reference())))
+            .max_by_key(|it| it.0)
     }
 
     /// Takes the order and starts.
@@ -285,6 +303,49 @@ fn a_hello_from_before_the_last_command_is_refused() {
     // Where nothing is live a journal that was put back from a copy harms nothing.
     story.ends(attempt, Ok(made(attempt, false)), 0);
     assert_eq!(story.attach(0, &[]).unwrap(), []);
+}
+
+/// An order to start that is sent again is the first one to the letter, whatever has been changed meanwhile: the daemon may have
+/// that after all, and takes nothing else for it. Once it has answered, nothing is sent again.
+#[test]
+fn an_order_that_is_sent_again_is_the_same() {
+    let mut story = Story::of(&[("schema", &[]), ("types", &["schema"])]);
+    let schema = story.starts("schema");
+    story.ends(schema, Ok(made(schema, false)), 0);
+    let told = std::iter::from_fn(|| story.pushes[0].try_recv().ok());
+    let mut spawns = told.filter_map(|push| match push {
+        Push::Command(command) => Some((*command).clone()).filter(|command| command.attempt.task != schema.task),
+        _ => None,
+    });
+    let first = spawns.next().unwrap();
+    let Order::Spawn(spawn) = &first.order else { panic!("not started: {first:?}") };
+    assert_eq!((spawn.dependencies.len(), spawn.contract_name.as_str()), (1, "contract"));
+    assert_eq!(spawn.checkpoint_every, ContractLimits::default().checkpoint_every);
+    drop(spawns);
+    let update = ContractUpdate {
+        owner: OWNER,
+        contract: spawn.contract,
+        etag: None,
+        name: Some("renamed".to_owned()),
+        description: None,
+        concurrency: None,
+        max_retries: None,
+        wall_time: Some(Some(Duration::from_secs(7))),
+        rerun_after: None,
+        checkpoint_every: Some(Duration::from_secs(7)),
+        final_checkpoint: Some(!spawn.final_checkpoint),
+    };
+    story.ask(Op::UpdateContract(update)).unwrap();
+    story.attach(1, &[]).unwrap();
+    assert_eq!(story.told_again, [Command { epoch: story.epoch, ..first.clone() }]);
+    // Its daemon is away for a while.
+    let (daemon, epoch) = (DAEMON, story.epoch);
+    story.ask(Op::DaemonLost { daemon, epoch }).unwrap();
+    story.attach(1, &[]).unwrap();
+    assert_eq!(story.told_again, [Command { epoch: story.epoch, ..first }]);
+    let types = story.starts("types");
+    story.attach(2, &[(types, InventoryState::Running)]).unwrap();
+    assert_eq!(story.told_again, []);
 }
 
 /// A Hello that its daemon gave up on, and that arrives after a newer one, while no command has come between them. Believed, it

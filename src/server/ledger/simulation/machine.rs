@@ -134,7 +134,7 @@ pub(super) struct Journal {
     pub(super) attempts: BTreeMap<AttemptRef, Row>,
     /// Reports that wait for an answer.
     pub(super) outbox: BTreeMap<i64, (AttemptRef, Report)>,
-    commands: BTreeMap<CommandId, (i64, AttemptRef)>,
+    commands: BTreeMap<CommandId, Command>,
     last_message: i64,
 }
 
@@ -153,9 +153,10 @@ impl Journal {
 
     fn accept(&mut self, command: &Command) -> Taken {
         if let Some(known) = self.commands.get(&command.id) {
-            return if *known == (command.sequence, command.attempt) { Taken::Known } else { Taken::Conflict };
+            let known = Command { epoch: command.epoch, ..known.clone() };
+            return if known == *command { Taken::Known } else { Taken::Conflict };
         }
-        self.commands.insert(command.id, (command.sequence, command.attempt));
+        self.commands.insert(command.id, command.clone());
         self.last_command = self.last_command.max(command.sequence);
         let attempt = command.attempt;
         match (&command.order, self.attempts.get_mut(&attempt)) {

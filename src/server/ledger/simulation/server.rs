@@ -238,7 +238,7 @@ impl World {
         let replies: Vec<_> = references
             .iter()
             .map(|request| {
-                let reply = Writer::fold(&mut work, request, &life.fleet);
+                let reply = Writer::fold(&mut work, request, &life.fleet, &self.server.keys);
                 planted::after_fold(planted, &mut work, request);
                 reply
             })
