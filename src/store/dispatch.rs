@@ -25,8 +25,10 @@ pub struct Lane {
     pub owner: OwnerId,
     /// The contract may start a task now.
     pub is_open: bool,
+    /// The time.
+    pub now: Timestamp,
     /// A task was taken from it now.
-    pub served: Option<Timestamp>,
+    pub is_served: bool,
 }
 
 /// A lane with ready work, as the walk sees it.
@@ -36,8 +38,6 @@ pub struct LaneHead {
     pub contract: ContractId,
     /// The requirement class.
     pub class: ClassId,
-    /// Whose it is.
-    pub owner: OwnerId,
     /// Highest priority among its ready tasks.
     pub priority: i32,
 }
@@ -59,7 +59,6 @@ pub struct LaneTask {
 struct LaneRow {
     contract: Uuid,
     class: Uuid,
-    owner: Uuid,
     head: i32,
 }
 
@@ -73,12 +72,7 @@ struct LaneTaskRow {
 
 impl From<LaneRow> for LaneHead {
     fn from(row: LaneRow) -> Self {
-        Self {
-            contract: ContractId(row.contract),
-            class: ClassId(row.class),
-            owner: OwnerId(row.owner),
-            priority: row.head,
-        }
+        Self { contract: ContractId(row.contract), class: ClassId(row.class), priority: row.head }
     }
 }
 
@@ -98,8 +92,17 @@ const LANE: &[(&str, Kind)] = &[
     ("class", Kind::Uuid),
     ("owner", Kind::Uuid),
     ("is_open", Kind::Bool),
-    ("served", Kind::Time),
+    ("now", Kind::Time),
+    ("is_served", Kind::Bool),
 ];
+
+#[derive(Serialize)]
+struct LaneKey {
+    contract: ContractId,
+    class: ClassId,
+}
+
+const LANE_KEY: &[(&str, Kind)] = &[("contract", Kind::Uuid), ("class", Kind::Uuid)];
 
 #[derive(Serialize)]
 struct ClassRow<'a> {
@@ -146,23 +149,24 @@ impl Tx {
         Ok(rows.into_iter().map(|(id, owner, r)| (ClassId(id), OwnerId(owner), r.0)).collect())
     }
 
-    /// Makes lanes anew from their tasks, which must have been written before.
+    /// Makes lanes anew from their tasks, which must have been written before. One that is new takes its place behind those that have
+    /// been served: before them, a stream of new contracts would keep an old one waiting for ever.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn lanes_refresh(&mut self, lanes: &[Lane]) -> Result<()> {
         static SQL: LazySql = LazySql::new(|| {
-            let text = |epoch: &str| {
-                format!(
-                    "INSERT INTO lanes (contract, class, owner, is_open, head, served)
-                     SELECT contract, class, owner, is_open,
-                         (SELECT t.priority FROM tasks t WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
-                          ORDER BY t.priority DESC, t.id LIMIT 1),
-                         coalesce(served, {epoch})
-                     FROM {{rows}} WHERE true
-                     ON CONFLICT (contract, class) DO UPDATE SET is_open = excluded.is_open, head = excluded.head,
-                         served = CASE WHEN excluded.served > lanes.served THEN excluded.served ELSE lanes.served END"
-                )
-            };
-            Sql::dialects(&text("timestamptz 'epoch'"), &text("0"), LANE)
+            Sql::new(
+                "INSERT INTO lanes (contract, class, owner, is_open, head, served)
+                 SELECT contract, class, owner, is_open,
+                     (SELECT t.priority FROM tasks t WHERE t.contract = rows.contract AND t.class = rows.class AND t.ready
+                      ORDER BY t.priority DESC, t.id LIMIT 1),
+                     coalesce(
+                         (SELECT l.served FROM lanes l
+                          WHERE NOT rows.is_served AND l.contract = rows.contract AND l.class = rows.class), now)
+                 FROM {rows} WHERE true
+                 ON CONFLICT (contract, class) DO UPDATE SET is_open = excluded.is_open, head = excluded.head,
+                     served = excluded.served",
+                LANE,
+            )
         });
         self.execute(&SQL, lanes).await?;
         Ok(())
@@ -186,12 +190,12 @@ impl Tx {
     pub async fn lanes_walk(&mut self, classes: &[ClassId], limit: i64) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::dialects(
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN LATERAL (
-                     SELECT x.contract, x.class, x.owner, x.head, x.served FROM lanes x
+                "SELECT l.contract, l.class, l.head FROM {rows} JOIN LATERAL (
+                     SELECT x.contract, x.class, x.head, x.served FROM lanes x
                      WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
                      ORDER BY x.head DESC, x.served LIMIT $2) AS l ON true
                  ORDER BY l.head DESC, l.served",
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} CROSS JOIN lanes l
+                "SELECT l.contract, l.class, l.head FROM {rows} CROSS JOIN lanes l
                  WHERE l.class = rows.id AND l.contract IN (
                      SELECT x.contract FROM lanes x WHERE x.class = rows.id AND x.is_open AND x.head IS NOT NULL
                      ORDER BY x.head DESC, x.served LIMIT $2)
@@ -212,7 +216,7 @@ impl Tx {
     pub async fn lanes_of(&mut self, contracts: &[ContractId]) -> Result<Vec<LaneHead>> {
         static SQL: LazySql = LazySql::new(|| {
             Sql::new(
-                "SELECT l.contract, l.class, l.owner, l.head FROM {rows} JOIN lanes l ON l.contract = rows.id
+                "SELECT l.contract, l.class, l.head FROM {rows} JOIN lanes l ON l.contract = rows.id
                  WHERE l.head IS NOT NULL",
                 super::contract::ID,
             )
@@ -238,22 +242,13 @@ impl Tx {
                  WHERE t.id IN (
                      SELECT x.id FROM tasks x WHERE x.contract = rows.contract AND x.class = rows.class AND x.ready
                      ORDER BY x.priority DESC, x.id LIMIT $2)",
-                LANE,
+                LANE_KEY,
             )
         });
         if lanes.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<_> = lanes
-            .iter()
-            .map(|lane| Lane {
-                contract: lane.contract,
-                class: lane.class,
-                owner: lane.owner,
-                is_open: true,
-                served: None,
-            })
-            .collect();
+        let rows: Vec<_> = lanes.iter().map(|lane| LaneKey { contract: lane.contract, class: lane.class }).collect();
         let rows: Vec<LaneTaskRow> = self.fetch_some(&SQL, &rows, limit).await?;
         Ok(rows.into_iter().map(LaneTask::from).collect())
     }

@@ -40,8 +40,9 @@ const MAX_LANES: u32 = 512;
 /// As few as this only where there are no more: with a single free slot there is still a choice, by what is near it. (In tests so
 /// few that the histories of the simulation have more.)
 pub(super) const MIN_LANES: u32 = if cfg!(test) { 2 } else { 16 };
-/// Tasks that one batch assigns; the next takes the rest, so that no batch holds others up for long.
-const MAX_ASSIGNMENTS: usize = 256;
+/// Tasks that one batch assigns; the next takes the rest, so that no batch holds others up for long. (In tests so few that the
+/// histories of the simulation have more.)
+pub(super) const MAX_ASSIGNMENTS: usize = if cfg!(test) { 4 } else { 256 };
 /// Unfinished tasks of the contract that go along with an order, for the daemon's sanity check: those that it could warn of,
 /// and it says no more than ten warnings.
 const MAX_CONTRACT_TASKS: usize = 16;
@@ -164,7 +165,9 @@ impl Work {
         // A head that this batch has changed took the place of another, or its lane did: after this batch the database knows.
         let hides = |looked: &Looked| (more_lanes || looked.is_cut()) && self.has_gone(looked);
         let stale = !self.is_clean() && read.iter().any(hides);
-        let more = (more_lanes && (closed || !assignments.is_empty())) || stale || assignments.len() > MAX_ASSIGNMENTS;
+        // No lane was looked at for more than these: with as many there may be others, and room for them.
+        let are_most = assignments.len() >= MAX_ASSIGNMENTS;
+        let more = (more_lanes && (closed || !assignments.is_empty())) || stale || are_most;
         let assignments = &assignments[..assignments.len().min(MAX_ASSIGNMENTS)];
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
         // What goes into the orders; of what is ready and gets no place now nothing is read.
@@ -435,7 +438,7 @@ impl Work {
         }
         self.attempt_numbers.insert((id, number), attempt.id);
         self.attempts.insert(attempt.id, attempt);
-        self.served.insert((task.contract, task.class), task.owner);
+        self.served.insert((task.contract, task.class));
     }
 
     /// The command to start an attempt that its daemon has not answered.

@@ -163,7 +163,9 @@ impl Lanes {
         if first.is_none() {
             self.forget(lane);
         }
-        let Some(row) = work.contracts.get(contract).filter(|row| row.is_open()) else { return };
+        if !work.contracts.get(contract).is_some_and(Contract::is_open) {
+            return;
+        }
         if !is_known {
             self.classes.remove(&class);
         }
@@ -171,7 +173,7 @@ impl Lanes {
         match first {
             None => _ = lanes.remove(&contract),
             Some(priority) => {
-                lanes.insert(contract, LaneHead { contract, class, owner: row.owner, priority });
+                lanes.insert(contract, LaneHead { contract, class, priority });
                 if !are_few(lanes) {
                     self.classes.remove(&class);
                 }

@@ -78,7 +78,8 @@ pub(super) struct Work {
     pub(super) closures: HashMap<TaskId, Vec<TaskId>>,
     pub(super) next_due: Option<Timestamp>,
     pub(super) more: bool,
-    pub(super) served: BTreeMap<(ContractId, ClassId), OwnerId>,
+    /// Lanes that tasks were taken from.
+    pub(super) served: HashSet<(ContractId, ClassId)>,
     pub(super) pushes: Vec<(DaemonId, Push)>,
     /// Something happened that may let a task start.
     pub(super) look: bool,
@@ -590,7 +591,8 @@ impl Work {
             class,
             owner,
             is_open: self.contracts.get(contract).is_some_and(Contract::is_open),
-            served: self.served.contains_key(&(contract, class)).then_some(self.now),
+            now: self.now,
+            is_served: self.served.contains(&(contract, class)),
         });
         lanes.collect()
     }

@@ -29,12 +29,17 @@ fn lane(contract: &Contract, agent: &str) -> Lane {
         class: class(contract.owner, agent),
         owner: contract.owner,
         is_open: true,
-        served: None,
+        now: at(1),
+        is_served: false,
     }
 }
 
+fn served(lane: Lane, micros: i64) -> Lane {
+    Lane { now: at(micros), is_served: true, ..lane }
+}
+
 fn head(lane: Lane, priority: i32) -> LaneHead {
-    LaneHead { contract: lane.contract, class: lane.class, owner: lane.owner, priority }
+    LaneHead { contract: lane.contract, class: lane.class, priority }
 }
 
 async fn insert(tx: &mut Tx, tasks: &[Task]) {
@@ -100,7 +105,7 @@ async fn lanes_follow_their_tasks(kind: Kind) {
     assert_eq!(tx.lanes_of(&[]).await.unwrap(), []);
 }
 
-/// Urgent first; among equals the one served longest ago, never served before all; over several classes at once.
+/// Urgent first; among equals the one served longest ago, or made, if never; over several classes at once.
 async fn lanes_are_walked_in_order(kind: Kind) {
     let fresh = Fresh::new(kind).await;
     let owner = owner();
@@ -117,9 +122,7 @@ async fn lanes_are_walked_in_order(kind: Kind) {
     insert(&mut tx, &[shells, others]).await;
     tx.lanes_refresh(&lanes).await.unwrap();
     tx.lanes_refresh(&[shell, other]).await.unwrap();
-    tx.lanes_refresh(&[Lane { served: Some(at(20)), ..lanes[0] }, Lane { served: Some(at(10)), ..lanes[1] }])
-        .await
-        .unwrap();
+    tx.lanes_refresh(&[served(lanes[0], 20), served(lanes[1], 10)]).await.unwrap();
 
     let walked = [head(lanes[3], 5), head(lanes[2], 0), head(lanes[1], 0), head(lanes[0], 0), head(lanes[4], -1)];
     assert_eq!(tx.lanes_walk(&[lanes[0].class], 10).await.unwrap(), walked);
@@ -128,12 +131,16 @@ async fn lanes_are_walked_in_order(kind: Kind) {
     let both = tx.lanes_walk(&[shell.class, lanes[0].class], 3).await.unwrap();
     assert_eq!(both, [walked[0], head(shell, 2), walked[1], walked[2]]);
 
-    // A refresh without a time keeps it, an older time does not undo it, a newer one does.
-    tx.lanes_refresh(&[lanes[0], Lane { served: Some(at(5)), ..lanes[1] }]).await.unwrap();
+    // One that is not served keeps its place, one that is goes behind the others, and a new one behind those that were served before.
+    tx.lanes_refresh(&[Lane { now: at(40), ..lanes[2] }]).await.unwrap();
     assert_eq!(tx.lanes_walk(&[lanes[0].class], 10).await.unwrap(), walked);
-    tx.lanes_refresh(&[Lane { served: Some(at(30)), ..lanes[1] }]).await.unwrap();
+    tx.lanes_refresh(&[served(lanes[1], 30)]).await.unwrap();
+    let new = super::samples::contract(owner, 6);
+    insert(&mut tx, &[urgent(&task(&new, 15, "t"), 0)]).await;
+    let new = Lane { now: at(25), ..lane(&new, "claude") };
+    tx.lanes_refresh(&[new]).await.unwrap();
     let walk = tx.lanes_walk(&[lanes[0].class], 10).await.unwrap();
-    assert_eq!(walk[1..4], [walked[1], walked[3], walked[2]]);
+    assert_eq!(walk[1..5], [walked[1], walked[3], head(new, 0), walked[2]]);
 }
 
 /// Of each lane its most urgent ready tasks, older ones first among equals, at most so many of each.

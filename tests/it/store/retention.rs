@@ -132,7 +132,8 @@ async fn contracts_go_with_all_of_theirs(kind: Kind) {
 
     for (n, contract) in (0..).zip(&contracts[..2]) {
         let task = task(contract, 100 + n, "t");
-        let lane = Lane { contract: contract.id, class: task.class, owner, is_open: true, served: None };
+        let lane =
+            Lane { contract: contract.id, class: task.class, owner, is_open: true, now: at(1), is_served: false };
         let running = AttemptState::Running { since: at(1) };
         tx.tasks_insert(&[&task]).await.unwrap();
         tx.attempts_insert(&[&attempt(&task, 200 + n, 1, DaemonId(id(7)), running)]).await.unwrap();

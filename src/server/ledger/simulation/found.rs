@@ -1,7 +1,7 @@
 //! What histories have found wrong with the ledger, each told again in a few steps: the ledger's own code on rows in memory,
 //! with one daemon and a clock that a test sets.
 
-use std::{sync::RwLock, time::Duration};
+use std::{collections::VecDeque, sync::RwLock, time::Duration};
 
 use rand::{SeedableRng as _, rngs::SmallRng};
 use tokio::sync::mpsc;
@@ -9,8 +9,13 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        Error, Fleet, Op, Push, Reply, Request, Writer, daemons::ANSWER_WITHIN, dice::Dice, dispatch::Classes,
-        kept::Kept, op::Attach, work::Work,
+        Error, Fleet, Op, Push, Reply, Request, Writer,
+        daemons::ANSWER_WITHIN,
+        dice::Dice,
+        dispatch::{Classes, MAX_ASSIGNMENTS},
+        kept::Kept,
+        op::Attach,
+        work::Work,
     },
     memory::Memory,
     server::at_once,
@@ -285,6 +290,51 @@ fn made(attempt: AttemptRef, travels: bool) -> TaskResult {
         published: !travels,
         pack: travels.then_some(Pack { bytes: 1, sha256 }),
         ..TaskResult::default()
+    }
+}
+
+/// A batch gives away as many as one may, all of one lane, of which it looked at no more, and others that it looked at are gone: the
+/// slots that are left are filled by one that follows by itself.
+#[test]
+fn as_many_as_one_batch_gives_away_are_not_all() {
+    let mut story = Story::of(&[("first", &[])]);
+    let first = story.starts("first");
+    story.fleet.write().unwrap().detach(DAEMON, story.epoch);
+    let new = |name: String, priority, repository: &str| {
+        let (agent, repository) = ("shell".to_owned(), repository.to_owned());
+        NewTask::new(TaskSpec { name, agent, priority, repository, ..TaskSpec::default() }, Vec::new())
+    };
+    story.makes((0..2 * MAX_ASSIGNMENTS).map(|n| new(format!("many-{n}"), 1, "/r")).collect());
+    story.makes(vec![new("r".to_owned(), 0, "/r"), new("q".to_owned(), 0, "/q")]);
+    story.slots = u32::try_from(MAX_ASSIGNMENTS).unwrap() + 3;
+    story.attach(1, &[(first, InventoryState::Running)]).unwrap();
+    story.cancel_all(["r", "q"], None);
+    while story.more {
+        story.ask_all(Vec::new());
+    }
+    let live = story.memory.attempts.values().filter(|attempt| attempt.is_live()).count();
+    assert_eq!(live, MAX_ASSIGNMENTS + 3, "a slot is free, a task is ready, and nobody looks");
+}
+
+/// One place becomes free after the other, and there are always more contracts that have never had one than are looked at: one that
+/// has had one gets its turn all the same.
+#[test]
+fn new_contracts_do_not_keep_an_old_one_waiting() {
+    let mut story = Story::of(&[("a", &[]), ("b", &[]), ("old", &[])]);
+    let mut running = VecDeque::from([story.starts("a"), story.starts("b")]);
+    let mut tried = 0;
+    while story.task("old").attempt == 0 {
+        for n in 0..3 {
+            let (name, agent) = (format!("new-{tried}-{n}"), "shell".to_owned());
+            story.makes(vec![NewTask::new(TaskSpec { name, agent, ..TaskSpec::default() }, Vec::new())]);
+        }
+        let first = running.pop_front().unwrap();
+        story.ends(first, Ok(made(first, false)), 0);
+        let next = story.memory.attempts.values().find(|attempt| attempt.outstanding().is_some()).unwrap();
+        let name = story.memory.tasks[&next.task].spec.name.clone();
+        running.push_back(story.starts(&name));
+        tried += 1;
+        assert!(tried < 10, "it waits for ever");
     }
 }
 

@@ -48,7 +48,6 @@ pub(in super::super) struct Memory {
 
 #[derive(Clone, Debug)]
 struct LaneRow {
-    owner: OwnerId,
     is_open: bool,
     head: Option<i32>,
     served: Timestamp,
@@ -66,6 +65,11 @@ impl Memory {
         let mut ready: Vec<_> = ready.collect();
         ready.sort_by_key(|task| (std::cmp::Reverse(task.spec.priority), task.id));
         ready
+    }
+
+    /// When a lane was served last.
+    pub(in super::super) fn served(&self, lane: &(ContractId, ClassId)) -> Option<Timestamp> {
+        self.lanes.get(lane).map(|row| row.served)
     }
 
     /// What is wrong with the rows of lanes, or with what is kept of them.
@@ -119,7 +123,7 @@ impl Memory {
     }
 
     fn lane_head((contract, class): (ContractId, ClassId), row: &LaneRow) -> LaneHead {
-        LaneHead { contract, class, owner: row.owner, priority: row.head.unwrap_or_default() }
+        LaneHead { contract, class, priority: row.head.unwrap_or_default() }
     }
 
     /// Edges reached from tasks by following `next`.
@@ -402,10 +406,9 @@ impl Rows for Memory {
     async fn lanes_refresh(&mut self, lanes: &[Lane]) -> Result<()> {
         for lane in lanes {
             let head = self.ready_of(lane.contract, lane.class).first().map(|task| task.spec.priority);
-            let served = lane.served.unwrap_or_default();
             let key = (lane.contract, lane.class);
-            let served = self.lanes.get(&key).map_or(served, |known| known.served.max(served));
-            self.lanes.insert(key, LaneRow { owner: lane.owner, is_open: lane.is_open, head, served });
+            let served = self.lanes.get(&key).filter(|_| !lane.is_served).map_or(lane.now, |known| known.served);
+            self.lanes.insert(key, LaneRow { is_open: lane.is_open, head, served });
         }
         Ok(())
     }
