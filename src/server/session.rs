@@ -443,8 +443,10 @@ impl Session {
                 let text = "the key was revoked; give the daemon another".to_owned();
                 Err(End::Closing(pb::ClosingReason::Unauthenticated, text))
             }
-            // The fleet has dropped the session: it fell behind.
-            None => Err(End::Closing(pb::ClosingReason::Resync, "the session fell behind".to_owned())),
+            // The fleet has dropped the session: it fell behind, or the database did.
+            None => {
+                Err(End::Closing(pb::ClosingReason::Resync, "the session fell behind, or the database did".to_owned()))
+            }
         }
     }
 

@@ -105,6 +105,16 @@ impl Place {
         sqlx::query(sql).execute(&mut connection).await.expect("run it");
     }
 
+    /// Connections to a database on Postgres.
+    pub async fn connections(&self) -> Vec<i32> {
+        let Url::Postgres(url) = &self.url else { unreachable!("on Postgres") };
+        let mut connection = sqlx::PgConnection::connect(url).await.expect("connect");
+        let others = "SELECT pid FROM pg_stat_activity
+                      WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+                      ORDER BY pid";
+        sqlx::query_scalar(others).fetch_all(&mut connection).await.expect("ask")
+    }
+
     /// A Postgres database behind this address.
     pub fn at(url: &str) -> Self {
         Self { url: url.parse().expect("a database URL"), _dir: tempfile::tempdir().expect("make a directory") }

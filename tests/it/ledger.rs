@@ -581,6 +581,47 @@ async fn another_connection_may_lead_elsewhere() {
     assert!(bed.person(cancel(&tasks[0])).await.is_ok());
 }
 
+/// Nor has it got what was said to a daemon: its session is no place for a task, and the daemon comes again with all that it has.
+#[tokio::test]
+async fn a_session_that_the_database_does_not_know_is_dropped() {
+    let bed = Bed::new(Kind::Postgres).await;
+    for forget in [
+        "DELETE FROM daemons",
+        "UPDATE daemons SET doc = jsonb_set(doc::jsonb, '{epoch}', '0')::json",
+        "DELETE FROM events",
+    ] {
+        // Something is said to it.
+        let mut daemon = bed.daemon("d", 1).await;
+        let (contract, _) = bed.contract(vec![task("before", &[])]).await;
+        let (before, _) = daemon.run_next(&bed).await;
+        daemon.done(&bed, before.attempt).await;
+        assert_eq!(bed.contract_now(contract.id).await.status(), ContractStatus::Done);
+        bed.place.beside(forget).await;
+        bed.place.end_connections().await;
+        bed.contract(vec![task("after", &[])]).await;
+        let told = tokio::time::timeout(Duration::from_secs(20), daemon.pushes.recv()).await;
+        assert!(told.expect("in time").is_none(), "{forget}");
+        let mut again = Daemon::attach(&bed, daemon.id, "d", 1, Vec::new()).await;
+        again.ready(&bed).await;
+        let (after, _) = again.run_next(&bed).await;
+        again.done(&bed, after.attempt).await;
+        bed.ledger.server(Op::DaemonLost { daemon: again.id, epoch: again.epoch }).await.unwrap();
+        bed.ledger.detach(again.id, again.epoch);
+    }
+}
+
+/// What the database refuses costs no connection: on a new one all would be looked at again, for no more reason than before.
+#[tokio::test]
+async fn a_refusal_costs_no_connection() {
+    let bed = Bed::new(Kind::Postgres).await;
+    let key = || Op::CreateKey { kind: KeyKind::Admin, owner: None, label: String::new(), hash: [7; 32] };
+    bed.ledger.server(key()).await.unwrap();
+    let before = bed.place.connections().await;
+    assert!(matches!(bed.ledger.server(key()).await, Err(Error::Unstorable(_))));
+    bed.ledger.server(Op::Sweep).await.unwrap();
+    assert_eq!(bed.place.connections().await, before);
+}
+
 /// The last admin key cannot be taken away: without one no keys can be made.
 #[tokio::test]
 async fn the_last_admin_key_stays() {

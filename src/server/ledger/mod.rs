@@ -226,6 +226,18 @@ enum Failed {
     Unknown(store::Error),
 }
 
+/// What a batch comes to, before it is committed.
+struct Decided {
+    /// What became of each operation.
+    replies: Vec<Result<Reply, Error>>,
+    /// There may be more to give away.
+    more: bool,
+    /// Something was written.
+    writes: bool,
+    /// The last sequence of the log, if it grew.
+    last: Option<i64>,
+}
+
 impl From<store::Error> for Failed {
     fn from(error: store::Error) -> Self {
         match error {
@@ -333,24 +345,22 @@ impl Writer {
         let mut kept = std::mem::take(&mut self.kept);
         if tx.is_first() || self.stale {
             kept = Kept::default();
-            self.refresh(&mut tx).await?;
+            // Whatever is wrong, it is not with what was asked.
+            self.refresh(&mut tx).await.map_err(Failed::Unavailable)?;
             self.look = true;
         }
         let mut work = Work::new(self.now, kept);
         work.look = self.look;
-        work.load(&mut tx, requests).await?;
-        let replies: Vec<_> =
-            requests.iter().map(|request| Self::fold(&mut work, request, &self.fleet, &self.keys)).collect();
-        let mut more = work.look;
-        if work.look && dispatch {
-            let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
-            more = work.dispatch(&mut tx, room, &self.classes, &self.keys).await?;
+        let batch = self.store.commits_in_doubt().then(|| BatchId(uuid::Uuid::now_v7()));
+        let decided = self.decide(&mut tx, &mut work, requests, dispatch, batch).await.map_err(Failed::from);
+        if let Err(Failed::Refused(_)) = decided {
+            // Dropped, it would take its connection along, and the next would be the first on another: all would be looked at again,
+            // for no more reason than before. If this fails the connection is no good.
+            let _ = tx.rollback().await;
+            return decided.map(|_| (Vec::new(), false));
         }
-        let writes = !work.is_clean();
+        let Decided { replies, more, writes, last } = decided?;
         if writes {
-            work.classes.retain(|id, _| !self.classes.knows(*id));
-            let batch = self.store.commits_in_doubt().then(|| BatchId(uuid::Uuid::now_v7()));
-            let last = work.flush(&mut tx, batch).await?;
             self.commit_tx(tx, batch).await?;
             let durable = clock::now();
             self.speak(&work, requests, &replies, more);
@@ -365,6 +375,32 @@ impl Writer {
         self.classes.learn(&work);
         self.kept = work.keep();
         Ok((replies, writes))
+    }
+
+    /// Reads, folds, gives away what can start unless that is for a later batch, and writes.
+    async fn decide(
+        &self,
+        tx: &mut store::Tx,
+        work: &mut Work,
+        requests: &[&Request],
+        dispatch: bool,
+        batch: Option<BatchId>,
+    ) -> Result<Decided, store::Error> {
+        work.load(tx, requests).await?;
+        let replies: Vec<_> =
+            requests.iter().map(|request| Self::fold(work, request, &self.fleet, &self.keys)).collect();
+        let mut more = work.look;
+        if work.look && dispatch {
+            let room = work.room(&self.fleet.read().unwrap_or_else(std::sync::PoisonError::into_inner));
+            more = work.dispatch(tx, room, &self.classes, &self.keys).await?;
+        }
+        let writes = !work.is_clean();
+        let mut last = None;
+        if writes {
+            work.classes.retain(|id, _| !self.classes.knows(*id));
+            last = work.flush(tx, batch).await?;
+        }
+        Ok(Decided { replies, more, writes, last })
     }
 
     fn fold(work: &mut Work, request: &Request, fleet: &RwLock<Fleet>, keys: &TaskKeys) -> Result<Reply, Error> {
@@ -502,16 +538,22 @@ impl Writer {
         self.classes = Classes::new(tx.classes_list().await?);
         let last = tx.events_last().await?;
         let next_due = tx.next_due(Timestamp(0)).await?;
+        // What was said to a daemon since is not known there: only another attach, with all that the daemon has, sets that right.
+        let is_older = last < *self.last.borrow();
         let mut fleet = self.fleet_mut();
         for id in members {
-            if let Some(member) = fleet.get_mut(id) {
-                let live = live.iter().filter(|attempt| attempt.daemon == id);
-                member.live = live.map(|attempt| (attempt.id, is_ending(attempt))).collect();
-                if let Some(row) = rows.iter().find(|row| row.id == id && row.epoch == member.epoch) {
-                    member.draining = row.draining;
-                    member.card = row.card.clone();
-                }
-            }
+            let Some(member) = fleet.get_mut(id) else { continue };
+            let row = rows.iter().find(|row| row.id == id && row.epoch == member.epoch);
+            let Some(row) = row.filter(|_| !is_older) else {
+                let epoch = member.epoch;
+                tracing::warn!(daemon = %id, "the database does not know of what was said to a session; dropping it");
+                fleet.detach(id, epoch);
+                continue;
+            };
+            let live = live.iter().filter(|attempt| attempt.daemon == id);
+            member.live = live.map(|attempt| (attempt.id, is_ending(attempt))).collect();
+            member.draining = row.draining;
+            member.card = row.card.clone();
         }
         drop(fleet);
         self.last.send_replace(last);
