@@ -166,10 +166,10 @@ pub fn explain(task: &Task, around: &Around<'_>) -> Explained {
             silent(task, around)
         )),
         TaskState::Paused { held } => {
-            Explained::standing(format!("paused by {}{}", who(held, around), silent(task, around)))
+            Explained::standing(format!("paused by {}{}", who(held, around), silent_one(task, around)))
         }
         TaskState::AwaitingInput { question, .. } => {
-            Explained::standing(format!("its agent asks: {question}{}", silent(task, around)))
+            Explained::standing(format!("its agent asks: {question}{}", silent_one(task, around)))
         }
         TaskState::Finalizing { result, since } => {
             let size = result.pack.as_ref().map_or(String::new(), |pack| format!(" ({} bytes)", pack.bytes));
@@ -212,10 +212,20 @@ fn unheard(task: &Task, around: &Around<'_>) -> Option<Timestamp> {
     (!member.attached).then_some(member.last_seen)
 }
 
-/// That nothing is heard of its daemon, where it is not yet taken for lost.
+/// That nothing is heard of the daemon that was named, where it is not yet taken for lost.
 fn silent(task: &Task, around: &Around<'_>) -> String {
-    let heard = unheard(task, around).map(|heard| span(around.now.since(heard)));
-    heard.map_or_else(String::new, |ago| format!("; that daemon is not attached, and was last heard {ago} ago"))
+    unheard_for(task, around).map_or_else(String::new, |silence| format!("; that daemon {silence}"))
+}
+
+/// The same of a daemon that was not named.
+fn silent_one(task: &Task, around: &Around<'_>) -> String {
+    let its = |silence| format!("; its daemon {} {silence}", daemon_name(task, around));
+    unheard_for(task, around).map_or_else(String::new, its)
+}
+
+fn unheard_for(task: &Task, around: &Around<'_>) -> Option<String> {
+    let heard = unheard(task, around)?;
+    Some(format!("is not attached, and was last heard {} ago", span(around.now.since(heard))))
 }
 
 /// What the attempt that lives went on from.

@@ -299,7 +299,7 @@ fn a_task_that_has_started_or_ended_says_where_it_stands() {
         explain(&task, &without).text,
         "its agent has been running on one for 2 h; that daemon is not attached, and was last heard 90 s ago"
     );
-    let not_attached = "; that daemon is not attached, and was last heard 90 s ago";
+    let not_attached = "; its daemon one is not attached, and was last heard 90 s ago";
     let asks = TaskState::AwaitingInput { question: "which one?".to_owned(), since: NOW };
     let paused = TaskState::Paused { held: hold() };
     for (state, told) in [(asks, "its agent asks: which one?"), (paused, "paused by key:k: look first")] {
