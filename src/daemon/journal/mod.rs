@@ -2,7 +2,7 @@
 //! said. `kill -9` at any line loses nothing, and neither does losing power.
 //!
 //! ```text
-//!   session ──accept──┐                          ┌─> commands   (same id twice: a no-op)
+//!   session ──accept──┐                          ┌─> commands   (same id twice: a no-op; one to start is its attempt)
 //!   runner ──record───┼─> one thread, one commit ┼─> attempts   (how far each is)
 //!   session ─answered─┤   for all that waits     ├─> outbox     (numbered without gaps, until answered)
 //!   bulk ───settled───┘                          └─> uploads    (files, until the server has them)

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::domain::{
     AttemptRef, JournalId, TaskId, Timestamp,
-    order::{Command, Order},
+    order::{Command, Order, Spawn},
     report::{Message, MessageOutcome, Report},
 };
 
@@ -142,75 +142,79 @@ pub(super) fn move_aside(path: &Path) -> Result<PathBuf, Error> {
 
 // === commands ===
 
+/// An order to start is in the rows of its attempt, and known by them, even where it comes as another command; others have a row
+/// of their own.
 pub(super) fn command_accept(db: &Db<'_>, command: &Command, now: Timestamp) -> Result<Accepted, Error> {
-    let content = match &command.order {
-        Order::Spawn(_) => None,
-        Order::Cancel { .. } | Order::Checkpoint => Some(json(&command.order)?),
-    };
-    let (id, attempt) = (command.id.to_string(), command.attempt.id.to_string());
-    let inserted = db.run(
-        "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT DO NOTHING",
-        params![id, command.sequence, attempt, content, now.0],
-    )?;
-    if inserted == 0 {
-        return Ok(if is_same(db, command)? { Accepted::Known } else { Accepted::Conflict });
-    }
-    db.has_command(command.sequence);
-    match &command.order {
-        Order::Spawn(spawn) => {
-            let row = Row::accepted(command.attempt, spawn.as_ref().clone(), now);
-            // An attempt that is known already, from its directory or because it was cancelled first, is not started again.
-            Ok(if attempt_insert(db, &row)? { Accepted::New } else { Accepted::Known })
-        }
-        Order::Cancel { reason, grace } => {
-            let stop = Stop { why: Why::Cancelled, reason: reason.clone(), grace: *grace };
-            if attempt_fetch(db, command.attempt)?.is_none() {
-                // Never started here, and from now on it never will be: the row stands in the way of a late spawn.
-                let row = Row {
-                    attempt: command.attempt,
-                    state: State::Accepted,
-                    spawn: None,
-                    directory: PathBuf::new(),
-                    worktree: String::new(),
-                    stop: Some(stop),
-                    complete: None,
-                    uploaded: true,
-                    created: now,
-                    updated: now,
-                };
-                attempt_insert(db, &row)?;
-            } else {
-                attempt_change(db, command.attempt, &Change { stop: Some(stop), ..Change::default() }, now)?;
+    let accepted = match &command.order {
+        Order::Spawn(spawn) => spawn_accept(db, command.attempt, spawn, now)?,
+        order @ (Order::Cancel { .. } | Order::Checkpoint) => {
+            let (id, attempt, content) = (command.id.to_string(), command.attempt.id.to_string(), json(order)?);
+            let inserted = db.run(
+                "INSERT INTO commands (command_id, sequence, attempt_id, content, received) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO NOTHING",
+                params![id, command.sequence, attempt, content, now.0],
+            )?;
+            match inserted {
+                0 if is_same(db, command)? => Accepted::Known,
+                0 => Accepted::Conflict,
+                _ => Accepted::New,
             }
-            Ok(Accepted::New)
         }
-        // What is to be copied is what there is when it is done: nothing of it is kept here.
-        Order::Checkpoint => Ok(Accepted::New),
+    };
+    if accepted != Accepted::Conflict {
+        db.has_command(command.sequence);
     }
+    if accepted == Accepted::New
+        && let Order::Cancel { reason, grace } = &command.order
+    {
+        let stop = Stop { why: Why::Cancelled, reason: reason.clone(), grace: *grace };
+        cancelled(db, command.attempt, stop, now)?;
+    }
+    // What is to be copied for a checkpoint is what there is when it is done: nothing of it is kept here.
+    Ok(accepted)
 }
 
-/// Whether the command of this id is this one.
+/// An attempt that is known already, from its directory or because it was cancelled first, is not started again.
+fn spawn_accept(db: &Db<'_>, attempt: AttemptRef, spawn: &Spawn, now: Timestamp) -> Result<Accepted, Error> {
+    if attempt_insert(db, &Row::accepted(attempt, spawn.clone(), now))? {
+        return Ok(Accepted::New);
+    }
+    // Cancelled before it came, it has no order to compare with.
+    let is_other = |row: Row| row.attempt != attempt || row.spawn.is_some_and(|known| known != *spawn);
+    Ok(if attempt_fetch(db, attempt)?.is_none_or(is_other) { Accepted::Conflict } else { Accepted::Known })
+}
+
+fn cancelled(db: &Db<'_>, attempt: AttemptRef, stop: Stop, now: Timestamp) -> Result<(), Error> {
+    if attempt_fetch(db, attempt)?.is_some() {
+        return attempt_change(db, attempt, &Change { stop: Some(stop), ..Change::default() }, now);
+    }
+    // Never started here, and from now on it never will be: the row stands in the way of a late spawn.
+    let row = Row {
+        attempt,
+        state: State::Accepted,
+        spawn: None,
+        directory: PathBuf::new(),
+        worktree: String::new(),
+        stop: Some(stop),
+        complete: None,
+        uploaded: true,
+        created: now,
+        updated: now,
+    };
+    attempt_insert(db, &row).map(|_| ())
+}
+
+/// Whether the command of this id, which is none to start, is this one.
 fn is_same(db: &Db<'_>, command: &Command) -> Result<bool, Error> {
     let text = "SELECT sequence, attempt_id, content FROM commands WHERE command_id = ?1";
     let read = |row: &SqlRow<'_>| -> Result<(i64, String, Option<String>), Error> {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?))
     };
-    let Some((sequence, attempt, content)) = db.row(text, [command.id.to_string()], read)? else { return Ok(false) };
-    if (sequence, attempt) != (command.sequence, command.attempt.id.to_string()) {
+    let Some((sequence, attempt, Some(content))) = db.row(text, [command.id.to_string()], read)? else {
         return Ok(false);
-    }
-    Ok(match (&command.order, content) {
-        (order @ (Order::Cancel { .. } | Order::Checkpoint), Some(content)) => {
-            parse::<Order>("commands", &content)? == *order
-        }
-        (Order::Spawn(spawn), None) => match attempt_fetch(db, command.attempt)? {
-            Some(Row { spawn: Some(known), .. }) => known == **spawn,
-            // Forgotten, or cancelled before it came: nothing is left to compare.
-            Some(Row { spawn: None, .. }) | None => true,
-        },
-        (Order::Cancel { .. } | Order::Checkpoint, None) | (Order::Spawn(_), Some(_)) => false,
-    })
+    };
+    Ok((sequence, attempt) == (command.sequence, command.attempt.id.to_string())
+        && parse::<Order>("commands", &content)? == command.order)
 }
 
 // === attempts ===
