@@ -120,7 +120,7 @@ pub struct Spawn {
     pub depth: u32,
     /// Key with which the agent may speak to the server about its own task.
     pub task_key: String,
-    /// Other unfinished tasks of the contract, for the sanity check; at most 100.
+    /// Other unfinished tasks of the contract, for the sanity check; at most 16.
     pub contract_tasks: Vec<ContractTask>,
     /// How often to checkpoint the work; zero: not while the agent runs.
     #[serde(default)]

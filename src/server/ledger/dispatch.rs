@@ -374,10 +374,8 @@ impl Work {
     }
 
     fn assign(&mut self, id: TaskId, daemon: DaemonId, keys: &TaskKeys, beside: Vec<ContractTask>) {
-        let Some(task) = self.tasks.share(id) else { return };
-        if !self.daemons.contains(daemon) || !self.contracts.contains(task.contract) {
-            return;
-        }
+        let Some(task) = self.tasks.share(id).filter(|task| self.contracts.contains(task.contract)) else { return };
+        let Some((sequence, epoch)) = self.next_command(daemon) else { return };
         let number = task.attempt + 1;
         let branch = branch(&task, number);
         let event = TaskEvent::Assigned { attempt: number, daemon, branch: branch.clone() };
@@ -393,7 +391,6 @@ impl Work {
         contract.live += 1;
         let (contract_name, limits) = (contract.name.clone(), contract.limits.clone());
         let (resume, origin) = self.resume(&task, daemon);
-        let Some((sequence, epoch)) = self.next_command(daemon) else { return };
         let outstanding = OutstandingSpawn {
             sequence,
             contract_name,

@@ -21,6 +21,8 @@ const GENERATION_BYTES: usize = 8 << 20;
 const TASK_GENERATION_BYTES: usize = 32 << 20;
 /// What a row takes beside its long texts, roughly.
 const ROW_BYTES: usize = 1 << 10;
+/// What a dependency takes in an order, roughly.
+const DEPENDENCY_BYTES: usize = 512;
 
 /// Dependents that are kept of a task which others are added to: these are not weighed.
 const MAX_DEPENDENTS: usize = 10_000;
@@ -153,7 +155,10 @@ impl Kept {
         }
         for (id, attempt) in work.attempts.shared() {
             match attempt.is_live() {
-                true => self.attempts.put(id, Arc::clone(attempt), ROW_BYTES + attempt.last_message.len()),
+                true => {
+                    let order = attempt.outstanding().map_or(0, |order| order.dependencies.len() * DEPENDENCY_BYTES);
+                    self.attempts.put(id, Arc::clone(attempt), ROW_BYTES + order + attempt.last_message.len());
+                }
                 false => self.attempts.remove(id),
             }
         }

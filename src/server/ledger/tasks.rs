@@ -23,11 +23,9 @@ impl Work {
     pub(super) fn update_task(&mut self, update: &TaskUpdate, actor: &str) -> Result<Reply, Error> {
         let task = self.task_of(update.owner, update.task)?;
         check_etag("task", update.etag, task.version)?;
-        let only_hidden = update.hidden.is_some()
-            && update.name.is_none()
-            && update.plan.is_none()
-            && update.priority.is_none()
-            && update.agent.is_none();
+        // What is asked of one that has started stays as it is: its order is made from that when it is sent again.
+        let nothing_else = TaskUpdate::nothing(update.owner, update.task, update.etag);
+        let only_hidden = *update == TaskUpdate { hidden: update.hidden, ..nothing_else };
         if task.status() != TaskStatus::Pending && !only_hidden {
             let word = task.status().word();
             return Err(Error::Precondition(format!(

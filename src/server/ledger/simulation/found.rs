@@ -386,6 +386,12 @@ fn an_order_that_is_sent_again_is_the_same() {
         final_checkpoint: Some(!spawn.final_checkpoint),
     };
     story.ask(Op::UpdateContract(update)).unwrap();
+    // What is asked stays as it is from now on, whatever else is wished with it.
+    let task = first.attempt.task;
+    let update = TaskUpdate { hidden: Some(true), ..TaskUpdate::nothing(OWNER, task, None) };
+    let more = TaskUpdate { setup_command: Some("make".to_owned()), ..update.clone() };
+    assert!(matches!(story.ask(Op::UpdateTask(Box::new(more))), Err(Error::Precondition(_))));
+    story.ask(Op::UpdateTask(Box::new(update))).unwrap();
     story.attach(1, &[]).unwrap();
     assert_eq!(story.told_again, [Command { epoch: story.epoch, ..first.clone() }]);
     // Its daemon is away for a while.
