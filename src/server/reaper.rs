@@ -20,7 +20,7 @@ use super::{
     uploads::Uploads,
 };
 use crate::{
-    domain::Timestamp,
+    domain::{DaemonId, Epoch, Timestamp},
     runtime::{clock, lifecycle::Shutdown},
     store::{self, Store},
 };
@@ -36,7 +36,7 @@ const KEEP_ANONYMOUS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Request ids.
 const KEEP_REQUESTS: Duration = Duration::from_secs(24 * 3600);
 /// Marks of batches. Far longer than the ledger looks for one, far shorter than makes a table of every commit of a day.
-const KEEP_BATCHES: Duration = Duration::from_secs(3600);
+pub(super) const KEEP_BATCHES: Duration = Duration::from_secs(3600);
 /// Between two rounds of forgetting.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 /// Rows that are forgotten in one transaction.
@@ -80,11 +80,22 @@ pub async fn silence(store: Store, ledger: Ledger, heard: Arc<Heard>, times: Tim
                 continue;
             }
             match ledger.server(Op::DaemonLost { daemon, epoch: last.epoch }).await {
-                Ok(_) | Err(super::ledger::Error::StaleSession(_)) => {
+                Ok(_) => {
                     tracing::warn!(%daemon, epoch = %last.epoch, "daemon lost");
                     heard.forget(daemon, last.epoch);
                     ledger.detach(daemon, last.epoch);
                 }
+                Err(super::ledger::Error::StaleSession(_)) => match session_of(&store, daemon).await {
+                    Ok(current) => {
+                        heard.forget(daemon, last.epoch);
+                        ledger.detach(daemon, last.epoch);
+                        // One that nobody here has heard of: its COMMIT was not answered, or the database fell behind.
+                        if let Some(epoch) = current {
+                            heard.set(daemon, Last { epoch, at: now, wall: last.wall });
+                        }
+                    }
+                    Err(error) => tracing::warn!(%daemon, %error, "cannot ask for a daemon's session; trying again"),
+                },
                 Err(error) => tracing::warn!(%daemon, %error, "cannot declare a daemon lost; trying again"),
             }
         }
@@ -103,6 +114,14 @@ pub async fn silence(store: Store, ledger: Ledger, heard: Arc<Heard>, times: Tim
             }
         }
     }
+}
+
+/// The session that the database says a daemon has, if it has not been declared lost since.
+async fn session_of(store: &Store, daemon: DaemonId) -> Result<Option<Epoch>, store::Error> {
+    let mut tx = store.read().await?;
+    let found = tx.daemons_fetch(&[daemon]).await?;
+    tx.rollback().await?;
+    Ok(found.first().filter(|daemon| daemon.attached).map(|daemon| daemon.epoch))
 }
 
 async fn note_alive(store: &Store) -> Result<(), store::Error> {

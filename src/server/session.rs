@@ -414,7 +414,7 @@ impl Session {
 
     async fn committed(&mut self, reply: Result<Reply, Error>) -> Result<(), End> {
         let Some(pending) = self.pending.pop_front() else { return Ok(()) };
-        let Waiting::Message { sequence, journal, attempt, is_final } = pending.what else { return told(Ok(reply)) };
+        let Waiting::Message { sequence, journal, attempt, is_final } = pending.what else { return self.told(reply) };
         let outcome = match reply {
             Ok(Reply::Message(outcome)) => outcome,
             Ok(_) => MessageOutcome::Applied,
@@ -435,18 +435,9 @@ impl Session {
     async fn pushed(&mut self, push: Option<Push>) -> Result<(), End> {
         match push {
             Some(Push::Command(command)) => self.command(&command).await,
-            Some(Push::Superseded) => {
-                let text = "another process with this daemon's identity has attached".to_owned();
-                Err(End::Closing(pb::ClosingReason::Superseded, text))
-            }
-            Some(Push::Unauthenticated) => {
-                let text = "the key was revoked; give the daemon another".to_owned();
-                Err(End::Closing(pb::ClosingReason::Unauthenticated, text))
-            }
-            // The fleet has dropped the session: it fell behind, or the database did.
-            None => {
-                Err(End::Closing(pb::ClosingReason::Resync, "the session fell behind, or the database did".to_owned()))
-            }
+            Some(Push::Superseded) => Err(superseded()),
+            Some(Push::Unauthenticated) => Err(unauthenticated()),
+            None => Err(dropped()),
         }
     }
 
@@ -478,24 +469,50 @@ impl Session {
     }
 
     /// Does something whose answer the daemon does not wait for.
-    async fn tell(&self, op: Op) -> Result<(), End> {
+    async fn tell(&mut self, op: Op) -> Result<(), End> {
         let reply = self.enqueue(op).await?;
-        told(reply.await)
+        let reply = reply.await;
+        self.told(reply.unwrap_or(Err(Error::Stopping)))
+    }
+
+    /// What became of something whose answer the daemon does not wait for.
+    fn told(&mut self, reply: Result<Reply, Error>) -> Result<(), End> {
+        match reply {
+            Ok(_) => Ok(()),
+            Err(Error::StaleSession(_)) => Err(self.stale()),
+            Err(Error::Stopping) => {
+                Err(End::Closing(pb::ClosingReason::ShuttingDown, "the server is stopping".to_owned()))
+            }
+            Err(error) => Err(End::Closing(pb::ClosingReason::Resync, error.to_string())),
+        }
+    }
+
+    /// Why the session is not the daemon's current one any more. A newer one has said so to this one before anybody was answered; told
+    /// of one the daemon ends for good, so that is not guessed: the database may have fallen behind.
+    fn stale(&mut self) -> End {
+        loop {
+            match self.pushes.try_recv() {
+                Ok(Push::Command(_)) => {}
+                Ok(Push::Superseded) => return superseded(),
+                Ok(Push::Unauthenticated) => return unauthenticated(),
+                Err(_) => return dropped(),
+            }
+        }
     }
 }
 
-/// What became of something whose answer the daemon does not wait for.
-fn told(reply: Result<Result<Reply, Error>, oneshot::error::RecvError>) -> Result<(), End> {
-    match reply {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(Error::StaleSession(_))) => {
-            Err(End::Closing(pb::ClosingReason::Superseded, "a newer session is open".to_owned()))
-        }
-        Ok(Err(Error::Stopping)) | Err(_) => {
-            Err(End::Closing(pb::ClosingReason::ShuttingDown, "the server is stopping".to_owned()))
-        }
-        Ok(Err(error)) => Err(End::Closing(pb::ClosingReason::Resync, error.to_string())),
-    }
+fn superseded() -> End {
+    let text = "another process with this daemon's identity has attached".to_owned();
+    End::Closing(pb::ClosingReason::Superseded, text)
+}
+
+fn unauthenticated() -> End {
+    End::Closing(pb::ClosingReason::Unauthenticated, "the key was revoked; give the daemon another".to_owned())
+}
+
+/// The fleet has dropped the session.
+fn dropped() -> End {
+    End::Closing(pb::ClosingReason::Resync, "the session fell behind, or the database did".to_owned())
 }
 
 /// What the daemon says next.

@@ -113,5 +113,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// It is what was to be written that is refused (SQLSTATE classes 22, data exceptions, and 23, integrity constraints): nothing is
+    /// wrong with the connection.
+    pub fn is_of_values(&self) -> bool {
+        let code = match self {
+            Self::Statement { source } => source.as_database_error().and_then(|error| error.code()),
+            _ => None,
+        };
+        code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    }
+}
+
 /// A result of the store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

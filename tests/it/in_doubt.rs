@@ -21,19 +21,23 @@ use makima::{
         report::{Message, MessageOutcome, Report},
         task::TaskStatus,
     },
+    runtime::clock,
     server::ledger::{Error, Op, Push, Reply},
     store::Url,
+    wire::pb,
 };
 use sqlx::{Connection as _, PgConnection};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     task::JoinSet,
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     bed::{Bed, Daemon, Place, complete, result, spawn, started, task},
-    harness::{eventually, postgres},
+    harness::{Database, World, eventually, postgres},
 };
 
 /// What happens to a COMMIT.
@@ -423,4 +427,40 @@ async fn allow(bed: &Bed, allowed: bool) {
     let mut other = PgConnection::connect(&format!("{cluster}/postgres")).await.expect("connect");
     let sql = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {allowed}");
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut other).await.expect("change the database");
+}
+
+/// The session of a daemon that a Postgres does not know any more, whatever the daemon says next: it is told to attach again, not
+/// that it has a successor, at which it would end for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_not_known_any_more_attaches_again() {
+    let world = World::start(Database::Postgres).await;
+    let place = Place::at(world.database_url().unwrap());
+    let mut client = world.client_as("daemon").daemons();
+    let (out, requests) = mpsc::channel(8);
+    let say = async |kind| out.send(pb::AttachRequest { kind: Some(kind) }).await.unwrap();
+    let hello = pb::Hello {
+        protocol_min: 1,
+        protocol_max: 1,
+        daemon_id: uuid::Uuid::now_v7().to_string(),
+        boot_id: uuid::Uuid::new_v4().to_string(),
+        journal_id: uuid::Uuid::new_v4().to_string(),
+        name: "played".to_owned(),
+        slots: 1,
+        clock: Some(makima::wire::common::timestamp(clock::now())),
+        ..pb::Hello::default()
+    };
+    say(pb::attach_request::Kind::Hello(hello)).await;
+    let mut answers = client.attach(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let mut hear = async || answers.message().await.unwrap().unwrap().kind.unwrap();
+    assert!(matches!(hear().await, pb::attach_response::Kind::Welcome(_)));
+    place.beside("DELETE FROM daemons").await;
+    place.end_connections().await;
+    // What it says of itself is what is looked at first on the new connection.
+    say(pb::attach_request::Kind::Heartbeat(pb::Heartbeat::default())).await;
+    let closing = loop {
+        if let pb::attach_response::Kind::Closing(closing) = hear().await {
+            break closing;
+        }
+    };
+    assert_eq!(closing.reason(), pb::ClosingReason::Resync, "{closing:?}");
 }

@@ -14,15 +14,19 @@ use makima::{
         task::{Task, TaskStatus},
         transition::RetryFrom,
     },
-    runtime::clock,
-    server::ledger::{Error, Op, Reply, Request, op::Repeat},
+    runtime::{clock, lifecycle::Shutdown},
+    server::{
+        ledger::{Error, Op, Reply, Request, op::Repeat},
+        reaper,
+        session::{Heard, Times},
+    },
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    bed::{Bed, Daemon, Kind, complete, crew, running, task, task_with},
+    bed::{Bed, Daemon, Kind, complete, crew, running, spawn, task, task_with},
     both,
-    harness::eventually,
+    harness::{eventually, eventually::ensure},
 };
 
 both!(
@@ -588,7 +592,7 @@ async fn a_session_that_the_database_does_not_know_is_dropped() {
     for forget in [
         "DELETE FROM daemons",
         "UPDATE daemons SET doc = jsonb_set(doc::jsonb, '{epoch}', '0')::json",
-        "DELETE FROM events",
+        "DELETE FROM batches",
     ] {
         // Something is said to it.
         let mut daemon = bed.daemon("d", 1).await;
@@ -608,6 +612,26 @@ async fn a_session_that_the_database_does_not_know_is_dropped() {
         bed.ledger.server(Op::DaemonLost { daemon: again.id, epoch: again.epoch }).await.unwrap();
         bed.ledger.detach(again.id, again.epoch);
     }
+}
+
+/// A session that nobody here has heard of, since its attach was committed and not answered, is declared lost in its time all the same.
+#[tokio::test]
+async fn a_session_that_nobody_has_heard_of_is_lost_in_its_time() {
+    let bed = Bed::new(Kind::Sqlite).await;
+    let first = bed.daemon("d", 1).await;
+    let heard = Arc::new(Heard::default());
+    heard.touch(first.id, first.epoch);
+    let second = Daemon::attach(&bed, first.id, "d", 1, Vec::new()).await;
+    bed.ledger.detach(second.id, second.epoch);
+    let times = Times { heartbeat: Duration::from_millis(50), lost_after: Duration::from_millis(200) };
+    spawn(reaper::silence(bed.store.clone(), bed.ledger.clone(), heard, times, Shutdown::default()));
+    eventually("it is lost", || async {
+        let mut tx = bed.store.read().await.unwrap();
+        let attached = tx.daemons_attached().await.unwrap();
+        tx.rollback().await.unwrap();
+        ensure(attached.is_empty(), || format!("{attached:?}"))
+    })
+    .await;
 }
 
 /// What the database refuses costs no connection: on a new one all would be looked at again, for no more reason than before.

@@ -58,6 +58,7 @@ use self::{
 };
 use super::{
     metrics::{self, BatchOutcome},
+    reaper::KEEP_BATCHES,
     task_keys::TaskKeys,
 };
 pub(crate) use crate::domain::text::chain;
@@ -144,6 +145,7 @@ impl Ledger {
             kept: Kept::default(),
             now: alive.unwrap_or_default(),
             look: true,
+            mark: None,
             stale: false,
         };
         Ok((Self { queue, fleet, last, due, metrics }, writer.run()))
@@ -212,6 +214,8 @@ struct Writer {
     now: Timestamp,
     /// There may be something to dispatch.
     look: bool,
+    /// The last batch that was committed, and when, where batches have marks.
+    mark: Option<(BatchId, Timestamp)>,
     /// The fleet may not be what the database says, after a batch whose outcome stayed unknown.
     stale: bool,
 }
@@ -353,7 +357,9 @@ impl Writer {
         work.look = self.look;
         let batch = self.store.commits_in_doubt().then(|| BatchId(uuid::Uuid::now_v7()));
         let decided = self.decide(&mut tx, &mut work, requests, dispatch, batch).await.map_err(Failed::from);
-        if let Err(Failed::Refused(_)) = decided {
+        if let Err(Failed::Refused(error)) = &decided
+            && error.is_of_values()
+        {
             // Dropped, it would take its connection along, and the next would be the first on another: all would be looked at again,
             // for no more reason than before. If this fails the connection is no good.
             let _ = tx.rollback().await;
@@ -363,6 +369,7 @@ impl Writer {
         if writes {
             self.commit_tx(tx, batch).await?;
             let durable = clock::now();
+            self.mark = batch.map(|batch| (batch, self.now));
             self.speak(&work, requests, &replies, more);
             if let Some(last) = last {
                 self.last.send_replace(last);
@@ -539,7 +546,11 @@ impl Writer {
         let last = tx.events_last().await?;
         let next_due = tx.next_due(Timestamp(0)).await?;
         // What was said to a daemon since is not known there: only another attach, with all that the daemon has, sets that right.
-        let is_older = last < *self.last.borrow();
+        let is_older = match self.mark.take() {
+            // Marks are forgotten; no standby lags for so long.
+            Some((batch, at)) if self.now.since(at) < KEEP_BATCHES / 2 => !tx.batch_exists(batch).await?,
+            _ => false,
+        };
         let mut fleet = self.fleet_mut();
         for id in members {
             let Some(member) = fleet.get_mut(id) else { continue };
