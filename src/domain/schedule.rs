@@ -16,7 +16,8 @@
 //!
 //! * Never more than a daemon's free slots, never more than a contract's concurrency, a task at most once, and never a
 //!   daemon of another owner or one that lacks what the task needs.
-//! * Work-conserving: no head is left over while its contract has room and a daemon that fits has a free slot. So
+//! * Work-conserving: no head is left over while its contract has room and a daemon that fits has a free slot (one that is only
+//!   just returning, for what goes on in a worktree that it has). So
 //!   avoidance is soft: an avoided daemon comes last among those with a free slot, and is used rather than waiting for a
 //!   better one that is full. Hard exclusion has left whole fleets idle; a second failure on the same daemon costs one
 //!   bounded attempt.
@@ -61,6 +62,8 @@ pub struct Head {
     pub repository: String,
     /// Daemons that go before all others, the first of them first: one that a person chose, one that has its worktree.
     pub first: Vec<DaemonId>,
+    /// The daemon that has its worktree.
+    pub here: Option<DaemonId>,
     /// Daemons that made the results it builds on; the first [`MAX_NEAR`] are looked at.
     pub near: Vec<DaemonId>,
     /// Daemons to try last, those whose time has not run out.
@@ -101,6 +104,9 @@ pub struct Host<'a> {
     pub card: &'a Card,
     /// Slots that hold no attempt.
     pub free: u32,
+    /// It has come back just now and has not said yet that it takes work: what goes on in a worktree that is there waits for nothing
+    /// else, and must not go elsewhere without it meanwhile.
+    pub is_returning: bool,
 }
 
 /// What [`assign`] decides from.
@@ -329,7 +335,7 @@ impl<'a> Fleet<'a> {
             let words = words.chain(card.labels.iter().map(|l| Word::Label(l)));
             let words = words.chain(card.repositories.iter().map(|r| Word::Repository(r)));
             let words = words.chain(card.any_path.then_some(Word::AnyPath));
-            for word in words {
+            for word in words.filter(|_| !host.is_returning) {
                 if let Some(list) = having.get_mut(&(host.owner, word)) {
                     list.push(place);
                 }
@@ -368,7 +374,8 @@ impl<'a> Fleet<'a> {
             .filter_map(|daemon| self.places.get(daemon).copied())
             .filter(|&place| {
                 let host = &self.hosts[place];
-                self.free[place] > 0 && host.owner == head.owner && needs.fits(host.card)
+                let is_there = !host.is_returning || head.here == Some(host.daemon);
+                self.free[place] > 0 && host.owner == head.owner && is_there && needs.fits(host.card)
             })
             .max_by_key(|&place| {
                 let host = &self.hosts[place];

@@ -634,6 +634,34 @@ async fn a_session_that_nobody_has_heard_of_is_lost_in_its_time() {
     .await;
 }
 
+/// A daemon whose agents are gone comes back: what they did goes on in its worktrees, however many others have room.
+#[tokio::test]
+async fn work_goes_on_where_its_worktree_is() {
+    let bed = Bed::new(Kind::Sqlite).await;
+    let mut one = bed.daemon("one", 2).await;
+    bed.contract(vec![task("a", &[]), task("b", &[])]).await;
+    let attempts = [one.run_next(&bed).await.0.attempt, one.run_next(&bed).await.0.attempt];
+    let mut other = bed.daemon("other", 10).await;
+    let interrupted = |attempt| InventoryItem {
+        attempt,
+        state: InventoryState::Interrupted,
+        worktree: "/w".to_owned(),
+        worktree_intact: true,
+    };
+    bed.ledger.detach(one.id, one.epoch);
+    let mut back = Daemon::attach(&bed, one.id, "one", 2, attempts.map(interrupted).to_vec()).await;
+    // Also before it says that it takes work; other work waits for that.
+    for _ in attempts {
+        let (command, spawn) = back.run_next(&bed).await;
+        assert_eq!(command.attempt.number, 2);
+        assert!(spawn.resume.is_some_and(|resume| resume.here.is_some()));
+    }
+    bed.contract(vec![task("c", &[])]).await;
+    let (new, _) = other.spawned().await;
+    assert!(!attempts.iter().any(|attempt| attempt.task == new.attempt.task));
+    assert!(other.pushes.try_recv().is_err() && back.pushes.try_recv().is_err());
+}
+
 /// What the database refuses costs no connection: on a new one all would be looked at again, for no more reason than before.
 #[tokio::test]
 async fn a_refusal_costs_no_connection() {

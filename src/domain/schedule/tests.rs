@@ -41,6 +41,8 @@ struct World {
     owners: HashMap<OwnerId, u32>,
     classes: HashMap<ClassId, Requirements>,
     hosts: Vec<(DaemonId, OwnerId, Card, u32)>,
+    /// Those of the hosts that have not said yet that they take work.
+    returning: Vec<DaemonId>,
 }
 
 impl World {
@@ -66,6 +68,7 @@ impl World {
             created: NOW,
             repository: URL.to_owned(),
             first: Vec::new(),
+            here: None,
             near: Vec::new(),
             avoid: Vec::new(),
         });
@@ -78,7 +81,13 @@ impl World {
 
     fn assign(&self) -> Vec<Assignment> {
         let hosts: Vec<Host<'_>> = (self.hosts.iter())
-            .map(|(daemon, owner, card, free)| Host { daemon: *daemon, owner: *owner, card, free: *free })
+            .map(|(daemon, owner, card, free)| Host {
+                daemon: *daemon,
+                owner: *owner,
+                card,
+                free: *free,
+                is_returning: self.returning.contains(daemon),
+            })
             .collect();
         let input = Input {
             heads: &self.heads,
@@ -108,6 +117,23 @@ fn nothing_to_do_or_nobody_to_do_it() {
     assert_eq!(world.answer(), []);
     world.plain_host(1, 0);
     assert_eq!(world.answer(), []);
+}
+
+/// A daemon that is only just back gets what goes on in its worktrees, whoever chose it for other things, and nothing else.
+#[test]
+fn one_that_returns_gets_what_it_has() {
+    let mut world = World::default();
+    let back = DaemonId(Uuid::from_u128(1));
+    world.plain_host(1, 1);
+    world.returning.push(back);
+    let chosen = world.plain_task(1, 1);
+    (chosen.first, chosen.near) = (vec![back], vec![back]);
+    assert_eq!(world.answer(), []);
+    let has = world.plain_task(2, 1);
+    (has.first, has.here) = (vec![back], Some(back));
+    assert_eq!(world.answer(), [(2, 1)]);
+    world.plain_host(2, 1);
+    assert_eq!(world.answer(), [(1, 2), (2, 1)]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::{
         analysis::{self, Category},
         attempt::{Attempt, AttemptState, Usage},
         checkpoint::Origin,
-        daemon::{Card, Requirements, is_path},
+        daemon::{Card, Daemon, Requirements, is_path},
         order::{Command, ContractTask, DependencyResult, EarlierWorktree, OutstandingSpawn, Resume},
         schedule::{self, Head, Host, Input, Load},
         task::Task,
@@ -90,7 +90,7 @@ impl Work {
         classes: &Classes,
         keys: &TaskKeys,
     ) -> Result<bool> {
-        let Room { offers, owners } = room;
+        let Room { offers, owners, coming } = room;
         let room: u32 = offers.iter().map(|offer| offer.free).sum();
         if room == 0 {
             return Ok(false);
@@ -133,14 +133,26 @@ impl Work {
         let needs = |id: &ClassId| Some((*id, self.classes.get(id).or_else(|| classes.known.get(id))?.1.clone()));
         let needs: HashMap<ClassId, Requirements> = served.iter().filter_map(needs).collect();
         let hosts: Vec<Host<'_>> = (offers.iter())
-            .map(|offer| Host { daemon: offer.daemon, owner: offer.owner, card: &offer.card, free: offer.free })
+            .map(|offer| Host {
+                daemon: offer.daemon,
+                owner: offer.owner,
+                card: &offer.card,
+                free: offer.free,
+                is_returning: offer.is_returning,
+            })
             .collect();
+        // What goes on where a daemon is coming in this batch waits for the next one, which can give it to that.
+        let waits = |task: &Task| task.here.as_ref().is_some_and(|here| coming.contains(&here.daemon));
+        let mut waiting = false;
         let mut asked: HashSet<TaskId> = HashSet::new();
         let assignments = loop {
             let ready: Vec<Arc<Task>> = (self.tasks.shared())
                 .filter(|(_, task)| task.is_ready() && served.contains(&task.class))
                 .map(|(_, task)| Arc::clone(task))
                 .collect();
+            let all = ready.len();
+            let ready: Vec<Arc<Task>> = ready.into_iter().filter(|task| !waits(task)).collect();
+            waiting |= ready.len() < all;
             if ready.is_empty() {
                 break Vec::new();
             }
@@ -167,7 +179,7 @@ impl Work {
         let stale = !self.is_clean() && read.iter().any(hides);
         // No lane was looked at for more than these: with as many there may be others, and room for them.
         let are_most = assignments.len() >= MAX_ASSIGNMENTS;
-        let more = (more_lanes && (closed || !assignments.is_empty())) || stale || are_most;
+        let more = (more_lanes && (closed || !assignments.is_empty())) || stale || are_most || waiting;
         let assignments = &assignments[..assignments.len().min(MAX_ASSIGNMENTS)];
         self.load_daemon_rows(tx, assignments.iter().map(|assignment| assignment.daemon)).await?;
         // What goes into the orders; of what is ready and gets no place now nothing is read.
@@ -198,7 +210,7 @@ impl Work {
             let row = self.daemons.get(daemon);
             let accepts = row.is_none_or(|row| !row.draining && row.card.not_accepting.is_empty());
             let changed = row.is_some_and(|row| row.draining != member.draining || row.card != member.card);
-            if !(member.ready && accepts && (member.takes_work() || changed)) {
+            if !(accepts && (member.accepts_work() || changed)) {
                 continue;
             }
             // Saturates at zero: a daemon may come back with more attempts than it has slots now.
@@ -206,10 +218,13 @@ impl Work {
             if free > 0 {
                 let card = row.map_or(&member.card, |row| &row.card).clone();
                 let free = u32::try_from(free).unwrap_or(u32::MAX).min(card.slots);
-                offers.push(Offer { daemon, owner: member.owner, card, free });
+                offers.push(Offer { daemon, owner: member.owner, card, free, is_returning: !member.ready });
             }
         }
-        Room { offers, owners }
+        let comes =
+            |(was, row): (Option<&Daemon>, &Daemon)| was.is_none_or(|was| was.epoch < row.epoch) && row.attached;
+        let coming = self.daemons.dirty_pairs().filter(|pair| comes(*pair)).map(|(_, row)| row.id).collect();
+        Room { offers, owners, coming }
     }
 
     /// The most urgent tasks of lanes, of each as many as its contract may be given, and one more.
@@ -568,6 +583,8 @@ impl Looked {
 pub(super) struct Room {
     offers: Vec<Offer>,
     owners: HashMap<OwnerId, u32>,
+    /// Daemons that attach in this batch, and have no session before it is committed.
+    coming: HashSet<DaemonId>,
 }
 
 /// A daemon with room.
@@ -577,6 +594,8 @@ struct Offer {
     owner: OwnerId,
     card: Card,
     free: u32,
+    /// [`Host::is_returning`].
+    is_returning: bool,
 }
 
 fn head(task: &Task, near: Option<&Vec<DaemonId>>) -> Head {
@@ -589,6 +608,7 @@ fn head(task: &Task, near: Option<&Vec<DaemonId>>) -> Head {
         created: task.created,
         repository: task.spec.repository.clone(),
         first: task.prefer.into_iter().chain(task.here.as_ref().map(|here| here.daemon)).collect(),
+        here: task.here.as_ref().map(|here| here.daemon),
         near: near.cloned().unwrap_or_default(),
         avoid: task.tries.avoid.clone(),
     }

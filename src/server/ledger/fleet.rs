@@ -47,7 +47,12 @@ impl Member {
 
     /// It may be given work.
     pub fn takes_work(&self) -> bool {
-        self.ready && !self.draining && self.card.not_accepting.is_empty()
+        self.ready && self.accepts_work()
+    }
+
+    /// It may be given work as soon as it is ready.
+    pub(super) fn accepts_work(&self) -> bool {
+        !self.draining && self.card.not_accepting.is_empty()
     }
 }
 
