@@ -19,11 +19,19 @@ use super::{
     Error, Result, cell,
     open::{PATIENCE, STATEMENTS},
     row::{Value, Values},
+    wal::Mover,
 };
 
 /// The connection, for one at a time; nothing once it is closed.
 #[derive(Clone, Debug)]
-pub(super) struct Writer(Arc<Mutex<Option<Connection>>>);
+pub(super) struct Writer(Arc<Mutex<Option<Open>>>);
+
+/// The connection, and what keeps its log short, which ends first.
+#[derive(Debug)]
+struct Open {
+    mover: Mover,
+    connection: Connection,
+}
 
 impl Writer {
     /// Opens a database that is there and up to date.
@@ -40,11 +48,11 @@ impl Writer {
         // What a statement with many rows needs to undo itself, and the rows that it gathers: else in files, made and removed with
         // each. Batches bound them.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
-        // The same pages are written again and again: the log takes them once more rather than the file. It is read when the
-        // database is opened, 32 MiB in some 50 ms.
-        connection.pragma_update(None, "wal_autocheckpoint", 8_192)?;
+        // What is in the log is moved by somebody else.
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        Ok(Self(Arc::new(Mutex::new(Some(connection)))))
+        let mover = Mover::start(path)?;
+        Ok(Self(Arc::new(Mutex::new(Some(Open { mover, connection })))))
     }
 
     /// A transaction, once whoever has one now has ended it.
@@ -52,11 +60,10 @@ impl Writer {
         let unavailable = |source| Error::Unavailable { source };
         let waited: std::result::Result<_, _> =
             tokio::time::timeout(PATIENCE + Duration::from_secs(1), Arc::clone(&self.0).lock_owned()).await;
-        let connection = waited.map_err(|_| unavailable(sqlx::Error::PoolTimedOut))?;
-        if connection.is_none() {
-            return Err(unavailable(sqlx::Error::PoolClosed));
-        }
-        let mut local = Local { connection, is_open: false, is_spoiled: false };
+        let mut place = waited.map_err(|_| unavailable(sqlx::Error::PoolTimedOut))?;
+        let Some(open) = place.as_mut() else { return Err(unavailable(sqlx::Error::PoolClosed)) };
+        blocked(|| open.mover.look_at(&open.connection));
+        let mut local = Local { open: place, is_open: false, is_spoiled: false };
         blocked(|| local.run("BEGIN IMMEDIATE"))?;
         local.is_open = true;
         Ok(local)
@@ -82,7 +89,7 @@ pub(super) enum Asked<'a> {
 /// not undone by itself, which would mean to keep a copy of every page that each statement touches.
 #[derive(Debug)]
 pub(super) struct Local {
-    connection: OwnedMutexGuard<Option<Connection>>,
+    open: OwnedMutexGuard<Option<Open>>,
     is_open: bool,
     /// A statement has failed.
     is_spoiled: bool,
@@ -159,7 +166,8 @@ impl Local {
     }
 
     fn connection(&self) -> Result<&Connection> {
-        self.connection.as_ref().ok_or(Error::Unavailable { source: sqlx::Error::PoolClosed })
+        let open = self.open.as_ref().ok_or(Error::Unavailable { source: sqlx::Error::PoolClosed })?;
+        Ok(&open.connection)
     }
 }
 

@@ -33,6 +33,7 @@ mod sql;
 mod standing;
 mod task;
 mod tx;
+mod wal;
 
 pub use attempt::Due;
 pub use blob::{Blob, BlobKind};
