@@ -25,8 +25,11 @@ use crate::{domain::AttemptRef, runtime::clock};
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The newest attempts, which are remembered that long; of those before them only what is needed.
 const NEWEST: i64 = 10_000;
-/// Between looks at what there is beyond that number: a fast machine has some thousand attempts in that time.
+/// Between looks at what there is beyond that number, while there is nothing.
 const LOOK: Duration = Duration::from_secs(10);
+/// The same while there is something: a fast machine has ten thousand attempts in ten seconds, and to forget them all at once
+/// would hold up for a quarter of a second what else the machine does.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// Between looks at everything there is: at what is old, and at what was needed when it was looked at before.
 const LOOK_AT_ALL: Duration = Duration::from_secs(3600);
 /// Attempts of one look: as many as the journal's thread forgets in a few milliseconds.
@@ -43,11 +46,17 @@ pub(super) async fn run(context: Arc<Context>) {
             if is_all {
                 (after, all) = (0, Some(Instant::now()));
             }
+            let mut pause = LOOK;
             match pass(&context, after, is_all, NEWEST).await {
-                Ok(last) => after = last,
+                Ok((last, forgotten)) => {
+                    after = last;
+                    if forgotten > 0 {
+                        pause = LOOK_SOON;
+                    }
+                }
                 Err(error) => tracing::warn!(error = chain(&error), "cannot forget what is old; trying again later"),
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(pause).await;
         }
     };
     tokio::select! {
@@ -57,8 +66,8 @@ pub(super) async fn run(context: Arc<Context>) {
 }
 
 /// Forgets what it may, of those that the journal took in after this place; all of them, or those beyond the `newest`. Answers
-/// the place of the last one looked at.
-async fn pass(context: &Arc<Context>, mut after: i64, all: bool, newest: i64) -> Result<i64, journal::Error> {
+/// the place of the last one looked at, and how many were forgotten.
+async fn pass(context: &Arc<Context>, mut after: i64, all: bool, newest: i64) -> Result<(i64, usize), journal::Error> {
     let before = all.then(|| clock::now().before(REMEMBERED));
     let mut forgotten = 0;
     loop {
@@ -75,7 +84,7 @@ async fn pass(context: &Arc<Context>, mut after: i64, all: bool, newest: i64) ->
         context.journal.prune_commands().await?;
         tracing::debug!(forgotten, "forgot attempts that are over");
     }
-    Ok(after)
+    Ok((after, forgotten))
 }
 
 /// Removes what there is of an attempt beside the journal, unless it is needed.
@@ -218,7 +227,7 @@ pub(super) mod tests {
         };
         let expected = |kept: &[usize]| -> Vec<AttemptRef> { kept.iter().map(|n| made[*n].0).collect() };
 
-        let last = pass(&context, 0, false, 3).await.unwrap();
+        let (last, _) = pass(&context, 0, false, 3).await.unwrap();
         assert_eq!(known().await, expected(&[1, 3, 4, 5]));
         assert!(!made[0].1.path().exists() && made[1].1.path().exists() && made[3].1.path().exists());
         // The next look begins where this one ended, and one at all of them finds what was needed then.
