@@ -1,11 +1,15 @@
 //! `makima daemon list|get|drain|undrain`: the daemons of an owner as the server knows them.
 
+use std::time::Duration;
+
+use clap::Args;
+
 use super::{
     Session,
     client::{Client, request_id, timed},
     config::KeyUse,
     error::Result,
-    output::{Table, ago, clean, fields},
+    output::{Table, ago, clean, fields, note},
     task::described_attempt,
     view,
 };
@@ -13,15 +17,27 @@ use crate::{domain::Timestamp, runtime::clock, wire::pb};
 
 /// Read at once.
 const PAGE: u32 = 1_000;
+/// Lost daemons that nobody has heard of for so long are not listed unless all are asked for: machines come and go.
+const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// `daemon list`.
-pub async fn list(session: &mut Session) -> Result<()> {
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Also those that were lost more than a week ago
+    #[arg(long)]
+    all: bool,
+}
+
+/// `daemon list`.
+pub async fn list(session: &mut Session, args: &ListArgs) -> Result<()> {
     let client = session.client(KeyUse::Owner).await?;
-    let daemons = all(&client).await?;
+    let mut daemons = all(&client).await?;
+    let now = clock::now();
+    let count = daemons.len();
+    daemons.retain(|daemon| args.all || !is_forgotten(daemon, now));
     if session.out.json {
         return daemons.iter().try_for_each(|daemon| session.out.object(&view::Daemon::from(daemon)));
     }
-    let now = clock::now();
     let mut table = Table::new(&["NAME", "STATUS", "SLOTS", "LABELS", "AGENTS", "VERSION", "SEEN", "HOST"]);
     for daemon in &daemons {
         table.row(&[
@@ -35,7 +51,22 @@ pub async fn list(session: &mut Session) -> Result<()> {
             daemon.hostname.clone(),
         ]);
     }
-    session.out.table(&table, "no daemons yet: `makima daemon run` starts one on this machine")
+    match count - daemons.len() {
+        0 => session.out.table(&table, "no daemons yet: `makima daemon run` starts one on this machine"),
+        hidden => {
+            session.out.table(&table, "")?;
+            note(&format!("left out, as lost more than a week ago: {hidden}; --all shows them"));
+            Ok(())
+        }
+    }
+}
+
+/// It is lost, has nothing, and was last heard of long ago.
+fn is_forgotten(daemon: &pb::Daemon, now: Timestamp) -> bool {
+    let heard = view::time(daemon.last_seen_time.as_ref());
+    daemon.status() == pb::DaemonStatus::Lost
+        && daemon.live_attempts == 0
+        && heard.is_none_or(|heard| now.since(heard) > FORGOTTEN)
 }
 
 /// `daemon get`.
@@ -138,6 +169,22 @@ fn described(details: &pb::GetDaemonResponse, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_that_was_lost_long_ago_is_left_out() {
+        let now = Timestamp::from_secs(10_000_000);
+        let heard = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let lost = pb::Daemon {
+            status: pb::DaemonStatus::Lost.into(),
+            last_seen_time: heard(10_000_000 - 7 * 24 * 3600 - 1),
+            ..pb::Daemon::default()
+        };
+        assert!(is_forgotten(&lost, now));
+        let recently = pb::Daemon { last_seen_time: heard(10_000_000 - 7 * 24 * 3600), ..lost.clone() };
+        let busy = pb::Daemon { live_attempts: 1, ..lost.clone() };
+        let attached = pb::Daemon { status: pb::DaemonStatus::Attached.into(), ..lost };
+        assert_eq!([recently, busy, attached].map(|daemon| is_forgotten(&daemon, now)), [false; 3]);
+    }
 
     #[test]
     fn a_daemon_reads_as_a_list_of_fields() {

@@ -1,5 +1,6 @@
 //! `makima task logs`: what an agent wrote, from any byte on, followed while it lives and through breaks of the
-//! connection. The bytes of a shell script are shown as they are. An agent that writes JSON lines (Claude Code's
+//! connection. Who follows a task without naming an attempt follows those that come after it, too, until the task is final: what is
+//! between them is said on standard error. The bytes of a shell script are shown as they are. An agent that writes JSON lines (Claude Code's
 //! `stream-json`) is rendered to text, line by line; what is no such line passes as it is, and `--raw` leaves everything
 //! alone.
 
@@ -10,9 +11,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
+    board,
     client::{Client, PATIENCE, timed},
     error::{Error, Result, is_transient},
-    output::{Out, cut, note},
+    output::{Out, clean, cut, note},
     view,
 };
 use crate::{runtime::backoff::Backoff, wire::pb};
@@ -29,11 +31,11 @@ const SHELL: &str = "shell";
 pub struct Wanted {
     /// The task's id.
     pub task_id: String,
-    /// Attempt; 0 for the newest.
+    /// Attempt; 0 for the newest, and where it is followed for those after it, too.
     pub attempt: u32,
     /// Byte to begin at.
     pub offset: i64,
-    /// Go on while the attempt lives.
+    /// Go on while it lives.
     pub follow: bool,
     /// Leave JSON lines alone.
     pub raw: bool,
@@ -49,11 +51,10 @@ struct Piece<'a> {
 
 /// Shows it.
 pub async fn show(client: &Client, out: &mut Out, wanted: Wanted) -> Result<()> {
-    let request = timed(pb::GetTaskRequest { task_id: wanted.task_id.clone() });
-    let task = client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner();
-    let agent = task.task.and_then(|task| task.spec).map(|spec| spec.agent).unwrap_or_default();
+    let task = read(client, &wanted).await?;
+    let agent = task.spec.map(|spec| spec.agent).unwrap_or_default();
     let mut renderer = (!wanted.raw && !out.json && agent != SHELL).then(Renderer::default);
-    let follow = stream(client, out, &wanted, &mut renderer);
+    let follow = follow(client, out, &wanted, task.attempt, &mut renderer);
     let ended = tokio::select! {
         biased;
         ended = follow => ended,
@@ -71,25 +72,100 @@ pub async fn show(client: &Client, out: &mut Out, wanted: Wanted) -> Result<()> 
     ended
 }
 
-async fn stream(client: &Client, out: &mut Out, wanted: &Wanted, renderer: &mut Option<Renderer>) -> Result<()> {
-    let mut attempt = wanted.attempt;
-    let mut offset = wanted.offset;
-    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-    let mut broken_since: Option<Instant> = None;
+/// Shows the attempt that was named, or from the newest on one after the other.
+async fn follow(
+    client: &Client,
+    out: &mut Out,
+    wanted: &Wanted,
+    newest: u32,
+    renderer: &mut Option<Renderer>,
+) -> Result<()> {
+    let attempt = if wanted.attempt == 0 { newest } else { wanted.attempt };
+    let mut place = Place { attempt, offset: wanted.offset };
     loop {
-        let request =
-            pb::StreamTaskOutputRequest { task_id: wanted.task_id.clone(), attempt, offset, follow: wanted.follow };
+        stream(client, out, wanted, &mut place, renderer).await?;
+        if !wanted.follow || wanted.attempt != 0 {
+            return Ok(());
+        }
+        // One without output is shown by no piece.
+        let shown = place.attempt.max(1);
+        let Some(next) = next_attempt(client, wanted, shown).await? else { return Ok(()) };
+        if let Some(renderer) = renderer {
+            out.bytes(&renderer.rest())?;
+        }
+        note(&format!("(attempt {next} begins)"));
+        place = Place { attempt: next, offset: 0 };
+    }
+}
+
+/// What is shown next.
+#[derive(Debug)]
+struct Place {
+    /// 0 for the first, which is awaited.
+    attempt: u32,
+    offset: i64,
+}
+
+/// How long the connection has been broken.
+struct Breaks<'a> {
+    client: &'a Client,
+    backoff: Backoff,
+    since: Option<Instant>,
+}
+
+impl<'a> Breaks<'a> {
+    fn new(client: &'a Client) -> Self {
+        Self { client, backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(10)), since: None }
+    }
+
+    /// Something has come.
+    fn over(&mut self) {
+        if self.since.take().is_some() {
+            note("(connected again)");
+        }
+        self.backoff.reset();
+    }
+
+    /// Waits before it is tried again, if that may help.
+    async fn wait(&mut self, broken: tonic::Status) -> Result<()> {
+        let is_new = self.since.is_none();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !is_transient(&broken) || since.elapsed() > PATIENCE {
+            return Err(self.client.refused("read the output")(broken));
+        }
+        if is_new {
+            note(&format!("(the connection to {} was lost; trying again)", self.client.server));
+        }
+        tokio::time::sleep(self.backoff.next_delay()).await;
+        Ok(())
+    }
+}
+
+/// Shows an attempt to its end.
+async fn stream(
+    client: &Client,
+    out: &mut Out,
+    wanted: &Wanted,
+    place: &mut Place,
+    renderer: &mut Option<Renderer>,
+) -> Result<()> {
+    let mut breaks = Breaks::new(client);
+    loop {
+        let request = pb::StreamTaskOutputRequest {
+            task_id: wanted.task_id.clone(),
+            attempt: place.attempt,
+            offset: place.offset,
+            follow: wanted.follow,
+        };
         let broken = match client.tasks().stream_task_output(request).await {
             Ok(response) => {
                 let mut pieces = response.into_inner();
                 loop {
                     match pieces.message().await {
                         Ok(Some(piece)) => {
-                            broken_since = None;
-                            backoff.reset();
-                            // From here on it is this attempt, even when a newer one starts.
-                            attempt = piece.attempt;
-                            offset = take(out, &piece, offset, renderer)?;
+                            breaks.over();
+                            place.attempt = piece.attempt;
+                            place.offset = take(out, &piece, place.offset, renderer)?;
                         }
                         Ok(None) => return Ok(()),
                         Err(status) => break status,
@@ -98,11 +174,63 @@ async fn stream(client: &Client, out: &mut Out, wanted: &Wanted, renderer: &mut 
             }
             Err(status) => status,
         };
-        let since = *broken_since.get_or_insert_with(Instant::now);
-        if !is_transient(&broken) || since.elapsed() > PATIENCE {
-            return Err(client.refused("read the output")(broken));
-        }
-        tokio::time::sleep(backoff.next_delay()).await;
+        breaks.wait(broken).await?;
+    }
+}
+
+/// Waits for an attempt after `shown`, and says meanwhile what the task waits for. Nothing if the task is final without one.
+async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Option<u32>> {
+    let mut breaks = Breaks::new(client);
+    let mut said = String::new();
+    loop {
+        let request =
+            pb::WatchTaskRequest { task_id: wanted.task_id.clone(), resume_token: String::new(), until_end: true };
+        let broken = match client.tasks().watch_task(request).await {
+            Ok(response) => {
+                let mut steps = response.into_inner();
+                loop {
+                    match steps.message().await {
+                        Ok(step) => {
+                            breaks.over();
+                            let task = read(client, wanted).await?;
+                            if task.attempt > shown {
+                                return Ok(Some(task.attempt));
+                            }
+                            if board::is_final(task.status()) {
+                                return Ok(None);
+                            }
+                            // A result may be on its way after the last byte.
+                            let now = if board::is_live(task.status()) { String::new() } else { state(&task) };
+                            if now != said && !now.is_empty() {
+                                note(&format!("(attempt {shown} has ended; {now})"));
+                            }
+                            said = now;
+                            if step.is_none() {
+                                break tonic::Status::unavailable("the stream has ended");
+                            }
+                        }
+                        Err(status) => break status,
+                    }
+                }
+            }
+            Err(status) => status,
+        };
+        breaks.wait(broken).await?;
+    }
+}
+
+async fn read(client: &Client, wanted: &Wanted) -> Result<pb::Task> {
+    let request = timed(pb::GetTaskRequest { task_id: wanted.task_id.clone() });
+    let task = client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner();
+    Ok(task.task.unwrap_or_default())
+}
+
+/// Where a task stands between two attempts.
+fn state(task: &pb::Task) -> String {
+    let word = view::task_status(task.status());
+    match task.reason.as_str() {
+        "" => format!("the task is {word}"),
+        reason => format!("the task is {word}: {}", clean(reason)),
     }
 }
 

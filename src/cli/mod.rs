@@ -107,7 +107,7 @@ enum DaemonCommand {
     /// Run a daemon on this machine
     Run(serve::DaemonArgs),
     /// List daemons
-    List,
+    List(fleet::ListArgs),
     /// Show one daemon with its live attempts
     Get(DaemonArg),
     /// Give a daemon no new work; what runs there goes on
@@ -189,7 +189,7 @@ fn dispatch(cli: Cli) -> Result<()> {
 
 async fn ask(session: &mut Session, command: Command) -> Result<()> {
     match command {
-        Command::Daemon(DaemonCommand::List) => fleet::list(session).await,
+        Command::Daemon(DaemonCommand::List(args)) => fleet::list(session, &args).await,
         Command::Daemon(DaemonCommand::Get(arg)) => fleet::get(session, arg.daemon).await,
         Command::Daemon(DaemonCommand::Drain(arg)) => fleet::drain(session, arg.daemon).await,
         Command::Daemon(DaemonCommand::Undrain(arg)) => fleet::undrain(session, arg.daemon).await,

@@ -58,11 +58,13 @@ impl Out {
         })
     }
 
-    /// A table, unless it is empty; then `empty`.
+    /// A table, unless it is empty; then `empty`, beside the output: what reads a list finds an empty one.
     pub fn table(&mut self, table: &Table, empty: &str) -> Result<()> {
         if table.rows.is_empty() {
-            // For people only: on a pipe an empty list is empty.
-            return if self.terminal { self.line(empty) } else { Ok(()) };
+            if !empty.is_empty() {
+                note(empty);
+            }
+            return Ok(());
         }
         self.bytes(table.render().as_bytes())
     }

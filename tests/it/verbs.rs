@@ -616,7 +616,7 @@ async fn commands_do_it_or_say_why_not() {
     );
     assert_eq!(said(&["task", "branch", "t"]).await.0, Some(2));
     assert_eq!(said(&["task", "force-release", "t"]).await.0, Some(2));
-    assert_eq!(said(&["task", "checkpoints", "t"]).await, (Some(0), String::new()));
+    assert_eq!(said(&["task", "checkpoints", "t"]).await, (Some(0), "no checkpoints of it yet".to_owned()));
 
     world.start_daemon_with("a", DaemonOptions { slots: 1, ..DaemonOptions::default() }).await;
     eventually("it runs", || async {
