@@ -38,6 +38,8 @@ pub enum TaskCommand {
     Logs(LogsArgs),
     /// Cancel a task; its work so far stays
     Cancel(CancelArgs),
+    /// Change what is asked of a task that waits, has failed or was cancelled; `retry` then has it tried again
+    Update(verbs::UpdateArgs),
     /// Try a task again that has ended, counting retries from zero: a failed or cancelled one from the work done so far, one that is done from its base
     Retry(verbs::RetryArgs),
     /// Try a task again from a checkpoint
@@ -102,7 +104,7 @@ pub struct LogsArgs {
     /// Attempt; the newest if not given
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     attempt: u32,
-    /// Go on while the attempt lives
+    /// Go on while the task lives, through all its attempts; with --attempt while that attempt lives
     #[arg(long, short)]
     follow: bool,
     /// Byte to begin at
@@ -141,9 +143,9 @@ pub struct DepsArgs {
 pub enum DepsCommand {
     /// Show what a task waits for, and what waits for it
     List(TaskArg),
-    /// Make a task that has not started wait for others of its contract
+    /// Make a task that waits, or has failed, wait for others of its contract
     Add(EdgesArgs),
-    /// Make a task that has not started wait for less
+    /// Make a task that waits, or has failed, wait for less
     Rm(EdgesArgs),
 }
 
@@ -185,6 +187,7 @@ pub async fn run(session: &mut Session, command: TaskCommand) -> Result<()> {
             let answer = answer.map_err(client.refused("cancel the task"))?.into_inner();
             said(session, answer.task, "is cancelled")
         }
+        TaskCommand::Update(args) => verbs::update(session, &client, args).await,
         TaskCommand::Retry(args) => verbs::retry(session, &client, &args).await,
         TaskCommand::Resume(args) => verbs::resume(session, &client, &args).await,
         TaskCommand::Reassign(args) => verbs::reassign(session, &client, &args).await,

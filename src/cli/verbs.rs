@@ -1,4 +1,4 @@
-//! `makima task retry, resume, reassign, fork, branch, force-release`: what to do about a task that does not go as it should.
+//! `makima task update, retry, resume, reassign, fork, branch, force-release`: what to do about a task that does not go as it should.
 
 use std::{
     io::Read as _,
@@ -19,6 +19,44 @@ use super::{
     view,
 };
 use crate::wire::pb;
+
+/// `task update`.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub struct UpdateArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// New name
+    #[arg(long, group = "change")]
+    name: Option<String>,
+    /// What people read
+    #[arg(long, group = "change")]
+    description: Option<String>,
+    /// What the agent is told
+    #[arg(long, conflicts_with = "plan_file", group = "change")]
+    plan: Option<String>,
+    /// The same from a file; `-` reads standard input
+    #[arg(long, value_name = "FILE", group = "change")]
+    plan_file: Option<PathBuf>,
+    /// Agent profile
+    #[arg(long, group = "change")]
+    agent: Option<String>,
+    /// Model; empty for the agent's own
+    #[arg(long, group = "change")]
+    model: Option<String>,
+    /// Higher starts earlier, within its contract
+    #[arg(long, allow_negative_numbers = true, group = "change")]
+    priority: Option<i32>,
+    /// A label that its daemon must have, instead of those so far; given again for each, and empty for none
+    #[arg(long = "label", value_name = "LABEL", group = "change")]
+    labels: Vec<String>,
+    /// Run in the worktree before the agent; empty for nothing
+    #[arg(long, value_name = "COMMAND", group = "change")]
+    setup_command: Option<String>,
+    /// Branch, tag or commit it begins from
+    #[arg(long, value_name = "REVISION", group = "change")]
+    base_branch: Option<String>,
+}
 
 /// `task retry`.
 #[derive(Args, Debug)]
@@ -105,6 +143,50 @@ pub struct ReleaseArgs {
     reason: String,
 }
 
+/// Something else is asked of it.
+pub async fn update(session: &mut Session, client: &Client, args: UpdateArgs) -> Result<()> {
+    let plan = match &args.plan_file {
+        Some(file) => Some(read(file)?),
+        None => args.plan,
+    };
+    let mut paths = Vec::new();
+    let spec = pb::TaskSpec {
+        name: named(&mut paths, "name", args.name),
+        description: named(&mut paths, "description", args.description),
+        plan: named(&mut paths, "plan", plan),
+        agent: named(&mut paths, "agent", args.agent),
+        model: named(&mut paths, "model", args.model),
+        priority: named(&mut paths, "priority", args.priority),
+        labels: named(&mut paths, "labels", (!args.labels.is_empty()).then_some(args.labels)),
+        setup_command: named(&mut paths, "setup_command", args.setup_command),
+        base_branch: named(&mut paths, "base_branch", args.base_branch),
+        ..pb::TaskSpec::default()
+    };
+    let spec = pb::TaskSpec { labels: spec.labels.iter().filter(|label| !label.is_empty()).cloned().collect(), ..spec };
+    let request = pb::UpdateTaskRequest {
+        request_id: request_id(),
+        task_id: id(client, &args.task).await?,
+        etag: String::new(),
+        update_mask: Some(prost_types::FieldMask { paths }),
+        spec: Some(spec),
+    };
+    let answer = client.tasks().update_task(timed(request)).await;
+    let task = answer.map_err(client.refused("change the task"))?.into_inner().task;
+    let what = match task.as_ref().filter(|task| board::is_final(task.status())) {
+        Some(task) => format!("is changed; `makima task retry {}` has it tried again", view::short(&task.task_id)),
+        None => "is changed".to_owned(),
+    };
+    said(session, task, &what)
+}
+
+/// The value of a field that is to be changed; its name goes with the others.
+fn named<T: Default>(paths: &mut Vec<String>, name: &str, value: Option<T>) -> T {
+    if value.is_some() {
+        paths.push(name.to_owned());
+    }
+    value.unwrap_or_default()
+}
+
 /// Another try, from the work or from nothing.
 pub async fn retry(session: &mut Session, client: &Client, args: &RetryArgs) -> Result<()> {
     let request = pb::RetryTaskRequest { fresh: args.fresh, ..Default::default() };
@@ -129,7 +211,12 @@ async fn try_again(
     let request = pb::RetryTaskRequest { request_id: request_id(), task_id, ..request };
     let answer = client.tasks().retry_task(timed(request)).await;
     let answer = answer.map_err(client.refused("retry the task"))?.into_inner();
-    told(session, client, answer.task, what, wait).await
+    let waits = answer.task.as_ref().filter(|task| task.pending_reason() == pb::PendingReason::Blocked);
+    let what = match waits {
+        Some(task) => format!("would be tried again, but it {}", task.reason),
+        None => what.to_owned(),
+    };
+    told(session, client, answer.task, &what, wait).await
 }
 
 /// Elsewhere, now.

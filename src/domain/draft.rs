@@ -112,7 +112,7 @@ pub struct ContractUpdate {
     pub final_checkpoint: Option<bool>,
 }
 
-/// A change of a task that has not started; `None` leaves a field as it is.
+/// A change of a task that is not under way and not done; `None` leaves a field as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskUpdate {
     /// Whose it is.

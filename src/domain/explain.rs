@@ -8,7 +8,10 @@
 //!           ─> no daemon ─> none matches ─> none accepts ─> none has a slot ─> ready
 //! ```
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -407,7 +410,12 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
             let mut wants = vec![format!("agent profile `{}`", needs.agent)];
             wants.extend(needs.labels.iter().map(|label| format!("label `{label}`")));
             wants.extend(needs.path.iter().map(|path| format!("repository `{path}`")));
-            vec![format!("start a daemon that has {}, or change the task", wants.join(", "))]
+            let mut ways = vec![format!("start a daemon that has {}", wants.join(", "))];
+            ways.extend(
+                needs_less(&needs, around)
+                    .map(|(change, option)| format!("{change}: makima task update {id} {option}")),
+            );
+            ways
         }
         Some(PendingReason::DaemonsNotAccepting) => around
             .fleet
@@ -440,11 +448,28 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
                 ways
             }
             _ if quiet(task, around).is_some() => {
-                vec![format!("go on elsewhere at once, from its last checkpoint: makima task reassign {id}")]
+                let from = match task.checkpoint {
+                    Some(_) => "go on elsewhere at once, from its last checkpoint",
+                    None => "begin anew elsewhere at once (the server has no checkpoint of it yet)",
+                };
+                vec![format!("{from}: makima task reassign {id}")]
             }
             _ => Vec::new(),
         },
     }
+}
+
+/// Changes of a task after which the daemons that are attached lack less.
+fn needs_less(needs: &Requirements, around: &Around<'_>) -> impl Iterator<Item = (String, &'static str)> {
+    let cards = || around.fleet.iter().filter(|member| member.attached).map(|member| &member.card);
+    let agents: BTreeSet<&str> = cards().flat_map(|card| &card.profiles).map(|profile| profile.name.as_str()).collect();
+    let has_agent = agents.contains(needs.agent.as_str()) || agents.is_empty();
+    let agent = (!has_agent).then(|| {
+        let there: Vec<&str> = agents.into_iter().collect();
+        (format!("or ask an agent that is there ({})", there.join(", ")), "--agent AGENT")
+    });
+    let has_labels = cards().any(|card| needs.labels.iter().all(|label| card.labels.contains(label)));
+    agent.into_iter().chain((!has_labels).then(|| ("or ask for other labels".to_owned(), "--label LABEL")))
 }
 
 /// What the task needs of a daemon.

@@ -448,6 +448,11 @@ impl TaskStatus {
         }
     }
 
+    /// What is asked of it can be changed: it waits, or waits for a person to have it tried again.
+    pub fn may_change(self) -> bool {
+        matches!(self, Self::Pending | Self::Failed | Self::Cancelled)
+    }
+
     /// Dependents may start.
     pub fn is_complete(self) -> bool {
         matches!(self, Self::Done | Self::Merged)

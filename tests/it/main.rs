@@ -4,6 +4,7 @@ mod bed;
 mod daemon;
 mod explain;
 mod faults;
+mod follow;
 mod harness;
 mod in_doubt;
 mod ledger;

@@ -150,7 +150,9 @@ fn what_bears_on_a_task_is_named() {
     let finalizing = AttemptState::Finalizing { since, result };
     say(&task, &contract, Some(&attempt(finalizing.clone())), &[]);
     let quiet = AttemptState::Disconnected { since, rerun_at, was: Box::new(finalizing) };
+    task.checkpoint = Some(id(40));
     say(&task, &contract, Some(&attempt(quiet)), &[]);
+    task.checkpoint = None;
 
     task.state = TaskState::Pending { wait: None, held: None };
     task.ending = Some(1);
@@ -170,7 +172,7 @@ fn what_bears_on_a_task_is_named() {
     insta::assert_snapshot!(lines.join("\n"), @r"
     its agent has been running on one for 30 s, from checkpoint 000000000028
     its daemon one has been quiet for 30 s; it is given up in 90 s if it does not come back
-      - go on elsewhere at once, from its last checkpoint: makima task reassign 000000000001
+      - begin anew elsewhere at once (the server has no checkpoint of it yet): makima task reassign 000000000001
     its agent has ended well; its result (4096 bytes) has been on the way from one for 30 s
     its daemon one, with the only copy of its result, has been quiet for 30 s; it is given up in 90 s if it does not come back
       - go on elsewhere at once, from its last checkpoint: makima task reassign 000000000001

@@ -19,6 +19,16 @@ use crate::{
     store::Edge,
 };
 
+/// A task that was told to somebody, or is done, stays as it was told.
+fn may_change(status: TaskStatus, what: &str) -> Result<(), Error> {
+    if status.may_change() {
+        return Ok(());
+    }
+    let word = status.word();
+    let text = format!("the task is {word}; {what} can be changed only while it is PENDING, FAILED or CANCELLED");
+    Err(Error::Precondition(text))
+}
+
 impl Work {
     pub(super) fn update_task(&mut self, update: &TaskUpdate, actor: &str) -> Result<Reply, Error> {
         let task = self.task_of(update.owner, update.task)?;
@@ -26,11 +36,8 @@ impl Work {
         // What is asked of one that has started stays as it is: its order is made from that when it is sent again.
         let nothing_else = TaskUpdate::nothing(update.owner, update.task, update.etag);
         let only_hidden = *update == TaskUpdate { hidden: update.hidden, ..nothing_else };
-        if task.status() != TaskStatus::Pending && !only_hidden {
-            let word = task.status().word();
-            return Err(Error::Precondition(format!(
-                "the task is {word}; only a task that has not started can be changed"
-            )));
+        if !only_hidden {
+            may_change(task.status(), "what is asked of it")?;
         }
         if let Some(name) = &update.name
             && self.names.get(&(task.contract, name.clone())).is_some_and(|taken| *taken != task.id)
@@ -97,11 +104,7 @@ impl Work {
         actor: &str,
     ) -> Result<Reply, Error> {
         let task = self.task_of(owner, id)?.clone();
-        if task.status() != TaskStatus::Pending {
-            let word = task.status().word();
-            let text = format!("the task is {word}; dependencies can be changed only before it starts");
-            return Err(Error::Precondition(text));
-        }
+        may_change(task.status(), "what it depends on")?;
         let existing: Vec<TaskId> = (self.dependencies.get(&id).into_iter().flatten().copied())
             .filter(|dependency| !self.edges_gone.contains_key(&(id, *dependency)))
             .collect();

@@ -28,7 +28,8 @@ async fn an_agent_that_is_not_installed() {
     assert_eq!((waiting.status(), waiting.attempt), (TaskStatus::Pending, 0));
     assert_eq!(waiting.pending_reason(), PendingReason::NoMatchingDaemon, "{why:?}");
     let output = world.cli(&["task", "explain", &task]).await;
-    let text = String::from_utf8(output.stdout).unwrap().replace(&repo.url(), "REPO");
+    let short = &task.replace('-', "")[20..];
+    let text = String::from_utf8(output.stdout).unwrap().replace(&repo.url(), "REPO").replace(short, "TASK");
     insta::assert_snapshot!(text, @r#"
     `paint` is PENDING: poor lacks agent profile `painter`
 
@@ -36,7 +37,8 @@ async fn an_agent_that_is_not_installed() {
       poor: agent profile `painter`
 
     what you can do
-      start a daemon that has agent profile `painter`, repository `REPO`, or change the task
+      start a daemon that has agent profile `painter`, repository `REPO`
+      or ask an agent that is there (shell): makima task update TASK --agent AGENT
     "#);
 
     let config = "[daemon.profiles.painter]\ncommand = \"/bin/sh\"\nargs = [\"-eu\", \"{plan_file}\"]\n".to_owned();

@@ -1,0 +1,102 @@
+//! A task that fails, is changed and tried again, as somebody sees it who follows its output all the while.
+
+use makima::wire::pb::TaskStatus;
+
+use crate::harness::{
+    Database, World,
+    client::shell,
+    eventually::{ensure, eventually},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_is_followed_through_all_attempts() {
+    let mut world = World::start(Database::Sqlite).await;
+    world.start_daemon("d").await;
+    let repo = world.repo("repo").url();
+    let client = world.client();
+    let [told, go] = ["told", "go"].map(|name| world.dir.join(name));
+    // The first attempt dies as a crashed agent does, and the second waits until somebody has seen that.
+    let script = format!(
+        "if test -e {0}; then echo two; exit 0; fi; touch {0}; echo one; until test -e {1}; do sleep 0.05; done; kill -9 $$",
+        told.display(),
+        go.display()
+    );
+    let id = client.create(&repo, vec![shell("t", &script, &[])]).await.tasks[0].task_id.clone();
+    let following = world.cli(&["task", "logs", "t", "--follow"]);
+    let named = async {
+        world.file_appears(&told).await;
+        let named = world.cli(&["task", "logs", "t", "--follow", "--attempt", "1"]);
+        let dies = async { std::fs::write(&go, "").unwrap() };
+        let (named, ()) = tokio::join!(named, dies);
+        eventually("it waits for another try", || async {
+            let task = client.task(&id).await.task.unwrap();
+            ensure(task.status() == TaskStatus::Pending, || format!("{task:?}"))
+        })
+        .await;
+        let retried = world.cli(&["task", "retry", "t"]).await;
+        assert!(retried.status.success(), "{retried:?}");
+        named
+    };
+    let (followed, named) = tokio::join!(following, named);
+    let [out, err] = [&followed.stdout, &followed.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(followed.status.success(), "{err}");
+    assert_eq!(out, "one\ntwo\n", "{err}");
+    let said: Vec<&str> = err.lines().collect();
+    assert!(
+        said.iter().any(|line| line.starts_with("(attempt 1 has ended; the task is PENDING: tried again in ")),
+        "{err}"
+    );
+    assert_eq!(said.last(), Some(&"(attempt 2 begins)"));
+    assert_eq!(String::from_utf8_lossy(&named.stdout), "one\n", "one that is named is followed alone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_failed_is_changed_and_tried_again() {
+    let mut world = World::start(Database::Sqlite).await;
+    world.start_daemon("d").await;
+    let repo = world.repo("repo").url();
+    let client = world.client();
+    let tasks = vec![shell("first", "exit 3", &[]), shell("other", "true", &[]), shell("last", "true", &["first"])];
+    let made = client.create(&repo, tasks).await.tasks;
+    let is = async |place: usize, status: TaskStatus| {
+        eventually(status.as_str_name(), || async {
+            let task = client.task(&made[place].task_id).await.task.unwrap();
+            ensure(task.status() == status, || format!("{task:?}"))
+        })
+        .await;
+    };
+    is(0, TaskStatus::Failed).await;
+    is(1, TaskStatus::Done).await;
+    let said = async |args: &[&str]| {
+        let output = world.cli(args).await;
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        let short = |text: String, id: &str| text.replace(&id.replace('-', "")[20..], "ID");
+        (output.status.code(), made.iter().fold(text, |text, task| short(text, &task.task_id)).trim_end().to_owned())
+    };
+
+    // What hangs on it can be tried again, and would still not start.
+    assert_eq!(said(&["task", "cancel", "last"]).await.0, Some(0));
+    let blocked = "task last ID would be tried again, but it never starts by itself: it hangs on first (FAILED)";
+    assert_eq!(said(&["task", "retry", "last"]).await, (Some(0), blocked.to_owned()));
+
+    assert_eq!(said(&["task", "update", "first"]).await.0, Some(2), "nothing is to be changed");
+    let done = "makima: cannot change the task: the task is DONE; what is asked of it can be changed only while it is PENDING, \
+                FAILED or CANCELLED (WRONG_STATE)";
+    assert_eq!(said(&["task", "update", "other", "--plan", "false"]).await, (Some(1), done.to_owned()));
+    let changed = "task first ID is changed; `makima task retry ID` has it tried again";
+    assert_eq!(
+        said(&["task", "update", "first", "--plan", "true", "--label", ""]).await,
+        (Some(0), changed.to_owned())
+    );
+    let deps = said(&["task", "deps", "add", "first", "other"]).await;
+    assert_eq!(deps.0, Some(0), "{}", deps.1);
+    is(0, TaskStatus::Failed).await;
+    assert_eq!(said(&["task", "retry", "first"]).await, (Some(0), "task first ID will be tried again".to_owned()));
+    for place in 0..3 {
+        is(place, TaskStatus::Done).await;
+    }
+    let first = client.task(&made[0].task_id).await;
+    assert_eq!(first.dependencies.iter().map(|edge| &edge.task_id).collect::<Vec<_>>(), [&made[1].task_id]);
+    let task = first.task.unwrap();
+    assert_eq!((task.attempt, task.spec.unwrap().plan.as_str()), (2, "true"));
+}
