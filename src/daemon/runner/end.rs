@@ -224,6 +224,11 @@ impl Runner {
         let worktree = found.or(place).map(|place| place.worktree.display().to_string());
         let worktree = worktree.unwrap_or_else(|| self.row.worktree.clone());
         tracing::warn!(left, worktree_intact, worktree, "the agent has gone without a record");
+        // The next attempt goes on here, unless this machine goes again before that, or is to take no more work.
+        if worktree_intact {
+            self.last_progress().await;
+            self.keep(spawn).await?;
+        }
         let detected = Report::RecoveryDetected {
             previous: self.row.state.inventory().unwrap_or(InventoryState::Running),
             worktree_intact,

@@ -47,6 +47,45 @@ async fn a_killed_agent_goes_on_where_it_was() {
     no_agents(&world).await;
 }
 
+/// A machine whose power went comes back, and goes for good before the next attempt could begin on it: what its agent had done is
+/// with the server by then, as it is wherever an attempt ends without a result.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_agent_left_is_not_on_its_machine_alone() {
+    let mut world = world().await;
+    world.start_daemon_with("a", options()).await;
+    let repo = world.repo("repo");
+    let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then cat work > got; exit 0; fi
+        echo first > work; echo ready > ready; sleep 1000";
+    let client = world.client();
+    let task = create(&client, &repo.file_url(), Duration::ZERO, vec![shell("long", script, &[])]).await.remove(0);
+    until(&client, &task.task_id, TaskStatus::Running).await;
+    let place = worktree(&client, &task.task_id).await;
+    world.file_appears(&place.join("ready")).await;
+
+    // What runs goes on; nothing else begins.
+    let contract_id = task.contract_id.clone();
+    let hold = pb::HoldContractRequest { contract_id: contract_id.clone(), ..pb::HoldContractRequest::default() };
+    client.contracts().hold_contract(hold).await.unwrap();
+    world.kill_daemon("a");
+    for found in world.shims().iter().chain(&world.agents()) {
+        found.kill();
+    }
+    world.start_daemon_with("a", options()).await;
+    eventually("its work is with the server", || async {
+        let task = client.task(&task.task_id).await.task.unwrap();
+        ensure(task.status() == TaskStatus::Pending && !task.checkpoint_id.is_empty(), || format!("{task:#?}"))
+    })
+    .await;
+    lose_machine(&mut world, "a").await;
+    let b = world.start_daemon_with("b", options()).await;
+    let release = pb::ReleaseContractRequest { contract_id, ..pb::ReleaseContractRequest::default() };
+    client.contracts().release_contract(release).await.unwrap();
+    let done = until(&client, &task.task_id, TaskStatus::Done).await;
+    assert_eq!((done.attempt, &done.daemon_id), (2, &b.daemon_id));
+    assert_eq!(fs::read_to_string(worktree(&client, &task.task_id).await.join("got")).unwrap(), "first\n");
+    no_agents(&world).await;
+}
+
 /// A worktree is deleted under its agent: that is known within a second, nothing is left running, and the next attempt has
 /// what the last checkpoint had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
