@@ -23,6 +23,12 @@ use crate::{runtime::backoff::Backoff, wire::pb};
 const MAX_EVENT_BYTES: usize = 1 << 20;
 /// Characters of a tool's input or result that are shown.
 const TOOL_WIDTH: usize = 200;
+/// Characters of the reason for which a task waits.
+const REASON_WIDTH: usize = 300;
+/// A stream that has not broken for so long stands, although nothing has come yet.
+const STANDS: Duration = Duration::from_secs(1);
+/// How often it is looked what a task waits for.
+const LOOK_FOR_REASONS: Duration = Duration::from_secs(3);
 /// The agent whose output is never JSON.
 const SHELL: &str = "shell";
 
@@ -80,28 +86,26 @@ async fn follow(
     newest: u32,
     renderer: &mut Option<Renderer>,
 ) -> Result<()> {
-    let attempt = if wanted.attempt == 0 { newest } else { wanted.attempt };
-    let mut place = Place { attempt, offset: wanted.offset };
+    let mut place = Place { attempt: if wanted.attempt == 0 { newest } else { wanted.attempt }, offset: wanted.offset };
+    if !wanted.follow || wanted.attempt != 0 {
+        return stream(client, out, wanted, &mut place, renderer).await;
+    }
     loop {
-        stream(client, out, wanted, &mut place, renderer).await?;
-        if !wanted.follow || wanted.attempt != 0 {
-            return Ok(());
+        if place.attempt > 0 {
+            stream(client, out, wanted, &mut place, renderer).await?;
+            if let Some(renderer) = renderer {
+                out.bytes(&renderer.rest())?;
+            }
         }
-        // One without output is shown by no piece.
-        let shown = place.attempt.max(1);
-        let Some(next) = next_attempt(client, wanted, shown).await? else { return Ok(()) };
-        if let Some(renderer) = renderer {
-            out.bytes(&renderer.rest())?;
-        }
-        note(&format!("(attempt {next} begins)"));
-        place = Place { attempt: next, offset: 0 };
+        let Some(next) = next_attempt(client, wanted, place.attempt).await? else { return Ok(()) };
+        place = Place { attempt: next, offset: if place.attempt == 0 { wanted.offset } else { 0 } };
     }
 }
 
 /// What is shown next.
 #[derive(Debug)]
 struct Place {
-    /// 0 for the first, which is awaited.
+    /// 0 for none yet.
     attempt: u32,
     offset: i64,
 }
@@ -118,7 +122,7 @@ impl<'a> Breaks<'a> {
         Self { client, backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(10)), since: None }
     }
 
-    /// Something has come.
+    /// Something has come, or it has not broken again.
     fn over(&mut self) {
         if self.since.take().is_some() {
             note("(connected again)");
@@ -161,14 +165,15 @@ async fn stream(
             Ok(response) => {
                 let mut pieces = response.into_inner();
                 loop {
-                    match pieces.message().await {
-                        Ok(Some(piece)) => {
+                    match tokio::time::timeout(STANDS, pieces.message()).await {
+                        Err(_) => breaks.over(),
+                        Ok(Ok(Some(piece))) => {
                             breaks.over();
                             place.attempt = piece.attempt;
                             place.offset = take(out, &piece, place.offset, renderer)?;
                         }
-                        Ok(None) => return Ok(()),
-                        Err(status) => break status,
+                        Ok(Ok(None)) => return Ok(()),
+                        Ok(Err(status)) => break status,
                     }
                 }
             }
@@ -181,7 +186,7 @@ async fn stream(
 /// Waits for an attempt after `shown`, and says meanwhile what the task waits for. Nothing if the task is final without one.
 async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Option<u32>> {
     let mut breaks = Breaks::new(client);
-    let mut said = String::new();
+    let mut said = None;
     loop {
         let request =
             pb::WatchTaskRequest { task_id: wanted.task_id.clone(), resume_token: String::new(), until_end: true };
@@ -189,27 +194,33 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
             Ok(response) => {
                 let mut steps = response.into_inner();
                 loop {
-                    match steps.message().await {
-                        Ok(step) => {
-                            breaks.over();
-                            let task = read(client, wanted).await?;
-                            if task.attempt > shown {
-                                return Ok(Some(task.attempt));
-                            }
-                            if board::is_final(task.status()) {
-                                return Ok(None);
-                            }
-                            // A result may be on its way after the last byte.
-                            let now = if board::is_live(task.status()) { String::new() } else { state(&task) };
-                            if now != said && !now.is_empty() {
-                                note(&format!("(attempt {shown} has ended; {now})"));
-                            }
-                            said = now;
-                            if step.is_none() {
-                                break tonic::Status::unavailable("the stream has ended");
-                            }
-                        }
-                        Err(status) => break status,
+                    // What it waits for changes without its doing, too.
+                    let step = tokio::time::timeout(LOOK_FOR_REASONS, steps.message()).await;
+                    if let Ok(Err(status)) = step {
+                        break status;
+                    }
+                    breaks.over();
+                    let task = read(client, wanted).await?;
+                    let ended = if shown == 0 { String::new() } else { format!("attempt {shown} has ended; ") };
+                    if task.attempt > shown {
+                        note(&format!("({ended}attempt {} begins)", task.attempt));
+                        return Ok(Some(task.attempt));
+                    }
+                    if board::is_final(task.status()) {
+                        note(&format!("({ended}{})", state(&task)));
+                        return Ok(None);
+                    }
+                    let waits_for = (task.status(), task.pending_reason());
+                    // A result may be on its way after the last byte.
+                    if !board::is_live(task.status()) && said != Some(waits_for) {
+                        note(&format!("({ended}{})", state(&task)));
+                        said = Some(waits_for);
+                    }
+                    if task.pending_reason() == pb::PendingReason::Blocked {
+                        return Err(Error::Said);
+                    }
+                    if matches!(step, Ok(Ok(None))) {
+                        break tonic::Status::unavailable("the stream has ended");
                     }
                 }
             }
@@ -225,12 +236,13 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<pb::Task> {
     Ok(task.task.unwrap_or_default())
 }
 
-/// Where a task stands between two attempts.
+/// Where a task stands between two attempts, and in the end. What an agent wrote last has been shown.
 fn state(task: &pb::Task) -> String {
     let word = view::task_status(task.status());
-    match task.reason.as_str() {
+    let reason = task.reason.lines().next().unwrap_or_default();
+    match reason.strip_suffix("; its output ends with:").unwrap_or(reason) {
         "" => format!("the task is {word}"),
-        reason => format!("the task is {word}: {}", clean(reason)),
+        reason => format!("the task is {word}: {}", cut(&clean(reason), REASON_WIDTH)),
     }
 }
 

@@ -376,9 +376,9 @@ pub fn hindrances(task: &Task, member: &Member, now: Timestamp) -> Vec<String> {
         lacks.push(format!("not attached, last heard {} ago", span(now.since(member.last_seen))));
     }
     lacks.extend(refuses(member));
-    lacks.extend(requirements(task).lacks(card));
+    lacks.extend(requirements(task).lacks(card).into_iter().map(|what| format!("lacks {what}")));
     if member.live >= card.slots {
-        lacks.push(format!("a free slot ({} of {} taken)", member.live, card.slots));
+        lacks.push(format!("no free slot ({} of {} taken)", member.live, card.slots));
     }
     lacks
 }
@@ -438,7 +438,10 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
         ) => Vec::new(),
         None => match task.status() {
             TaskStatus::Failed | TaskStatus::Cancelled => {
-                let mut ways = vec![format!("try it again: makima task retry {id}")];
+                let mut ways = vec![
+                    format!("try it again: makima task retry {id}"),
+                    format!("where that would fail as before, ask something else of it first: makima task update {id}"),
+                ];
                 if task.checkpoint.is_some() {
                     ways.push(format!(
                         "from an earlier checkpoint: makima task checkpoints {id}, then makima task resume {id} --from CHECKPOINT"
@@ -460,16 +463,20 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
 }
 
 /// Changes of a task after which the daemons that are attached lack less.
-fn needs_less(needs: &Requirements, around: &Around<'_>) -> impl Iterator<Item = (String, &'static str)> {
+fn needs_less(needs: &Requirements, around: &Around<'_>) -> impl Iterator<Item = (String, String)> {
     let cards = || around.fleet.iter().filter(|member| member.attached).map(|member| &member.card);
     let agents: BTreeSet<&str> = cards().flat_map(|card| &card.profiles).map(|profile| profile.name.as_str()).collect();
     let has_agent = agents.contains(needs.agent.as_str()) || agents.is_empty();
     let agent = (!has_agent).then(|| {
         let there: Vec<&str> = agents.into_iter().collect();
-        (format!("or ask an agent that is there ({})", there.join(", ")), "--agent AGENT")
+        let option = match there[..] {
+            [only] => format!("--agent {only}"),
+            _ => "--agent AGENT".to_owned(),
+        };
+        (format!("or ask an agent that is there ({})", there.join(", ")), option)
     });
     let has_labels = cards().any(|card| needs.labels.iter().all(|label| card.labels.contains(label)));
-    agent.into_iter().chain((!has_labels).then(|| ("or ask for other labels".to_owned(), "--label LABEL")))
+    agent.into_iter().chain((!has_labels).then(|| ("or ask for other labels".to_owned(), "--label LABEL".to_owned())))
 }
 
 /// What the task needs of a daemon.

@@ -46,7 +46,8 @@ async fn output_is_followed_through_all_attempts() {
         said.iter().any(|line| line.starts_with("(attempt 1 has ended; the task is PENDING: tried again in ")),
         "{err}"
     );
-    assert_eq!(said.last(), Some(&"(attempt 2 begins)"));
+    assert!(said.contains(&"(attempt 1 has ended; attempt 2 begins)"), "{err}");
+    assert_eq!(said.last(), Some(&"(attempt 2 has ended; the task is DONE)"));
     assert_eq!(String::from_utf8_lossy(&named.stdout), "one\n", "one that is named is followed alone");
 }
 
@@ -78,6 +79,9 @@ async fn a_task_that_failed_is_changed_and_tried_again() {
     assert_eq!(said(&["task", "cancel", "last"]).await.0, Some(0));
     let blocked = "task last ID would be tried again, but it never starts by itself: it hangs on first (FAILED)";
     assert_eq!(said(&["task", "retry", "last"]).await, (Some(0), blocked.to_owned()));
+
+    let followed = "(the task is PENDING: never starts by itself: it hangs on first (FAILED))";
+    assert_eq!(said(&["task", "logs", "-f", "last"]).await, (Some(1), followed.to_owned()));
 
     assert_eq!(said(&["task", "update", "first"]).await.0, Some(2), "nothing is to be changed");
     let done = "makima: cannot change the task: the task is DONE; what is asked of it can be changed only while it is PENDING, \

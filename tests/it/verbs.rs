@@ -312,7 +312,7 @@ async fn a_move_names_what_the_daemon_lacks(kind: Kind) {
     let gone = bed.daemon("gone", 1).await;
     lose(&bed, &gone).await;
     for (daemon, word) in [
-        (full.id, "a free slot (0 of 0 taken)"),
+        (full.id, "no free slot (0 of 0 taken)"),
         (drains.id, "draining"),
         (sick.id, "disk: 1 GiB free"),
         (gone.id, "not attached"),

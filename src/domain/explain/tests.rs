@@ -276,8 +276,8 @@ fn a_fit_names_all_that_is_missing() {
         [
             "not attached, last heard 90 s ago",
             "draining",
-            "label `gpu`",
-            "a free slot (4 of 4 taken)",
+            "lacks label `gpu`",
+            "no free slot (4 of 4 taken)",
             "tried last for another 10 min, after a failure there",
         ]
     );
@@ -322,10 +322,14 @@ fn a_task_that_has_started_or_ended_says_where_it_stands() {
     task.state = TaskState::Failed { failure: Failure::new(FailureClass::Timeout, "over its wall time"), at: NOW };
     let explained = explain(&task, &around);
     assert_eq!(explained, Explained::standing("over its wall time"));
-    assert_eq!(actions(&task, &explained, &around), ["try it again: makima task retry 000000000001"]);
+    let ways = [
+        "try it again: makima task retry 000000000001",
+        "where that would fail as before, ask something else of it first: makima task update 000000000001",
+    ];
+    assert_eq!(actions(&task, &explained, &around), ways);
     task.checkpoint = Some(id(40));
     assert_eq!(
-        actions(&task, &explained, &around)[1..],
+        actions(&task, &explained, &around)[2..],
         [
             "from an earlier checkpoint: makima task checkpoints 000000000001, then makima task resume 000000000001 --from \
              CHECKPOINT",

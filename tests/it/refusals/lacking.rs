@@ -34,11 +34,11 @@ async fn an_agent_that_is_not_installed() {
     `paint` is PENDING: poor lacks agent profile `painter`
 
     daemons
-      poor: agent profile `painter`
+      poor: lacks agent profile `painter`
 
     what you can do
       start a daemon that has agent profile `painter`, repository `REPO`
-      or ask an agent that is there (shell): makima task update TASK --agent AGENT
+      or ask an agent that is there (shell): makima task update TASK --agent shell
     "#);
 
     let config = "[daemon.profiles.painter]\ncommand = \"/bin/sh\"\nargs = [\"-eu\", \"{plan_file}\"]\n".to_owned();
