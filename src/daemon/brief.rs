@@ -1,7 +1,8 @@
 //! What an agent is told that goes on with the work of an earlier attempt.
 //!
 //! ```text
-//!   conversation resumed ──> short: why it was interrupted, where its work is, what is missing there; go on
+//!   conversation resumed ──> why it was interrupted, where its work is, what is missing there; go on; the plan, which
+//!                            may have been changed since
 //!   a new session        ──> the plan, whole; then what an earlier attempt did, changed and said last
 //! ```
 //!
@@ -64,6 +65,13 @@ fn resumed(story: &Story<'_>) -> String {
         "A command that was running when you were interrupted may have been cut off, and what you did in the last moments \
          may be missing: look at the state of the files before you rely on it.\n\nGo on with the task.\n",
     );
+    if !story.plan.is_empty() {
+        text.push_str("It is this, which may have been changed since you were told:\n\n");
+        text.push_str(story.plan);
+        if !story.plan.ends_with('\n') {
+            text.push('\n');
+        }
+    }
     text
 }
 
@@ -201,7 +209,8 @@ mod tests {
              not carried along and are missing, or are fresh copies: `.env`, `key.pem`. What was in `/a/work` is now in \
              `/b/other`. What was in `/home/a/.claude` is now in `/home/b/.claude`. A command that was running when you were \
              interrupted may have been cut off, and what you did in the last moments may be missing: look at the state of the \
-             files before you rely on it.\n\nGo on with the task.\n"
+             files before you rely on it.\n\nGo on with the task.\nIt is this, which may have been changed since you were told:\n\n\
+             Write the parser.\n\nRun the tests.\n"
         );
         let here = Story {
             resumed: true,
@@ -260,8 +269,8 @@ mod tests {
                 moved: &moved,
             };
             let text = write(&story);
-            assert!(resumed || text.starts_with(&plan));
-            let rest = text.len() - if resumed { 0 } else { plan.len() };
+            assert!(if resumed { text.ends_with(&plan) } else { text.starts_with(&plan) });
+            let rest = text.len() - plan.len();
             assert!(rest < 64 * 1024, "{rest} bytes");
             assert!(text.contains(" and 950 more") && text.contains("bytes left out"), "{rest}");
         }
