@@ -6,7 +6,8 @@
 //! ```
 //!
 //! SQLite itself does all of it in the commit with which the log got long: some 15 ms for 32 MiB, in which whoever calls waits,
-//! twice a second where much is written. The file has to be synced, and what moves it and what writes do not wait for each other.
+//! twice a second where much is written. What moves it and what writes do not wait for each other; the file is synced by whichever of
+//! them has moved the last of it, the writer where it is busy.
 //! (Two connections that did so at one time could damage a database before SQLite 3.51.3, by what its authors call the WAL-reset
 //! bug; the one that is built in has it mended.)
 //!
@@ -83,9 +84,9 @@ impl Mover {
     /// Between two transactions of the one that writes.
     pub(super) fn look_at(&mut self, writer: &Connection) {
         match self.stage {
-            Stage::Moving if self.is_done.swap(false, Ordering::Acquire) => {
+            Stage::Moving if self.is_done.swap(false, Ordering::Acquire) || self.is_gone() => {
                 self.stage = Stage::Short;
-                self.tried = move_all(writer).map_or(self.tried, |log| log.pages);
+                self.move_here(writer);
             }
             Stage::Moving => {}
             Stage::Short => {
@@ -93,12 +94,24 @@ impl Mover {
                 if log.pages < self.tried {
                     self.tried = 0;
                 }
-                let is_long = log.pages >= LONG.max(self.tried + AGAIN);
-                if is_long && self.ask.as_ref().is_some_and(|ask| ask.try_send(()).is_ok()) {
-                    self.stage = Stage::Moving;
+                if log.pages < LONG.max(self.tried + AGAIN) {
+                    return;
+                }
+                match self.ask.as_ref().is_some_and(|ask| ask.try_send(()).is_ok()) {
+                    true => self.stage = Stage::Moving,
+                    false => self.move_here(writer),
                 }
             }
         }
+    }
+
+    fn move_here(&mut self, writer: &Connection) {
+        self.tried = move_all(writer).map_or(self.tried, |log| log.pages);
+    }
+
+    /// The thread has ended before its time.
+    fn is_gone(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -230,6 +243,20 @@ mod tests {
         bed.write(PAGE);
         assert!(bed.log().pages < 10, "it has begun anew");
         assert_eq!((bed.look_at(), bed.mover.tried), (Stage::Short, 0), "and is long when any other would be");
+    }
+
+    #[test]
+    fn where_the_thread_is_gone_the_writer_moves_it_all() {
+        let mut bed = Bed::new();
+        bed.mover.ask.take();
+        bed.mover.thread.take().unwrap().join().unwrap();
+        bed.write(MANY);
+        assert_eq!(bed.look_at(), Stage::Short);
+        assert_eq!(bed.log().moved, bed.log().pages);
+        bed.mover.stage = Stage::Moving;
+        bed.write(MANY);
+        assert_eq!(bed.look_at(), Stage::Short);
+        assert_eq!(bed.log().moved, bed.log().pages);
     }
 
     #[test]
