@@ -57,7 +57,7 @@ struct Piece<'a> {
 
 /// Shows it.
 pub async fn show(client: &Client, out: &mut Out, wanted: Wanted) -> Result<()> {
-    let task = read(client, &wanted).await?;
+    let task = read(client, &wanted).await.map_err(client.refused("read the task"))?;
     let agent = task.spec.map(|spec| spec.agent).unwrap_or_default();
     let mut renderer = (!wanted.raw && !out.json && agent != SHELL).then(Renderer::default);
     let follow = follow(client, out, &wanted, task.attempt, &mut renderer);
@@ -98,7 +98,13 @@ async fn follow(
             }
         }
         let Some(next) = next_attempt(client, wanted, place.attempt).await? else { return Ok(()) };
-        place = Place { attempt: next, offset: if place.attempt == 0 { wanted.offset } else { 0 } };
+        let offset = match place.attempt {
+            0 => wanted.offset,
+            // It goes on.
+            shown if shown == next => place.offset,
+            _ => 0,
+        };
+        place = Place { attempt: next, offset };
     }
 }
 
@@ -200,7 +206,10 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
                         break status;
                     }
                     breaks.over();
-                    let task = read(client, wanted).await?;
+                    let task = match read(client, wanted).await {
+                        Ok(task) => task,
+                        Err(status) => break status,
+                    };
                     let ended = if shown == 0 { String::new() } else { format!("attempt {shown} has ended; ") };
                     if task.attempt > shown {
                         note(&format!("({ended}attempt {} begins)", task.attempt));
@@ -209,6 +218,11 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
                     if board::is_final(task.status()) {
                         note(&format!("({ended}{})", state(&task)));
                         return Ok(None);
+                    }
+                    // Given up for lost, and its daemon is back with it.
+                    if said.is_some() && shown > 0 && board::is_live(task.status()) {
+                        note(&format!("(attempt {shown} goes on)"));
+                        return Ok(Some(shown));
                     }
                     let waits_for = (task.status(), task.pending_reason());
                     // A result may be on its way after the last byte.
@@ -230,10 +244,9 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
     }
 }
 
-async fn read(client: &Client, wanted: &Wanted) -> Result<pb::Task> {
+async fn read(client: &Client, wanted: &Wanted) -> std::result::Result<pb::Task, tonic::Status> {
     let request = timed(pb::GetTaskRequest { task_id: wanted.task_id.clone() });
-    let task = client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner();
-    Ok(task.task.unwrap_or_default())
+    Ok(client.tasks().get_task(request).await?.into_inner().task.unwrap_or_default())
 }
 
 /// Where a task stands between two attempts, and in the end. What an agent wrote last has been shown.
