@@ -116,10 +116,12 @@ impl Keys {
             }
             Op::UpdateTask(update) => {
                 self.tasks.insert(update.task);
+                self.newest.insert(update.task);
                 self.names_beside.extend(update.name.iter().map(|name| (update.task, name.clone())));
             }
             Op::ChangeDependencies { task, add, remove, .. } => {
                 self.tasks.insert(*task);
+                self.newest.insert(*task);
                 self.upstream.insert(*task);
                 for name in add.iter().chain(remove) {
                     match task_id(name) {

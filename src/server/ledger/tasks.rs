@@ -9,7 +9,7 @@ use super::{
 use crate::{
     domain::{
         OwnerId, TaskId,
-        attempt::AttemptStatus,
+        attempt::{Attempt, AttemptState, AttemptStatus, FailureClass},
         daemon::Requirements,
         dependency::{self, Added},
         draft::TaskUpdate,
@@ -47,8 +47,9 @@ impl Work {
                 format!("the contract has a task named `{name}` already"),
             )]));
         }
+        let (before, asks_else) = (task.version, update.asks_else());
         let update = update.clone();
-        self.respec(update.task, "task.updated", actor, |spec| {
+        let changed = self.respec(update.task, "task.updated", actor, |spec| {
             set(&mut spec.name, update.name);
             set(&mut spec.description, update.description);
             set(&mut spec.plan, update.plan);
@@ -61,7 +62,27 @@ impl Work {
             set(&mut spec.limits, update.limits);
             set(&mut spec.base_branch, update.base_branch);
             set(&mut spec.hidden, update.hidden);
-        })
+        })?;
+        if asks_else && self.tasks.get(update.task).is_some_and(|task| task.version > before) {
+            self.lost_is_outdated(update.task);
+        }
+        Ok(changed)
+    }
+
+    /// An attempt whose daemon was lost works on what was asked before, if it does: should the daemon come back, it is ended there
+    /// and its work is kept, and its result is not the task's.
+    fn lost_is_outdated(&mut self, id: TaskId) {
+        let newest = self.tasks.get(id).map(|task| (id, task.attempt));
+        let Some(newest) = newest.and_then(|key| self.attempt_numbers.get(&key).copied()) else { return };
+        let is_lost = |attempt: &Attempt| match &attempt.state {
+            AttemptState::Ended { outcome: Err(failure), .. } => failure.class == FailureClass::DaemonLost,
+            _ => false,
+        };
+        if self.attempts.get(newest).is_some_and(is_lost)
+            && let Some(attempt) = self.attempts.get_mut(newest)
+        {
+            attempt.fenced = true;
+        }
     }
 
     /// Changes what a task is asked.
@@ -145,6 +166,10 @@ impl Work {
             }
         }
         self.recount_after_change(id);
+        // It has not waited for what the task waits for now.
+        if !added.is_empty() {
+            self.lost_is_outdated(id);
+        }
         if let Some(task) = self.tasks.get_mut(id) {
             task.version += 1;
             let task = task.clone();

@@ -338,6 +338,37 @@ fn new_contracts_do_not_keep_an_old_one_waiting() {
     }
 }
 
+/// A daemon was given up for lost, and a person has changed what is asked of its task. When it comes back, its agent works on what
+/// was asked before.
+#[test]
+fn what_was_asked_before_a_change_is_not_gone_on_with() {
+    let back = |change: &dyn Fn(crate::domain::TaskId) -> Op| {
+        let mut story = Story::of(&[("a", &[]), ("b", &[])]);
+        let attempt = story.starts("a");
+        story.is_given_up();
+        story.ask(change(attempt.task)).unwrap();
+        let verdicts = story.attach(1, &[(attempt, InventoryState::Running)]).unwrap();
+        assert_eq!((verdicts.len(), verdicts[0].0), (1, attempt));
+        verdicts[0].1
+    };
+    let updated = |change: fn(TaskUpdate) -> TaskUpdate| {
+        back(&|task| Op::UpdateTask(Box::new(change(TaskUpdate::nothing(OWNER, task, None)))))
+    };
+    assert_eq!(updated(|update| TaskUpdate { plan: Some("true".to_owned()), ..update }), Verdict::Fenced);
+    assert_eq!(updated(|update| TaskUpdate { priority: Some(7), ..update }), Verdict::Keep);
+    assert_eq!(
+        updated(|update| TaskUpdate { agent: Some("shell".to_owned()), ..update }),
+        Verdict::Keep,
+        "it is the same"
+    );
+    let waits = |add: &[&str]| {
+        let add: Vec<String> = add.iter().map(|name| (*name).to_owned()).collect();
+        back(&|task| Op::ChangeDependencies { owner: OWNER, task, add: add.clone(), remove: Vec::new() })
+    };
+    assert_eq!(waits(&["b"]), Verdict::Fenced);
+    assert_eq!(waits(&[]), Verdict::Keep);
+}
+
 /// A Hello that its daemon gave up on, and that arrives after the daemon has taken a command in a later session, does not list
 /// that command's attempt. Believed, it would interrupt an agent that works.
 #[test]
