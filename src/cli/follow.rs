@@ -30,9 +30,9 @@ use crate::{
 /// How often the list is repainted.
 const REPAINT: Duration = Duration::from_millis(200);
 /// How often the reasons of pending tasks are read while nothing runs.
-const LOOK_FOR_REASONS: Duration = Duration::from_secs(3);
+pub(super) const LOOK_FOR_REASONS: Duration = Duration::from_secs(3);
 /// A watch that has not broken for so long stands, although nothing has changed yet.
-const STANDS: Duration = Duration::from_secs(1);
+pub(super) const STANDS: Duration = Duration::from_secs(1);
 /// Pending tasks read for that; the first reason that a person can act on is enough.
 const REASONS_READ: u32 = 100;
 /// New or changed tasks read one by one between two repaints; more are read with a new snapshot.

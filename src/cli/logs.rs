@@ -14,6 +14,7 @@ use super::{
     board,
     client::{Client, PATIENCE, timed},
     error::{Error, Result, is_transient},
+    follow::{LOOK_FOR_REASONS, STANDS},
     output::{Out, clean, cut, note},
     view,
 };
@@ -25,10 +26,6 @@ const MAX_EVENT_BYTES: usize = 1 << 20;
 const TOOL_WIDTH: usize = 200;
 /// Characters of the reason for which a task waits.
 const REASON_WIDTH: usize = 300;
-/// A stream that has not broken for so long stands, although nothing has come yet.
-const STANDS: Duration = Duration::from_secs(1);
-/// How often it is looked what a task waits for.
-const LOOK_FOR_REASONS: Duration = Duration::from_secs(3);
 /// The agent whose output is never JSON.
 const SHELL: &str = "shell";
 
