@@ -20,7 +20,7 @@ use super::{
     uploads::Uploads,
 };
 use crate::{
-    domain::{DaemonId, Epoch, Timestamp},
+    domain::Timestamp,
     runtime::{clock, lifecycle::Shutdown},
     store::{self, Store},
 };
@@ -85,17 +85,10 @@ pub async fn silence(store: Store, ledger: Ledger, heard: Arc<Heard>, times: Tim
                     heard.forget(daemon, last.epoch);
                     ledger.detach(daemon, last.epoch);
                 }
-                Err(super::ledger::Error::StaleSession(_)) => match session_of(&store, daemon).await {
-                    Ok(current) => {
-                        heard.forget(daemon, last.epoch);
-                        ledger.detach(daemon, last.epoch);
-                        // One that nobody here has heard of: its COMMIT was not answered, or the database fell behind.
-                        if let Some(epoch) = current {
-                            heard.set(daemon, Last { epoch, at: now, wall: last.wall });
-                        }
-                    }
-                    Err(error) => tracing::warn!(%daemon, %error, "cannot ask for a daemon's session; trying again"),
-                },
+                Err(super::ledger::Error::StaleSession(_)) => {
+                    heard.forget(daemon, last.epoch);
+                    ledger.detach(daemon, last.epoch);
+                }
                 Err(error) => tracing::warn!(%daemon, %error, "cannot declare a daemon lost; trying again"),
             }
         }
@@ -109,6 +102,10 @@ pub async fn silence(store: Store, ledger: Ledger, heard: Arc<Heard>, times: Tim
             {
                 tracing::warn!(%error, "cannot note who was heard");
             }
+            if let Err(error) = expect(&store, &heard).await {
+                let error = super::ledger::chain(&error);
+                tracing::warn!(error, "cannot ask which daemons are attached; trying again");
+            }
             if let Err(error) = note_alive(&store).await {
                 tracing::warn!(error = super::ledger::chain(&error), "cannot note that this server lives");
             }
@@ -116,12 +113,16 @@ pub async fn silence(store: Store, ledger: Ledger, heard: Arc<Heard>, times: Tim
     }
 }
 
-/// The session that the database says a daemon has, if it has not been declared lost since.
-async fn session_of(store: &Store, daemon: DaemonId) -> Result<Option<Epoch>, store::Error> {
+/// Waits also for sessions that nobody here has heard of: the COMMIT of their attach was not answered, or the database is one that does
+/// not know that they were declared lost.
+async fn expect(store: &Store, heard: &Heard) -> Result<(), store::Error> {
     let mut tx = store.read().await?;
-    let found = tx.daemons_fetch(&[daemon]).await?;
+    let sessions = tx.daemons_sessions().await?;
     tx.rollback().await?;
-    Ok(found.first().filter(|daemon| daemon.attached).map(|daemon| daemon.epoch))
+    for (daemon, epoch) in sessions {
+        heard.expect(daemon, epoch);
+    }
+    Ok(())
 }
 
 async fn note_alive(store: &Store) -> Result<(), store::Error> {

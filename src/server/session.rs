@@ -93,6 +93,14 @@ impl Heard {
         }
     }
 
+    /// It has this session, the database says: it is waited for from now on, unless it is already, or a newer one is.
+    pub fn expect(&self, daemon: DaemonId, epoch: Epoch) {
+        let mut heard = self.lock();
+        if heard.get(&daemon).is_none_or(|known| known.epoch < epoch) {
+            heard.insert(daemon, Last { epoch, at: Instant::now(), wall: Timestamp(0) });
+        }
+    }
+
     /// It has been declared lost; a newer session stays.
     pub fn forget(&self, daemon: DaemonId, epoch: Epoch) {
         let mut heard = self.lock();
@@ -159,7 +167,7 @@ pub async fn open(
         );
         return Err(ApiError::new(Reason::ProtocolUnsupported, text).into());
     }
-    let hello = Box::new(Hello::try_from(&hello).map_err(ApiError::from)?);
+    let hello = Box::new(Hello::try_from(&*hello).map_err(ApiError::from)?);
     // In a task of its own: a caller that hangs up meanwhile must not leave an attached daemon that nobody watches. What is done
     // now and then is in boxes, here and in the session: a task is as large as the largest thing that it may ever wait for, and
     // most daemons say nothing but that they are there.

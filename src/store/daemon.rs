@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::{
     Result, Tx,
@@ -134,6 +135,14 @@ impl Tx {
         static SQL: LazySql = LazySql::new(|| Sql::new("SELECT doc FROM daemons WHERE attached", &[]));
         let rows: Vec<Doc<Daemon>> = self.fetch_plain(&SQL).await?;
         Ok(rows.into_iter().map(Doc::into_inner).collect())
+    }
+
+    /// The current sessions of those: the little that is asked for again and again.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn daemons_sessions(&mut self) -> Result<Vec<(DaemonId, Epoch)>> {
+        static SQL: LazySql = LazySql::new(|| Sql::new("SELECT id, epoch FROM daemons WHERE attached", &[]));
+        let rows: Vec<(Uuid, i64)> = self.fetch_plain(&SQL).await?;
+        Ok(rows.into_iter().map(|(id, epoch)| (DaemonId(id), Epoch(epoch))).collect())
     }
 
     /// Writes new commands.

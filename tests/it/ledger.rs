@@ -614,7 +614,8 @@ async fn a_session_that_the_database_does_not_know_is_dropped() {
     }
 }
 
-/// A session that nobody here has heard of, since its attach was committed and not answered, is declared lost in its time all the same.
+/// A session that nobody here has heard of, since its attach was committed and not answered, is declared lost in its time all the same,
+/// whether there was one before it or not.
 #[tokio::test]
 async fn a_session_that_nobody_has_heard_of_is_lost_in_its_time() {
     let bed = Bed::new(Kind::Sqlite).await;
@@ -623,6 +624,8 @@ async fn a_session_that_nobody_has_heard_of_is_lost_in_its_time() {
     heard.touch(first.id, first.epoch);
     let second = Daemon::attach(&bed, first.id, "d", 1, Vec::new()).await;
     bed.ledger.detach(second.id, second.epoch);
+    let other = bed.daemon("e", 1).await;
+    bed.ledger.detach(other.id, other.epoch);
     let times = Times { heartbeat: Duration::from_millis(50), lost_after: Duration::from_millis(200) };
     spawn(reaper::silence(bed.store.clone(), bed.ledger.clone(), heard, times, Shutdown::default()));
     eventually("it is lost", || async {

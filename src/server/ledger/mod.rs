@@ -546,7 +546,7 @@ impl Writer {
         let last = tx.events_last().await?;
         let next_due = tx.next_due(Timestamp(0)).await?;
         // What was said to a daemon since is not known there: only another attach, with all that the daemon has, sets that right.
-        let is_older = match self.mark.take() {
+        let is_older = match self.mark {
             // Marks are forgotten; no standby lags for so long.
             Some((batch, at)) if self.now.since(at) < KEEP_BATCHES / 2 => !tx.batch_exists(batch).await?,
             _ => false,
@@ -571,6 +571,7 @@ impl Writer {
         if let Some(due) = next_due {
             self.due.earlier(due);
         }
+        self.mark = None;
         self.stale = false;
         Ok(())
     }

@@ -375,6 +375,11 @@ impl World {
             let heard = life.heard.iter().filter(|(_, l)| l.wall > noted && now - l.at < LOST_AFTER);
             seen = heard.map(|(d, l)| (*d, l.epoch, l.wall)).collect();
             self.server.memory.alive = wall.max(noted);
+            for daemon in self.server.memory.daemons.values().filter(|daemon| daemon.attached) {
+                if life.heard.get(&daemon.id).is_none_or(|known| known.epoch < daemon.epoch) {
+                    life.heard.insert(daemon.id, Last { epoch: daemon.epoch, at: now, wall: Timestamp(0) });
+                }
+            }
         }
         for (daemon, epoch) in silent {
             if planted != Some(planted::Planted::LossIgnored) {
