@@ -138,7 +138,8 @@ impl Work {
         for reference in &reconciled.interrupted {
             let failure =
                 Failure::new(FailureClass::WorktreeLost, "the daemon came back without knowing of this attempt");
-            self.attempt_failed(*reference, failure, &Usage::default(), false, None);
+            let usage = self.used_by(*reference);
+            self.attempt_failed(*reference, failure, &usage, false, None);
         }
         for (reference, intact, worktree) in &reconciled.recovered {
             self.recovered(*reference, *intact, worktree);
@@ -504,7 +505,13 @@ impl Work {
         };
         let text = format!("the agent was gone when its daemon came back; its worktree {worktree} is {state}");
         let here = intact.then(|| Here { attempt: reference, daemon, worktree: worktree.to_owned() });
-        self.attempt_failed(reference, Failure::new(class, text), &Usage::default(), false, here);
+        let usage = self.used_by(reference);
+        self.attempt_failed(reference, Failure::new(class, text), &usage, false, here);
+    }
+
+    /// What an attempt that says no more had used by its last word, as far as its task does not count it yet.
+    fn used_by(&self, reference: AttemptRef) -> Usage {
+        self.attempts.get(reference.id).map(|attempt| attempt.uncounted(&attempt.usage)).unwrap_or_default()
     }
 
     // === ends ===
@@ -606,7 +613,7 @@ impl Work {
                 AttemptState::Disconnected { rerun_at, .. } if *rerun_at <= self.now => {
                     let text = format!("daemon {} did not come back in time", self.daemon_name(attempt.daemon));
                     let failure = Failure::new(FailureClass::DaemonLost, text);
-                    let usage = attempt.uncounted(&attempt.usage);
+                    let usage = self.used_by(attempt.reference());
                     self.attempt_failed(attempt.reference(), failure, &usage, false, None);
                 }
                 _ => {}
