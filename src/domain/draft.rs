@@ -148,19 +148,6 @@ pub struct TaskUpdate {
 }
 
 impl TaskUpdate {
-    /// Something else is asked of whoever does it, not only of those who look at it or wait for it.
-    pub fn asks_else(&self) -> bool {
-        let Self { plan, agent, model, labels, copy_files, setup_command, limits, base_branch, .. } = self;
-        plan.is_some()
-            || agent.is_some()
-            || model.is_some()
-            || labels.is_some()
-            || copy_files.is_some()
-            || setup_command.is_some()
-            || limits.is_some()
-            || base_branch.is_some()
-    }
-
     /// One that changes nothing yet.
     pub fn nothing(owner: OwnerId, task: TaskId, etag: Option<i64>) -> Self {
         Self {

@@ -438,14 +438,20 @@ pub fn actions(task: &Task, explained: &Explained, around: &Around<'_>) -> Vec<S
         ) => Vec::new(),
         None => match task.status() {
             TaskStatus::Failed | TaskStatus::Cancelled => {
-                let mut ways = vec![
-                    format!("try it again: makima task retry {id}"),
-                    format!("where that would fail as before, ask something else of it first: makima task update {id}"),
-                ];
-                if task.checkpoint.is_some() {
+                let mut ways = Vec::new();
+                let may_be_tried = around.contract.cancelled.is_none();
+                if may_be_tried {
+                    ways.push(format!("try it again: makima task retry {id}"));
                     ways.push(format!(
-                        "from an earlier checkpoint: makima task checkpoints {id}, then makima task resume {id} --from CHECKPOINT"
+                        "where that would fail as before, ask something else of it first: makima task update {id}"
                     ));
+                }
+                if task.checkpoint.is_some() {
+                    if may_be_tried {
+                        ways.push(format!(
+                            "from an earlier checkpoint: makima task checkpoints {id}, then makima task resume {id} --from CHECKPOINT"
+                        ));
+                    }
                     ways.push(format!("have its work in a directory: makima task restore {id} --into DIR"));
                 }
                 ways

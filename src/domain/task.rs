@@ -272,6 +272,17 @@ pub struct TaskSpec {
     pub branched_from: Option<BranchedFrom>,
 }
 
+impl TaskSpec {
+    /// Whoever does it is asked something else than before, not only those who look at it or wait for it.
+    pub fn asks_else(&self, before: &Self) -> bool {
+        fn asked(spec: &TaskSpec) -> impl PartialEq + '_ {
+            let TaskSpec { plan, agent, model, labels, base_branch, copy_files, setup_command, limits, .. } = spec;
+            (plan, agent, model, labels, base_branch, copy_files, setup_command, limits)
+        }
+        asked(self) != asked(before)
+    }
+}
+
 /// The work of another task that a task began from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchedFrom {
@@ -520,6 +531,17 @@ mod tests {
         assert_eq!([of(task.id, 1), of(task.id, 2), of(other, 1)].map(|of| task.chose(of)), [false, false, true]);
         task.chosen = Some(2);
         assert_eq!([of(task.id, 1), of(task.id, 2), of(task.id, 3)].map(|of| task.chose(of)), [true, true, false]);
+    }
+
+    /// What is the same although it was said again is nothing else, nor is what only others look at.
+    #[test]
+    fn what_is_asked_is_told_from_how_it_is_shown_and_when() {
+        let before = TaskSpec { plan: "p".into(), labels: vec!["l".into()], ..TaskSpec::default() };
+        let shown = TaskSpec { name: "n".into(), description: "d".into(), priority: 7, hidden: true, ..before.clone() };
+        assert!(!shown.asks_else(&before));
+        let plan = TaskSpec { plan: "q".into(), ..before.clone() };
+        let base = TaskSpec { base_branch: "b".into(), ..before.clone() };
+        assert!(plan.asks_else(&before) && base.asks_else(&before));
     }
 
     /// As it was written before what is empty was left out.

@@ -336,4 +336,8 @@ fn a_task_that_has_started_or_ended_says_where_it_stands() {
             "have its work in a directory: makima task restore 000000000001 --into DIR",
         ]
     );
+    let mut over = around.contract.clone();
+    over.cancelled = Some(Cancelled { by: "key:k".into(), reason: String::new(), since: NOW });
+    let ways = ["have its work in a directory: makima task restore 000000000001 --into DIR"];
+    assert_eq!(actions(&task, &explained, &Around { contract: &over, ..around }), ways);
 }

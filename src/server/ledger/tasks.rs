@@ -10,6 +10,7 @@ use crate::{
     domain::{
         OwnerId, TaskId,
         attempt::{Attempt, AttemptState, AttemptStatus, FailureClass},
+        contract::Contract,
         daemon::Requirements,
         dependency::{self, Added},
         draft::TaskUpdate,
@@ -19,8 +20,12 @@ use crate::{
     store::Edge,
 };
 
-/// A task that was told to somebody, or is done, stays as it was told.
-fn may_change(status: TaskStatus, what: &str) -> Result<(), Error> {
+/// A task that was told to somebody, or is done, stays as it was told; so does one that is never told again.
+fn may_change(status: TaskStatus, contract: Option<&Contract>, what: &str) -> Result<(), Error> {
+    if contract.is_some_and(|contract| contract.cancelled.is_some()) {
+        let text = format!("the contract is cancelled; its tasks are not tried again, so {what} stays as it is");
+        return Err(Error::Precondition(text));
+    }
     if status.may_change() {
         return Ok(());
     }
@@ -37,7 +42,7 @@ impl Work {
         let nothing_else = TaskUpdate::nothing(update.owner, update.task, update.etag);
         let only_hidden = *update == TaskUpdate { hidden: update.hidden, ..nothing_else };
         if !only_hidden {
-            may_change(task.status(), "what is asked of it")?;
+            may_change(task.status(), self.contracts.get(task.contract), "what is asked of it")?;
         }
         if let Some(name) = &update.name
             && self.names.get(&(task.contract, name.clone())).is_some_and(|taken| *taken != task.id)
@@ -47,7 +52,7 @@ impl Work {
                 format!("the contract has a task named `{name}` already"),
             )]));
         }
-        let (before, asks_else) = (task.version, update.asks_else());
+        let before = Arc::clone(&task.spec);
         let update = update.clone();
         let changed = self.respec(update.task, "task.updated", actor, |spec| {
             set(&mut spec.name, update.name);
@@ -63,7 +68,7 @@ impl Work {
             set(&mut spec.base_branch, update.base_branch);
             set(&mut spec.hidden, update.hidden);
         })?;
-        if asks_else && self.tasks.get(update.task).is_some_and(|task| task.version > before) {
+        if self.tasks.get(update.task).is_some_and(|task| task.spec.asks_else(&before)) {
             self.lost_is_outdated(update.task);
         }
         Ok(changed)
@@ -125,7 +130,7 @@ impl Work {
         actor: &str,
     ) -> Result<Reply, Error> {
         let task = self.task_of(owner, id)?.clone();
-        may_change(task.status(), "what it depends on")?;
+        may_change(task.status(), self.contracts.get(task.contract), "what it depends on")?;
         let existing: Vec<TaskId> = (self.dependencies.get(&id).into_iter().flatten().copied())
             .filter(|dependency| !self.edges_gone.contains_key(&(id, *dependency)))
             .collect();
