@@ -23,6 +23,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".makima.v1.UploadChunksRequest.data")
         .bytes(".makima.v1.DownloadChunksResponse.data")
         .bytes(".makima.v1.StreamTaskOutputResponse.data")
+        // A message is moved some ten times on its way, and is as large as the largest that it may be: most are a tenth of that.
+        .boxed(".makima.v1.AttachRequest.kind.hello")
+        .boxed(".makima.v1.AttachRequest.kind.message")
+        .boxed(".makima.v1.DaemonCommand.kind.spawn_task")
+        .boxed(".makima.v1.CreateTaskRequest.spec")
+        .boxed(".makima.v1.CreateTaskResponse.task")
         .compile_fds(descriptors)?;
     Ok(())
 }

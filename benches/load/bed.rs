@@ -220,8 +220,11 @@ pub async fn contract(client: &Client, tasks: Vec<TaskSpec>, hold: bool) -> (Str
 
 /// One more task; answers its id.
 pub async fn create(client: &Client, contract: &str, spec: TaskSpec) -> String {
-    let request =
-        CreateTaskRequest { contract_id: contract.to_owned(), spec: Some(spec), ..CreateTaskRequest::default() };
+    let request = CreateTaskRequest {
+        contract_id: contract.to_owned(),
+        spec: Some(Box::new(spec)),
+        ..CreateTaskRequest::default()
+    };
     let made = client.tasks().create_task(request).await.expect("create a task").into_inner();
     made.task.expect("a task in the answer").task_id
 }

@@ -188,7 +188,7 @@ impl Fleet {
             clock: clock::now(),
         };
         let say = |kind| AttachRequest { kind: Some(kind) };
-        let _ = requests.try_send(say(attach_request::Kind::Hello((&hello).into())));
+        let _ = requests.try_send(say(attach_request::Kind::Hello(Box::new((&hello).into()))));
         let mut request = tonic::Request::new(ReceiverStream::new(queued));
         let key = format!("Bearer {}", self.key).parse().expect("a key is ASCII");
         request.metadata_mut().insert("authorization", key);

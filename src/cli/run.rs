@@ -103,7 +103,7 @@ pub async fn run(session: &mut Session, args: RunArgs) -> Result<()> {
     let request = pb::CreateTaskRequest {
         request_id: args.request_id.unwrap_or_else(request_id),
         contract_id: String::new(),
-        spec: Some(pb::TaskSpec {
+        spec: Some(Box::new(pb::TaskSpec {
             name: args.name.unwrap_or_else(|| name_of(&plan)),
             plan,
             priority: args.priority,
@@ -116,7 +116,7 @@ pub async fn run(session: &mut Session, args: RunArgs) -> Result<()> {
             setup_command: args.setup.unwrap_or_default(),
             limits,
             ..pb::TaskSpec::default()
-        }),
+        })),
     };
     let create = || {
         let (mut tasks, request) = (client.tasks(), timed(request.clone()));
@@ -126,7 +126,7 @@ pub async fn run(session: &mut Session, args: RunArgs) -> Result<()> {
     let short = view::short(&task.task_id);
     if session.out.json {
         if !args.wait {
-            session.out.object(&view::Task::from(&task))?;
+            session.out.object(&view::Task::from(&*task))?;
         }
     } else {
         let name = task.spec.as_ref().map(|spec| clean(&spec.name)).unwrap_or_default();

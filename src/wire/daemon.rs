@@ -346,7 +346,7 @@ fn attempts(field: &str, attempts: &[pb::AttemptRef]) -> Result<Vec<AttemptRef>,
 impl From<&Command> for pb::DaemonCommand {
     fn from(command: &Command) -> Self {
         let kind = match &command.order {
-            Order::Spawn(spawn) => pb::daemon_command::Kind::SpawnTask(spawn.as_ref().into()),
+            Order::Spawn(spawn) => pb::daemon_command::Kind::SpawnTask(Box::new(spawn.as_ref().into())),
             Order::Cancel { reason, grace } => pb::daemon_command::Kind::CancelTask(pb::CancelTask {
                 reason: reason.clone(),
                 grace: Some(duration(*grace)),
@@ -369,7 +369,7 @@ impl TryFrom<&pb::DaemonCommand> for Command {
     fn try_from(command: &pb::DaemonCommand) -> Result<Self, Invalid> {
         let order = match command.kind.as_ref().ok_or_else(|| Invalid::new("kind", "is required"))? {
             pb::daemon_command::Kind::SpawnTask(spawn) => {
-                Order::Spawn(Box::new(Spawn::try_from(spawn).map_err(|e| e.within("spawn_task"))?))
+                Order::Spawn(Box::new(Spawn::try_from(spawn.as_ref()).map_err(|e| e.within("spawn_task"))?))
             }
             pb::daemon_command::Kind::CancelTask(cancel) => Order::Cancel {
                 reason: cancel.reason.clone(),

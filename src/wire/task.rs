@@ -51,7 +51,7 @@ pub fn create(owner: OwnerId, request: pb::CreateTaskRequest) -> ApiResult<NewTa
     if given.name.is_empty() {
         given.name = name_from_plan(&given.plan);
     }
-    let task = draft(&mut check, "spec.", given);
+    let task = draft(&mut check, "spec.", *given);
     if contract.is_none() {
         if task.spec.repository.is_empty() {
             check.violation("spec.repository", "is required for a task without a contract");

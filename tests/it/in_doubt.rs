@@ -449,7 +449,7 @@ async fn a_daemon_that_is_not_known_any_more_attaches_again() {
         clock: Some(makima::wire::common::timestamp(clock::now())),
         ..pb::Hello::default()
     };
-    say(pb::attach_request::Kind::Hello(hello)).await;
+    say(pb::attach_request::Kind::Hello(Box::new(hello))).await;
     let mut answers = client.attach(ReceiverStream::new(requests)).await.unwrap().into_inner();
     let mut hear = async || answers.message().await.unwrap().unwrap().kind.unwrap();
     assert!(matches!(hear().await, pb::attach_response::Kind::Welcome(_)));

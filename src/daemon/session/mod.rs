@@ -225,7 +225,7 @@ impl Session {
         let (requests, queued) = mpsc::channel(QUEUE);
         let request = link::authorized(&self.context.config, ReceiverStream::new(queued));
         // There is room: the queue is new.
-        let _ = requests.try_send(request_of(attach_request::Kind::Hello((&hello).into())));
+        let _ = requests.try_send(request_of(attach_request::Kind::Hello(Box::new((&hello).into()))));
         let opening = async {
             let mut responses = client.attach(request).await.map_err(refused)?.into_inner();
             let first = responses.message().await.map_err(refused)?.and_then(|response| response.kind);
@@ -349,7 +349,7 @@ impl Session {
             tracing::error!(sequence = message.sequence, attempt = %message.attempt, "a message is too big to be sent");
         }
         self.in_flight.insert(message.sequence, message.attempt);
-        self.queue.push_back(request_of(attach_request::Kind::Message(sent)));
+        self.queue.push_back(request_of(attach_request::Kind::Message(Box::new(sent))));
     }
 
     fn answer(&mut self, sequence: i64, command: CommandId, answer: &Answer, ready: bool) {

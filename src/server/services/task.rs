@@ -46,7 +46,7 @@ impl TaskService for Api {
         let draft = wire::task::create(owner, request)?;
         let reply = self.submit(&caller, repeat, Op::CreateTasks(draft)).await?;
         let made = self.created_tasks(owner, reply).await?;
-        Ok(Response::new(pb::CreateTaskResponse { task: made.into_iter().next() }))
+        Ok(Response::new(pb::CreateTaskResponse { task: made.into_iter().next().map(Box::new) }))
     }
 
     async fn batch_create_tasks(

@@ -116,7 +116,7 @@ impl Bed {
         };
         let journal = hello.journal_id.clone();
         let mut daemon = PlayedDaemon { out, answers: None, journal, sequence: 0, commands: VecDeque::new() };
-        daemon.say(pb::attach_request::Kind::Hello(hello)).await;
+        daemon.say(pb::attach_request::Kind::Hello(Box::new(hello))).await;
         daemon.answers = Some(client.attach(ReceiverStream::new(requests)).await.unwrap().into_inner());
         let pb::attach_response::Kind::Welcome(_) = daemon.hear().await else { panic!("no welcome") };
         daemon.heartbeat().await;
@@ -163,20 +163,20 @@ impl PlayedDaemon {
             }))
             .await;
             if let Some(pb::daemon_command::Kind::SpawnTask(spawn)) = command.kind {
-                return (command.attempt.unwrap(), spawn);
+                return (command.attempt.unwrap(), *spawn);
             }
         }
     }
 
     async fn report(&mut self, attempt: &pb::AttemptRef, kind: pb::daemon_message::Kind) {
         self.sequence += 1;
-        self.say(pb::attach_request::Kind::Message(pb::DaemonMessage {
+        self.say(pb::attach_request::Kind::Message(Box::new(pb::DaemonMessage {
             sequence: self.sequence,
             journal_id: self.journal.clone(),
             attempt: Some(attempt.clone()),
             time: Some(common::timestamp(clock::now())),
             kind: Some(kind),
-        }))
+        })))
         .await;
         loop {
             match self.hear().await {
@@ -322,7 +322,7 @@ async fn output_is_followed_while_it_comes() {
     let bed = bed().await;
     let mut tasks = bed.tasks();
     let request = pb::CreateTaskRequest {
-        spec: Some(pb::TaskSpec { repository: "/srv/repo".into(), ..spec("lone", &[]) }),
+        spec: Some(Box::new(pb::TaskSpec { repository: "/srv/repo".into(), ..spec("lone", &[]) })),
         ..Default::default()
     };
     let task = tasks.create_task(request).await.unwrap().into_inner().task.unwrap();

@@ -132,11 +132,11 @@ fn an_attempt_that_failed_says_how() {
 #[test]
 fn a_lone_task_is_named_by_its_plan() {
     let request = pb::CreateTaskRequest {
-        spec: Some(pb::TaskSpec {
+        spec: Some(Box::new(pb::TaskSpec {
             plan: "\n  Fix the flaky test\nin users".into(),
             repository: "/srv/r".into(),
             ..Default::default()
-        }),
+        })),
         ..Default::default()
     };
     let draft = create(id(3), request).unwrap();

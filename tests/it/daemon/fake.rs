@@ -314,7 +314,7 @@ impl Shared {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match kind {
             attach_request::Kind::Hello(hello) => {
-                let hello = Hello::try_from(&hello).unwrap();
+                let hello = Hello::try_from(&*hello).unwrap();
                 let verdict = |attempt| (attempt, *state.verdicts.get(&attempt).unwrap_or(&Verdict::Keep));
                 let welcome = Welcome {
                     protocol: 1,
@@ -339,7 +339,7 @@ impl Shared {
                 Vec::new()
             }
             attach_request::Kind::Message(message) => {
-                let message = Message::try_from(&message).unwrap();
+                let message = Message::try_from(&*message).unwrap();
                 let answer = state.answers.then(|| answer_to(message.sequence, message.journal));
                 state.events.push(Event::Message(Box::new(message)));
                 answer.into_iter().collect()

@@ -186,7 +186,7 @@ fn hello(protocol_min: u32, protocol_max: u32) -> pb::Hello {
 
 /// Attaches; answers the protocol chosen.
 async fn attach(client: &Client, hello: &pb::Hello) -> Result<u32, Status> {
-    let hello = pb::AttachRequest { kind: Some(pb::attach_request::Kind::Hello(hello.clone())) };
+    let hello = pb::AttachRequest { kind: Some(pb::attach_request::Kind::Hello(Box::new(hello.clone()))) };
     let mut answers = client.daemons().attach(tokio_stream::once(hello)).await?.into_inner();
     match answers.message().await?.and_then(|answer| answer.kind) {
         Some(pb::attach_response::Kind::Welcome(welcome)) => Ok(welcome.protocol),

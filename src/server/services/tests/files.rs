@@ -24,7 +24,7 @@ struct Upload {
 impl Bed {
     async fn work(&self) -> Work {
         let request = pb::CreateTaskRequest {
-            spec: Some(pb::TaskSpec { repository: "/srv/repo".into(), ..spec("lone", &[]) }),
+            spec: Some(Box::new(pb::TaskSpec { repository: "/srv/repo".into(), ..spec("lone", &[]) })),
             ..Default::default()
         };
         self.tasks().create_task(request).await.unwrap();
