@@ -1,13 +1,16 @@
 //! From the end of the agent to the report of it. Whatever has ended it: first nothing of the attempt is alive, then what is
 //! left is made a result or kept, then it is said; each can be done again after a crash.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{Halt, LEFTOVER_GRACE, Left, Runner, blocking, chain};
+use super::{
+    Halt, LEFTOVER_GRACE, Left, Runner, blocking, chain,
+    saving::{FINAL_WAIT, Saving},
+};
 use crate::{
     daemon::{
         agents::End,
-        attempt_dir::{EndReason, ExitRecord},
+        attempt_dir::{EndReason, ExitRecord, Manifest},
         bulk::{Delivered, FileKind},
         checkpoint,
         journal::{Change, State, Stop, Upload, Why},
@@ -172,23 +175,28 @@ impl Runner {
 
     /// Keeps what an attempt without a result has made, before its end is reported: whoever tries next finds it.
     async fn keep(&mut self, spawn: &Spawn) -> Result<(), Left> {
+        if let Some((saving, reason, session)) = self.work_to_keep(spawn).await {
+            self.patience(saving.finally(reason, session)).await.map_err(|_| Left)?;
+        }
+        Ok(())
+    }
+
+    /// What keeps it, why, and with which session; nothing where there is nothing to keep, or nobody to keep it for.
+    async fn work_to_keep(&mut self, spawn: &Spawn) -> Option<(Arc<Saving>, Reason, String)> {
         let reason = match self.wish().map(|stop| stop.why) {
             None => Reason::End,
             Some(Why::Cancelled | Why::Fenced) => Reason::Stopping,
             // The server does not know it, or needs nothing of it.
-            Some(Why::Salvage | Why::Forgotten) => return Ok(()),
+            Some(Why::Salvage | Why::Forgotten) => return None,
         };
         let is_fenced = self.wish().is_some_and(|stop| stop.why == Why::Fenced);
         let worked =
             self.dir.as_ref().is_some_and(|dir| dir.started().is_ok_and(|it| it.is_some())) || spawn.resume.is_some();
         if !worked || !(spawn.final_checkpoint || is_fenced) {
-            return Ok(());
+            return None;
         }
         let session = self.session(spawn);
-        if let Some(saving) = self.saving().await {
-            self.patience(saving.finally(reason, session)).await.map_err(|_| Left)?;
-        }
-        Ok(())
+        self.saving().await.map(|saving| (saving, reason, session))
     }
 
     /// The shim has died under us; its agent may be alive.
@@ -209,7 +217,9 @@ impl Runner {
     /// After a restart: the agent has gone and left no record.
     pub(super) async fn interrupted(&mut self, spawn: &Spawn) -> Result<(), Left> {
         let left = self.sweep(LEFTOVER_GRACE).await?;
-        self.open_tail(spawn, None);
+        // What it has said is all that there is to know of it: its session, what it has used.
+        let started = self.dir.as_ref().and_then(|dir| dir.started().ok().flatten());
+        self.open_tail(spawn, started.map(|started| started.output_start));
         if self.wish().is_some() {
             return self.shim_died().await;
         }
@@ -220,14 +230,25 @@ impl Runner {
             None => None,
         };
         let worktree_intact = found.is_some();
+        if let (Some(found), Ok(manifest)) = (&found, self.manifest())
+            && manifest.place.as_ref() != Some(found)
+        {
+            self.moved(Manifest { place: Some(found.clone()), ..manifest }).await;
+        }
         // Where it was moved to, or else where it was.
         let worktree = found.or(place).map(|place| place.worktree.display().to_string());
         let worktree = worktree.unwrap_or_else(|| self.row.worktree.clone());
         tracing::warn!(left, worktree_intact, worktree, "the agent has gone without a record");
         // The next attempt goes on here, unless this machine goes again before that, or is to take no more work.
-        if worktree_intact {
-            self.last_progress().await;
-            self.keep(spawn).await?;
+        let progress = self.last_progress().await;
+        if worktree_intact && let Some((saving, reason, session)) = self.work_to_keep(spawn).await {
+            // The attempt counts as one that runs until then. What takes longer follows what is said.
+            let kept = tokio::time::timeout(FINAL_WAIT, saving.finally(reason, session));
+            match self.attend(kept).await {
+                Ok(_) => {}
+                Err(Halt::Shutdown | Halt::Failed(_)) => return Err(Left),
+                Err(Halt::Stopped(_)) => return self.shim_died().await,
+            }
         }
         let detected = Report::RecoveryDetected {
             previous: self.row.state.inventory().unwrap_or(InventoryState::Running),
@@ -235,11 +256,15 @@ impl Runner {
             worktree: worktree.clone(),
             needs_patch: !worktree_intact,
         };
+        let reports = match progress == Progress::default() {
+            true => vec![detected],
+            false => vec![Report::Progress(progress), detected],
+        };
         let change = Change {
             state: Some(State::Interrupted),
             directory: self.dir.as_ref().map(|dir| dir.path().to_owned()),
             worktree: Some(worktree),
-            reports: vec![detected],
+            reports,
             ..Change::default()
         };
         self.record(change).await?;
@@ -247,6 +272,14 @@ impl Runner {
             tail.close().await;
         }
         Ok(())
+    }
+
+    /// Its worktree is not where it was made.
+    async fn moved(&self, manifest: Manifest) {
+        let Some(dir) = self.dir.clone() else { return };
+        if let Err(error) = blocking(move || dir.save(&manifest)).await {
+            tracing::warn!(error = chain(&error), "it cannot be noted where a worktree was moved to");
+        }
     }
 
     /// The story did not go on.

@@ -5,7 +5,7 @@
 //!      │                                                                             v
 //!      │ found after a restart:  shim alive ───────────────────────────────> the agent runs, its output is followed
 //!      │                         exit record ──────────────┐                         │
-//!      │                         neither ─> sweep ─> RecoveryDetected                v
+//!      │                         neither ─> sweep ─> checkpoint ─> RecoveryDetected  v
 //!      └───────── a wish that it ends, at any point ───────┴──> nothing is alive ─┬─> commit ─> pack ─> Complete
 //!                                                                                  └─> checkpoint ───> Complete
 //! ```

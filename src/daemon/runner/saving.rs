@@ -49,7 +49,7 @@ const BOOK: &str = "checkpoints.json";
 const FILES: &str = "checkpoints";
 /// What a last checkpoint has to reach the server before the end is reported without it: as long as a daemon may be silent
 /// before it is taken for lost, and a little for the server.
-const FINAL_WAIT: Duration = Duration::from_secs(60);
+pub(super) const FINAL_WAIT: Duration = Duration::from_secs(60);
 /// Bytes a second that a line should make at least; what takes longer than that follows the report.
 const SLOW_LINE: u64 = 512 * 1024;
 /// Causes of warnings that are remembered, so that each is said once.

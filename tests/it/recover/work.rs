@@ -48,16 +48,32 @@ async fn a_killed_agent_goes_on_where_it_was() {
 }
 
 /// A machine whose power went comes back, and goes for good before the next attempt could begin on it: what its agent had done is
-/// with the server by then, as it is wherever an attempt ends without a result.
+/// with the server by then, as it is wherever an attempt ends without a result, and so is the conversation that it had, in a session
+/// that it has named itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_agent_left_is_not_on_its_machine_alone() {
     let mut world = world().await;
+    let talks = world.dir.join("talks");
+    fs::create_dir(&talks).unwrap();
+    let profile = format!(
+        "[daemon.profiles.talker]\ncommand = \"sh\"\nargs = [\"-eu\", \"{{plan_file}}\"]\nparser = \"claude-stream-json\"
+        transcript = \"{}/{{session}}\"\n",
+        talks.display()
+    );
+    let options = || DaemonOptions { config: format!("{}\n{profile}", options().config), ..options() };
     world.start_daemon_with("a", options()).await;
     let repo = world.repo("repo");
-    let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then cat work > got; exit 0; fi
-        echo first > work; echo ready > ready; sleep 1000";
+    let script = format!(
+        "if [ \"${{MAKIMA_RESUMED:-}}\" = 1 ]; then
+            cat work > got; echo '{{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false,\"result\":\"\"}}'; exit 0
+        fi
+        echo '{{\"type\":\"system\",\"subtype\":\"init\",\"session_id\":\"its-own\"}}'; echo '{{}}' > {}/its-own
+        echo first > work; echo ready > ready; sleep 1000",
+        talks.display()
+    );
     let client = world.client();
-    let task = create(&client, &repo.file_url(), Duration::ZERO, vec![shell("long", script, &[])]).await.remove(0);
+    let long = pb::TaskSpec { agent: "talker".to_owned(), ..shell("long", &script, &[]) };
+    let task = create(&client, &repo.file_url(), Duration::ZERO, vec![long]).await.remove(0);
     until(&client, &task.task_id, TaskStatus::Running).await;
     let place = worktree(&client, &task.task_id).await;
     world.file_appears(&place.join("ready")).await;
@@ -76,6 +92,9 @@ async fn what_a_killed_agent_left_is_not_on_its_machine_alone() {
         ensure(task.status() == TaskStatus::Pending && !task.checkpoint_id.is_empty(), || format!("{task:#?}"))
     })
     .await;
+    let request = pb::ListCheckpointsRequest { task_id: task.task_id.clone(), ..Default::default() };
+    let kept = client.tasks().list_checkpoints(request).await.unwrap().into_inner().checkpoints;
+    assert_eq!(kept.iter().map(|it| it.session_id.as_str()).collect::<Vec<_>>(), ["its-own"]);
     lose_machine(&mut world, "a").await;
     let b = world.start_daemon_with("b", options()).await;
     let release = pb::ReleaseContractRequest { contract_id, ..pb::ReleaseContractRequest::default() };
