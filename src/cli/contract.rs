@@ -4,7 +4,7 @@
 //! tasks are added, parents before children, and released at the end; every call carries an id derived from the request
 //! id, so applying again after a break goes on where it stopped.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
@@ -203,6 +203,7 @@ async fn apply(session: &mut Session, args: ApplyArgs) -> Result<()> {
             note(&format!("it is held: `makima contract release {short}` lets it start"));
         } else if !args.wait {
             note(&format!("`makima contract watch {short}` follows it"));
+            created.nowhere.iter().for_each(|text| note(text));
         }
     }
     if args.wait {
@@ -219,6 +220,22 @@ pub struct Created {
     pub count: usize,
     /// Dependencies that analysis suggests.
     pub suggestions: usize,
+    /// Why some of them can start nowhere.
+    pub nowhere: Vec<String>,
+}
+
+/// Why tasks can start nowhere as the fleet is, each reason once, and not more than a few: what was mistyped is told at once.
+pub fn nowhere<'a>(tasks: impl IntoIterator<Item = &'a pb::Task>) -> Vec<String> {
+    const REASONS: usize = 3;
+    let mut told = BTreeMap::new();
+    for task in tasks.into_iter().filter(|task| task.pending_reason() == pb::PendingReason::NoMatchingDaemon) {
+        let name = task.spec.as_ref().map(|spec| clean(&spec.name)).unwrap_or_default();
+        told.entry(clean(&task.reason)).or_insert(name);
+        if told.len() == REASONS {
+            break;
+        }
+    }
+    told.into_iter().map(|(reason, name)| format!("{name} cannot start yet: {reason}")).collect()
 }
 
 /// Creates a contract, in as many calls as it needs. `held`: leave it held.
@@ -245,6 +262,7 @@ pub async fn create(client: &Client, file: ContractFile, place: Place, id: &str,
     let mut contract = created.contract;
     let contract_id = contract.as_ref().map(|contract| contract.contract_id.clone()).unwrap_or_default();
     let mut suggestions = created.suggestions.len();
+    let nowhere = nowhere(&created.tasks);
     for (number, tasks) in batches.enumerate() {
         let request = pb::BatchCreateTasksRequest {
             request_id: derived(id, &format!("tasks {}", number + 1)),
@@ -268,7 +286,7 @@ pub async fn create(client: &Client, file: ContractFile, place: Place, id: &str,
         let released = client.patiently("release the contract", release).await;
         contract = released.map_err(|error| unfinished(&error, &contract_id))?.contract;
     }
-    Ok(Created { contract, count, suggestions })
+    Ok(Created { contract, count, suggestions, nowhere })
 }
 
 /// An id that is the same each time the same request is made.

@@ -35,8 +35,14 @@ pub async fn list(session: &mut Session, args: &ListArgs) -> Result<()> {
     let now = clock::now();
     let count = daemons.len();
     daemons.retain(|daemon| args.all || !is_forgotten(daemon, now));
+    let left_out = match count - daemons.len() {
+        0 => None,
+        hidden => Some(format!("left out, as lost more than a week ago: {hidden}; --all shows them")),
+    };
     if session.out.json {
-        return daemons.iter().try_for_each(|daemon| session.out.object(&view::Daemon::from(daemon)));
+        daemons.iter().try_for_each(|daemon| session.out.object(&view::Daemon::from(daemon)))?;
+        left_out.iter().for_each(|text| note(text));
+        return Ok(());
     }
     let mut table = Table::new(&["NAME", "STATUS", "SLOTS", "LABELS", "AGENTS", "VERSION", "SEEN", "HOST"]);
     for daemon in &daemons {
@@ -51,11 +57,11 @@ pub async fn list(session: &mut Session, args: &ListArgs) -> Result<()> {
             daemon.hostname.clone(),
         ]);
     }
-    match count - daemons.len() {
-        0 => session.out.table(&table, "no daemons yet: `makima daemon run` starts one on this machine"),
-        hidden => {
+    match left_out {
+        None => session.out.table(&table, "no daemons yet: `makima daemon run` starts one on this machine"),
+        Some(text) => {
             session.out.table(&table, "")?;
-            note(&format!("left out, as lost more than a week ago: {hidden}; --all shows them"));
+            note(&text);
             Ok(())
         }
     }

@@ -55,8 +55,8 @@ struct Piece<'a> {
 /// Shows it.
 pub async fn show(client: &Client, out: &mut Out, wanted: Wanted) -> Result<()> {
     let task = read(client, &wanted).await.map_err(client.refused("read the task"))?;
-    let agent = task.spec.map(|spec| spec.agent).unwrap_or_default();
-    let mut renderer = (!wanted.raw && !out.json && agent != SHELL).then(Renderer::default);
+    let is_rendered = !wanted.raw && !out.json && renders(&task);
+    let mut renderer = is_rendered.then(Renderer::default);
     let follow = follow(client, out, &wanted, task.attempt, &mut renderer);
     let ended = tokio::select! {
         biased;
@@ -90,19 +90,23 @@ async fn follow(
     loop {
         if place.attempt > 0 {
             stream(client, out, wanted, &mut place, renderer).await?;
-            if let Some(renderer) = renderer {
-                out.bytes(&renderer.rest())?;
-            }
         }
-        let Some(next) = next_attempt(client, wanted, place.attempt).await? else { return Ok(()) };
-        let offset = match place.attempt {
-            0 => wanted.offset,
-            // It goes on.
-            shown if shown == next => place.offset,
-            _ => 0,
-        };
-        place = Place { attempt: next, offset };
+        let Some((next, task)) = next_attempt(client, wanted, place.attempt).await? else { return Ok(()) };
+        if next == place.attempt {
+            continue;
+        }
+        if let Some(renderer) = renderer {
+            out.bytes(&renderer.rest())?;
+        }
+        // Another agent may have it now.
+        *renderer = (!wanted.raw && !out.json && renders(&task)).then(Renderer::default);
+        place = Place { attempt: next, offset: if place.attempt == 0 { wanted.offset } else { 0 } };
     }
+}
+
+/// What its agent writes is shown as it is meant, not as it is.
+fn renders(task: &pb::Task) -> bool {
+    task.spec.as_ref().is_none_or(|spec| spec.agent != SHELL)
 }
 
 /// What is shown next.
@@ -186,8 +190,9 @@ async fn stream(
     }
 }
 
-/// Waits for an attempt after `shown`, and says meanwhile what the task waits for. Nothing if the task is final without one.
-async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Option<u32>> {
+/// Waits for the attempt after `shown`, or for more of that one, and says meanwhile what the task waits for. Nothing if the task is
+/// final without one.
+async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Option<(u32, pb::Task)>> {
     let mut breaks = Breaks::new(client);
     let mut said = None;
     loop {
@@ -209,17 +214,27 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
                     };
                     let ended = if shown == 0 { String::new() } else { format!("attempt {shown} has ended; ") };
                     if task.attempt > shown {
-                        note(&format!("({ended}attempt {} begins)", task.attempt));
-                        return Ok(Some(task.attempt));
+                        let next = if shown == 0 { task.attempt } else { shown + 1 };
+                        let begins = if next == task.attempt { "begins" } else { "follows, which has ended too" };
+                        note(&format!("({ended}attempt {next} {begins})"));
+                        return Ok(Some((next, task)));
                     }
                     if board::is_final(task.status()) {
+                        // It had been given up for lost, and may have come back with more, and with its end.
+                        if said.is_some() && shown > 0 {
+                            return Ok(Some((shown, task)));
+                        }
                         note(&format!("({ended}{})", state(&task)));
                         return Ok(None);
                     }
                     // Given up for lost, and its daemon is back with it.
                     if said.is_some() && shown > 0 && board::is_live(task.status()) {
                         note(&format!("(attempt {shown} goes on)"));
-                        return Ok(Some(shown));
+                        return Ok(Some((shown, task)));
+                    }
+                    // It was given up and is back before anybody looked, or its result is on its way.
+                    if step.is_err() && shown > 0 && board::is_live(task.status()) {
+                        return Ok(Some((shown, task)));
                     }
                     let waits_for = (task.status(), task.pending_reason());
                     // A result may be on its way after the last byte.

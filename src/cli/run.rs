@@ -133,6 +133,7 @@ pub async fn run(session: &mut Session, args: RunArgs) -> Result<()> {
         session.out.line(&format!("task {short} created: {name}"))?;
         if !args.wait {
             note(&format!("`makima task watch {short}` follows it, `makima task logs -f {short}` shows its output"));
+            contract::nowhere([&*task]).iter().for_each(|text| note(text));
         }
     }
     if args.wait {

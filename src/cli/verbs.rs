@@ -176,7 +176,10 @@ pub async fn update(session: &mut Session, client: &Client, args: UpdateArgs) ->
         Some(task) => format!("is changed; `makima task retry {}` has it tried again", view::short(&task.task_id)),
         None => "is changed".to_owned(),
     };
-    said(session, task, &what)
+    let nowhere = contract::nowhere(&task);
+    said(session, task, &what)?;
+    nowhere.iter().for_each(|text| note(text));
+    Ok(())
 }
 
 /// The value of a field that is to be changed; its name goes with the others.

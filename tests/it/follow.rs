@@ -1,11 +1,15 @@
 //! A task that fails, is changed and tried again, as somebody sees it who follows its output all the while.
 
+use std::process::Stdio;
+
 use makima::wire::pb::TaskStatus;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::harness::{
     Database, World,
     client::shell,
     eventually::{ensure, eventually},
+    proxy::{Line, Proxy},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -49,6 +53,49 @@ async fn output_is_followed_through_all_attempts() {
     assert!(said.contains(&"(attempt 1 has ended; attempt 2 begins)"), "{err}");
     assert_eq!(said.last(), Some(&"(attempt 2 has ended; the task is DONE)"));
     assert_eq!(String::from_utf8_lossy(&named.stdout), "one\n", "one that is named is followed alone");
+}
+
+/// What happens while the connection is broken is shown when it is there again, attempt by attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_behind_a_break_are_shown_too() {
+    let mut world = World::start(Database::Sqlite).await;
+    world.start_daemon("d").await;
+    let repo = world.repo("repo").url();
+    let client = world.client();
+    let [runs, go] = ["runs", "go"].map(|name| world.dir.join(name));
+    let script = format!(
+        "echo x >> {runs}; n=$(wc -l < {runs}); echo run $n; test $n != 3 || exit 0
+        until test -e {go}; do sleep 0.05; done; kill -9 $$",
+        runs = runs.display(),
+        go = go.display()
+    );
+    let id = client.create(&repo, vec![shell("t", &script, &[])]).await.tasks[0].task_id.clone();
+    world.file_appears(&runs).await;
+    let proxy = Proxy::to(world.address()).await;
+    let mut command = world.command();
+    command.args(["task", "logs", "t", "--follow"]).env("MAKIMA_SERVER", &proxy.url);
+    command.env("MAKIMA_KEY_FILE", world.key_file("owner")).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut following = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("run 1"));
+    proxy.set(Line::Refusing);
+    proxy.cut();
+    std::fs::write(&go, "").unwrap();
+    eventually("it is done", || async {
+        let task = client.task(&id).await.task.unwrap();
+        if task.status() == TaskStatus::Pending {
+            let _ = world.cli(&["task", "retry", "t"]).await;
+        }
+        ensure(task.status() == TaskStatus::Done, || format!("{task:?}"))
+    })
+    .await;
+    proxy.set(Line::Open);
+    let mut shown = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        shown.push(line);
+    }
+    assert_eq!(shown, ["run 2", "run 3"]);
+    assert!(following.wait().await.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,4 +150,15 @@ async fn a_task_that_failed_is_changed_and_tried_again() {
     assert_eq!(first.dependencies.iter().map(|edge| &edge.task_id).collect::<Vec<_>>(), [&made[1].task_id]);
     let task = first.task.unwrap();
     assert_eq!((task.attempt, task.spec.unwrap().plan.as_str()), (2, "true"));
+
+    // What is mistyped is told at once, and what is never tried again is not changed either.
+    let (code, told) = said(&["run", "--repo", &repo, "--agent", "shel", "true"]).await;
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("true cannot start yet: d lacks agent profile `shel`"), "{told}");
+    let held = client.create(&repo, vec![shell("alone", "true", &["gone"]), shell("gone", "exit 3", &[])]).await;
+    let contract = held.contract.unwrap().contract_id;
+    assert_eq!(said(&["contract", "cancel", &contract]).await.0, Some(0));
+    let (code, told) = said(&["task", "update", &held.tasks[0].task_id, "--plan", "false"]).await;
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("the contract is cancelled; its tasks are not tried again"), "{told}");
 }

@@ -24,8 +24,10 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_VERSION: usize = 80;
 /// Bytes of one argument; Linux takes 128 KiB.
 const MAX_ARGUMENT: usize = 120 * 1024;
+/// Longest brief that is told as it is; what an argument has besides is short.
+const MAX_BRIEF: usize = 110 * 1024;
 
-/// How to run an agent: data, in the daemon's configuration as `[profiles.<name>]`. What is left out comes from the profile
+/// How to run an agent: data, in the daemon's configuration as `[daemon.profiles.<name>]`. What is left out comes from the profile
 /// named by `like`, or from the built-in one of the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -218,8 +220,15 @@ impl Profiles {
         let (session_id, session) = (way.session_id(context), way.session().unwrap_or_default().to_owned());
         let task_id = context.attempt.task.to_string();
         let brief = context.resume.as_ref().filter(|_| profile.takes_brief());
-        let plan = brief.map_or(&spawn.plan, |resume| &resume.brief);
         let plan_file = brief.map_or(&context.plan_file, |resume| &resume.brief_file).display().to_string();
+        // A brief has the plan in it: what was short enough for an argument is to be short enough for the next attempt, too.
+        let pointer =
+            format!("You were interrupted. Read the file {plan_file}: it says what to do, and what has been done.\n");
+        let plan = match brief {
+            Some(resume) if resume.brief.len() > MAX_BRIEF => &pointer,
+            Some(resume) => &resume.brief,
+            None => &spawn.plan,
+        };
         let worktree = context.worktree.display().to_string();
         let fill = |text: &String| {
             fill(text, &|word| {

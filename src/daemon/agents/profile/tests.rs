@@ -88,8 +88,13 @@ fn agents_go_on_as_they_can() {
     let told = from_toml(
         "[told]\nlike = \"own\"\nbrief = true\n[own]\ncommand = \"own\"\nargs = [\"{plan}\", \"{plan_file}\"]",
     );
-    let told = told.unwrap().command(&order("told", "the plan"), &going_on(None, false)).unwrap();
-    assert_eq!(told.args, ["go on", "/attempt/brief"]);
+    let told = told.unwrap();
+    let mut going_on = going_on(None, false);
+    assert_eq!(told.command(&order("told", "the plan"), &going_on).unwrap().args, ["go on", "/attempt/brief"]);
+    // A brief that has a long plan in it is longer than the plan was.
+    going_on.resume.as_mut().unwrap().brief = "x".repeat(MAX_ARGUMENT + 1);
+    let args = told.command(&order("told", "the plan"), &going_on).unwrap().args;
+    assert!(args[0].contains("/attempt/brief"), "{args:?}");
 }
 
 /// A third profile is data; one that is like another changes what it says and nothing else.
