@@ -93,6 +93,9 @@ pub struct Task {
     /// that.
     #[serde(default, skip_serializing_if = "is_default")]
     pub chosen: Option<u32>,
+    /// The newest attempt when it was given to another agent: the conversations until then are not that one's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub handed_over: Option<u32>,
     /// The daemon that a person chose for the next attempt; another one takes it where that one has no room.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prefer: Option<DaemonId>,
@@ -112,6 +115,11 @@ impl Task {
     /// Whether somebody chose that it goes on from a checkpoint of this attempt; otherwise the newest one there is does.
     pub fn chose(&self, of: AttemptRef) -> bool {
         of.task != self.id || self.chosen.is_some_and(|since| of.number <= since)
+    }
+
+    /// Whether the conversation of this attempt, of it or of another task, is its agent's.
+    pub fn may_converse(&self, of: AttemptRef) -> bool {
+        self.handed_over.is_none_or(|until| of.task == self.id && of.number > until)
     }
 
     /// A time it waits for.
@@ -188,6 +196,7 @@ impl New {
             checkpoint,
             here: None,
             chosen: None,
+            handed_over: None,
             prefer: None,
         }
     }
@@ -529,6 +538,12 @@ mod tests {
         let of = |task, number| AttemptRef { task, number, id: AttemptId(id(5)) };
         let other = TaskId(id(9));
         assert_eq!([of(task.id, 1), of(task.id, 2), of(other, 1)].map(|of| task.chose(of)), [false, false, true]);
+        assert_eq!([of(task.id, 1), of(other, 1)].map(|of| task.may_converse(of)), [true, true]);
+        task.handed_over = Some(1);
+        assert_eq!(
+            [of(task.id, 1), of(task.id, 2), of(other, 2)].map(|of| task.may_converse(of)),
+            [false, true, false]
+        );
         task.chosen = Some(2);
         assert_eq!([of(task.id, 1), of(task.id, 2), of(task.id, 3)].map(|of| task.chose(of)), [true, true, false]);
     }

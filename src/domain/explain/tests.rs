@@ -49,6 +49,7 @@ fn task() -> Task {
         checkpoint: None,
         here: None,
         chosen: None,
+        handed_over: None,
         prefer: None,
     }
 }

@@ -61,6 +61,7 @@ fn task(state: TaskState) -> Task {
         checkpoint: None,
         here: None,
         chosen: None,
+        handed_over: None,
         prefer: None,
     }
 }

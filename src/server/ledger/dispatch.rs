@@ -470,7 +470,10 @@ impl Work {
         };
         let branched = task.spec.branched_from.filter(|from| Some(from.checkpoint) == task.checkpoint);
         let in_checkpoint = || checkpoint.map(|checkpoint| checkpoint.about.session_id.clone()).unwrap_or_default();
+        let talked = here.map(|here| here.attempt).or(checkpoint.map(|checkpoint| checkpoint.attempt));
+        let may_converse = talked.is_none_or(|of| task.may_converse(of));
         let session_id = match (here, branched) {
+            _ if !may_converse => String::new(),
             (Some(_), _) => earlier.map(|earlier| earlier.agent_session_id.clone()).unwrap_or_default(),
             (None, Some(from)) if !from.conversation => String::new(),
             (None, _) => in_checkpoint(),
@@ -484,7 +487,7 @@ impl Work {
             chain: checkpoint.map(|checkpoint| checkpoint.chain.clone()).unwrap_or_default(),
             base_commit: base_commit.unwrap_or_default(),
             session_id,
-            fork_session: branched.is_some_and(|from| from.conversation),
+            fork_session: may_converse && branched.is_some_and(|from| from.conversation),
             chosen: checkpoint.is_some_and(|checkpoint| task.chose(checkpoint.attempt)),
             reason: task.tries.last_failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default(),
             last_message: earlier.map(|earlier| earlier.last_message.clone()).unwrap_or_default(),

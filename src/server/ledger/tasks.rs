@@ -71,6 +71,11 @@ impl Work {
         if self.tasks.get(update.task).is_some_and(|task| task.spec.asks_else(&before)) {
             self.lost_is_outdated(update.task);
         }
+        if self.tasks.get(update.task).is_some_and(|task| task.spec.agent != before.agent)
+            && let Some(task) = self.tasks.get_mut(update.task)
+        {
+            task.handed_over = Some(task.attempt);
+        }
         Ok(changed)
     }
 

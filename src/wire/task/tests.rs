@@ -46,6 +46,7 @@ fn example() -> Task {
         checkpoint: None,
         here: None,
         chosen: None,
+        handed_over: None,
         prefer: None,
     }
 }

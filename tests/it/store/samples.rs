@@ -142,6 +142,7 @@ pub fn task(contract: &Contract, n: u128, name: &str) -> Task {
             worktree: ODD.to_owned(),
         }),
         chosen: Some(2),
+        handed_over: Some(1),
         prefer: Some(DaemonId(id(9))),
     }
 }

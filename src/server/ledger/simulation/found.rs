@@ -199,7 +199,9 @@ impl Story {
             card: Card {
                 name: "d".to_owned(),
                 slots: self.slots,
-                profiles: vec![Profile { name: "shell".to_owned(), version: String::new() }],
+                profiles: ["shell", "claude"]
+                    .map(|name| Profile { name: name.to_owned(), version: String::new() })
+                    .to_vec(),
                 any_path: true,
                 ..Card::default()
             },
@@ -363,6 +365,30 @@ fn what_an_agent_had_used_before_it_was_gone_counts() {
             assert_eq!(story.task("a").usage.input_tokens, 7, "given up: {is_given_up}");
         }
     }
+}
+
+/// A task is given to another agent: that one goes on with the work, and not with a conversation of the one before.
+#[test]
+fn another_agent_does_not_go_on_with_the_conversation() {
+    let goes_on_with = |agent: Option<&str>| {
+        let mut story = Story::of(&[("a", &[])]);
+        let attempt = story.starts("a");
+        story.says(attempt, Report::Progress(Progress { agent_session_id: "s".to_owned(), ..Progress::default() }));
+        story.slots = 0;
+        story.attach(1, &[(attempt, InventoryState::Interrupted)]).unwrap();
+        let agent = agent.map(str::to_owned);
+        let update = TaskUpdate { agent, ..TaskUpdate::nothing(OWNER, attempt.task, None) };
+        story.ask(Op::UpdateTask(Box::new(update))).unwrap();
+        story.slots = 1;
+        story.attach(1, &[]).unwrap();
+        let (_, next) = story.order("a").unwrap();
+        let resume = story.attempt(next).outstanding().unwrap().resume.clone().unwrap();
+        assert!(resume.here.is_some(), "the work is there");
+        resume.session_id
+    };
+    assert_eq!(goes_on_with(None), "s");
+    assert_eq!(goes_on_with(Some("shell")), "s", "it is the same");
+    assert_eq!(goes_on_with(Some("claude")), "");
 }
 
 /// A daemon was given up for lost, and a person has changed what is asked of its task. When it comes back, its agent works on what
