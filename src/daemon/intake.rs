@@ -95,7 +95,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
             return;
         }
     };
-    let mut new = Vec::with_capacity(accepted.len());
+    let (mut new, mut known) = (Vec::with_capacity(accepted.len()), Vec::new());
     for (taken, outcome) in accepted.into_iter().zip(outcomes) {
         match outcome {
             Accepted::New => {
@@ -106,7 +106,13 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
                 answer(context, &taken, Answer::Persisted);
                 new.push(taken.command);
             }
-            Accepted::Known => answer(context, &taken, Answer::Persisted),
+            Accepted::Known => {
+                answer(context, &taken, Answer::Persisted);
+                // A server whose database was put back from a copy orders what may be over here.
+                if matches!(taken.command.order, Order::Spawn(_)) {
+                    known.push(taken.command.attempt);
+                }
+            }
             Accepted::Conflict => {
                 let reason = format!("command {} was here before with other content", taken.command.id);
                 tracing::error!(attempt = %taken.command.attempt, reason, "refused a command");
@@ -115,6 +121,7 @@ async fn take(context: &Context, supervisor: &supervisor::Handle, batch: Vec<Tak
         }
     }
     supervisor.accepted(new, now).await;
+    supervisor.known(known).await;
 }
 
 fn answer(context: &Context, taken: &Taken, answer: Answer) {

@@ -70,6 +70,8 @@ pub struct Live {
 pub(super) enum Ask {
     /// These are in the journal and new, since then.
     Accepted(Vec<Command>, Timestamp),
+    /// The server orders to start these, which the journal has already.
+    Known(Vec<AttemptRef>),
     /// The server has judged what was listed.
     Verdicts(Vec<(AttemptRef, Verdict)>, oneshot::Sender<()>),
     /// The server wants these to end.
@@ -86,6 +88,13 @@ impl Handle {
     /// Starts and ends what the journal has accepted.
     pub async fn accepted(&self, commands: Vec<Command>, since: Timestamp) {
         self.ask(Ask::Accepted(commands, since)).await;
+    }
+
+    /// Says again how those have ended that have: the server does not know it.
+    pub async fn known(&self, attempts: Vec<AttemptRef>) {
+        if !attempts.is_empty() {
+            self.ask(Ask::Known(attempts)).await;
+        }
     }
 
     /// Executes the server's verdicts: returns when each is on its way, not when everything has died.
@@ -221,6 +230,13 @@ impl Supervisor {
     async fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Accepted(commands, since) => self.accepted(commands, since).await,
+            Ask::Known(attempts) => {
+                for attempt in attempts {
+                    if !self.live.contains_key(&attempt) {
+                        self.report_again(attempt).await;
+                    }
+                }
+            }
             Ask::Verdicts(verdicts, done) => {
                 for (attempt, verdict) in verdicts {
                     self.verdict(attempt, verdict).await;
