@@ -396,6 +396,18 @@ impl Usage {
         }
     }
 
+    /// The larger of two counts of the same thing, each by itself.
+    pub fn max(&self, other: &Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.max(other.input_tokens),
+            output_tokens: self.output_tokens.max(other.output_tokens),
+            cache_read_tokens: self.cache_read_tokens.max(other.cache_read_tokens),
+            cache_write_tokens: self.cache_write_tokens.max(other.cache_write_tokens),
+            cost_micro_usd: self.cost_micro_usd.max(other.cost_micro_usd),
+            turns: self.turns.max(other.turns),
+        }
+    }
+
     /// What is left when a part of it is taken back.
     pub fn minus(&self, other: &Self) -> Self {
         Self {

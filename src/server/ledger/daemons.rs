@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     domain::{
-        AttemptRef, DaemonId, Epoch, OwnerId,
+        AttemptRef, DaemonId, Epoch, OwnerId, TaskId,
         attempt::{
             Attempt, AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass, MAX_WARNINGS,
             TaskResult, Usage,
@@ -17,7 +17,7 @@ use crate::{
         daemon::Daemon,
         order::{Answer, Command, OrderKind},
         reconcile::reconcile,
-        report::{Complete, Message, MessageOutcome, Report},
+        report::{Complete, Message, MessageOutcome, Progress, Report},
         task::{Task, TaskStatus},
         transition::{Refused, TaskEvent},
     },
@@ -295,13 +295,17 @@ impl Work {
                 let moved = self.task_event(reference.task, &TaskEvent::Started { attempt: reference.number }, &actor);
                 judged(&moved)
             }
-            // What it had used was counted with its end.
-            Report::Progress(_) if !attempt.is_live() => MessageOutcome::AlreadyApplied,
+            // What was said of its end counts; where others ended it, what it had used by its last word, which may be late.
+            Report::Progress(progress) if !attempt.is_live() => {
+                if is_ended_by_others(&attempt) {
+                    let all = attempt.usage.max(&progress.usage);
+                    self.count_usage(reference.task, &all.minus(&attempt.usage));
+                    self.progressed(reference, progress);
+                }
+                MessageOutcome::AlreadyApplied
+            }
             Report::Progress(progress) => {
-                let Some(attempt) = self.attempts.get_mut(reference.id) else { return MessageOutcome::Fenced };
-                attempt.agent_session_id.clone_from(&progress.agent_session_id);
-                attempt.usage = progress.usage.clone();
-                attempt.last_message.clone_from(&progress.last_message);
+                self.progressed(reference, progress);
                 MessageOutcome::Applied
             }
             Report::Warning { message } => {
@@ -381,6 +385,7 @@ impl Work {
             }
         }
         if before.fenced {
+            self.count_usage(reference.task, &before.uncounted(&complete.progress.usage));
             self.attempt_gone(reference.task, reference.number, actor);
             return if outcome.is_ok() { MessageOutcome::Fenced } else { MessageOutcome::Applied };
         }
@@ -388,8 +393,11 @@ impl Work {
         let attempt = reference.number;
         match outcome {
             Ok(result) => {
-                let completed = TaskEvent::Completed { attempt, result: result.clone(), usage };
+                let completed = TaskEvent::Completed { attempt, result: result.clone(), usage: usage.clone() };
                 let moved = self.task_event(reference.task, &completed, actor);
+                if !matches!(moved, Ok(true)) {
+                    self.count_usage(reference.task, &usage);
+                }
                 if moved.is_ok() && !result.is_awaited() {
                     let stored = TaskEvent::ResultStored { attempt, blob: result.blob.clone() };
                     // Not refused: the task has just become FINALIZING.
@@ -398,8 +406,11 @@ impl Work {
                 judged(&moved)
             }
             Err(failure) => {
-                let event = self.failed_event(reference, &before.daemon, failure.clone(), usage, false, None);
+                let event = self.failed_event(reference, &before.daemon, failure.clone(), usage.clone(), false, None);
                 let moved = self.task_event(reference.task, &event, actor);
+                if !matches!(moved, Ok(true)) {
+                    self.count_usage(reference.task, &usage);
+                }
                 judged(&moved)
             }
         }
@@ -510,8 +521,29 @@ impl Work {
     }
 
     /// What an attempt that says no more had used by its last word, as far as its task does not count it yet.
-    fn used_by(&self, reference: AttemptRef) -> Usage {
+    pub(super) fn used_by(&self, reference: AttemptRef) -> Usage {
         self.attempts.get(reference.id).map(|attempt| attempt.uncounted(&attempt.usage)).unwrap_or_default()
+    }
+
+    /// Counts for a task what an attempt has used with whose end it does not move.
+    pub(super) fn count_usage(&mut self, task: TaskId, usage: &Usage) {
+        if *usage != Usage::default()
+            && let Some(task) = self.tasks.get_mut(task)
+        {
+            task.usage = task.usage.plus(usage);
+            task.version += 1;
+            task.updated = self.now;
+        }
+    }
+
+    /// What an agent has said last. What it uses only grows: an output that has lost its end says less than was heard.
+    fn progressed(&mut self, reference: AttemptRef, progress: &Progress) {
+        let Some(attempt) = self.attempts.get_mut(reference.id) else { return };
+        if !progress.agent_session_id.is_empty() {
+            attempt.agent_session_id.clone_from(&progress.agent_session_id);
+        }
+        attempt.usage = attempt.usage.max(&progress.usage);
+        attempt.last_message.clone_from(&progress.last_message);
     }
 
     // === ends ===
@@ -555,20 +587,27 @@ impl Work {
         let ended = AttemptEvent::Ended { outcome: Err(failure.clone()) };
         if let AttemptStep::Moved(_) = self.attempt_event(reference.id, &ended) {
             if attempt.fenced {
+                self.count_usage(reference.task, usage);
                 self.attempt_gone(reference.task, reference.number, "server");
                 return;
             }
             let event = self.failed_event(reference, &attempt.daemon, failure, usage.clone(), finally, here);
             let actor = format!("daemon:{}", attempt.daemon);
             // Refused only if the task is no longer in this attempt's hands; then nothing follows.
-            let _ = self.task_event(reference.task, &event, &actor);
+            if !matches!(self.task_event(reference.task, &event, &actor), Ok(true)) {
+                self.count_usage(reference.task, usage);
+            }
         }
     }
 
     /// An attempt that was to end has: nothing follows for its task but that it may go on.
     fn attempt_cancelled(&mut self, reference: AttemptRef) {
         let failure = Failure::new(FailureClass::Cancelled, "ended as asked");
-        self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Err(failure) });
+        let usage = self.used_by(reference);
+        if let AttemptStep::Moved(_) = self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Err(failure) })
+        {
+            self.count_usage(reference.task, &usage);
+        }
         self.attempt_gone(reference.task, reference.number, "server");
     }
 
@@ -640,6 +679,13 @@ impl Work {
         let _ = self.task_event(reference.task, &event, "server");
         self.end_attempt(reference.id, "not answered in time");
     }
+}
+
+/// Its daemon has not said how it ended, and may not have said all of it.
+fn is_ended_by_others(attempt: &Attempt) -> bool {
+    use FailureClass::{DaemonLost, Recovered, WorktreeLost};
+    let AttemptState::Ended { outcome: Err(failure), .. } = &attempt.state else { return false };
+    matches!(failure.class, DaemonLost | WorktreeLost | Recovered)
 }
 
 fn judged(moved: &Result<bool, Refused>) -> MessageOutcome {

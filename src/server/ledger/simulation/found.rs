@@ -1,6 +1,8 @@
 //! What histories have found wrong with the ledger, each told again in a few steps: the ledger's own code on rows in memory,
 //! with one daemon and a clock that a test sets.
 
+mod usage;
+
 use std::{collections::VecDeque, sync::RwLock, time::Duration};
 
 use rand::{SeedableRng as _, rngs::SmallRng};
@@ -337,33 +339,6 @@ fn new_contracts_do_not_keep_an_old_one_waiting() {
         running.push_back(story.starts(&name));
         tried += 1;
         assert!(tried < 10, "it waits for ever");
-    }
-}
-
-/// An agent is gone when its daemon comes back: what it had used by its last word counts, once, also where it had been given up
-/// meanwhile.
-#[test]
-fn what_an_agent_had_used_before_it_was_gone_counts() {
-    for is_given_up in [false, true] {
-        let mut story = Story::of(&[("a", &[])]);
-        let attempt = story.starts("a");
-        story.says(attempt, Report::Progress(used(7)));
-        if is_given_up {
-            story.is_given_up();
-            assert_eq!(story.task("a").usage.input_tokens, 7);
-        }
-        story.slots = 0;
-        story.attach(1, &[(attempt, InventoryState::Running)]).unwrap();
-        let gone = Report::RecoveryDetected {
-            previous: InventoryState::Running,
-            worktree_intact: true,
-            worktree: "/w".to_owned(),
-            needs_patch: false,
-        };
-        for _ in 0..2 {
-            story.says(attempt, gone.clone());
-            assert_eq!(story.task("a").usage.input_tokens, 7, "given up: {is_given_up}");
-        }
     }
 }
 
