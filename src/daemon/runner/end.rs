@@ -1,7 +1,7 @@
 //! From the end of the agent to the report of it. Whatever has ended it: first nothing of the attempt is alive, then what is
 //! left is made a result or kept, then it is said; each can be done again after a crash.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use super::{
     Halt, LEFTOVER_GRACE, Left, Runner, blocking, chain,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     daemon::{
         agents::End,
-        attempt_dir::{EndReason, ExitRecord, Manifest},
+        attempt_dir::{EndReason, ExitRecord},
         bulk::{Delivered, FileKind},
         checkpoint,
         journal::{Change, State, Stop, Upload, Why},
@@ -230,10 +230,9 @@ impl Runner {
             None => None,
         };
         let worktree_intact = found.is_some();
-        if let (Some(found), Ok(manifest)) = (&found, self.manifest())
-            && manifest.place.as_ref() != Some(found)
-        {
-            self.moved(Manifest { place: Some(found.clone()), ..manifest }).await;
+        // Where it is, wherever it was made: that is noted as it was, for the agent's paths lead there.
+        if let (Some(place), Some(dir)) = (found.clone(), &self.dir) {
+            self.saving = Saving::open_in(&self.context, dir, Some(place)).await;
         }
         // Where it was moved to, or else where it was.
         let worktree = found.or(place).map(|place| place.worktree.display().to_string());
@@ -242,9 +241,17 @@ impl Runner {
         // The next attempt goes on here, unless this machine goes again before that, or is to take no more work.
         let progress = self.last_progress().await;
         if worktree_intact && let Some((saving, reason, session)) = self.work_to_keep(spawn).await {
-            // The attempt counts as one that runs until then. What takes longer follows what is said.
-            let kept = tokio::time::timeout(FINAL_WAIT, saving.finally(reason, session));
-            match self.attend(kept).await {
+            // The next attempt begins after it: one that came later would no longer be what that goes on from. Whoever wants this one to
+            // end is heard meanwhile, and whoever looks is told why it takes so long.
+            let mut kept = pin!(saving.finally(reason, session));
+            let mut done = self.attend(tokio::time::timeout(FINAL_WAIT, kept.as_mut())).await;
+            if let Ok(Err(_)) = done {
+                let message = "its agent is gone; its work is still on its way to the server".to_owned();
+                let reports = vec![Report::Warning { message }];
+                self.record(Change { reports, ..Change::default() }).await?;
+                done = self.attend(kept).await.map(Ok);
+            }
+            match done {
                 Ok(_) => {}
                 Err(Halt::Shutdown | Halt::Failed(_)) => return Err(Left),
                 Err(Halt::Stopped(_)) => return self.shim_died().await,
@@ -272,14 +279,6 @@ impl Runner {
             tail.close().await;
         }
         Ok(())
-    }
-
-    /// Its worktree is not where it was made.
-    async fn moved(&self, manifest: Manifest) {
-        let Some(dir) = self.dir.clone() else { return };
-        if let Err(error) = blocking(move || dir.save(&manifest)).await {
-            tracing::warn!(error = chain(&error), "it cannot be noted where a worktree was moved to");
-        }
     }
 
     /// The story did not go on.

@@ -120,8 +120,13 @@ pub(in crate::daemon) struct Saving {
 impl Saving {
     /// Of the attempt of this directory; what was on its way goes on. `None`: it has no worktree, or not any more.
     pub(in crate::daemon) async fn open(context: &Arc<Context>, dir: &AttemptDir) -> Option<Arc<Self>> {
+        Self::open_in(context, dir, None).await
+    }
+
+    /// The same, in a worktree that is not where it was made.
+    pub(super) async fn open_in(context: &Arc<Context>, dir: &AttemptDir, moved: Option<Place>) -> Option<Arc<Self>> {
         let manifest = dir.manifest().ok().filter(|manifest| manifest.superseded.is_none())?;
-        let place = manifest.place.clone()?;
+        let place = moved.or_else(|| manifest.place.clone())?;
         let book_dir = dir.clone();
         let book = blocking(move || read_book(&book_dir)).await;
         let this = Arc::new(Self {
