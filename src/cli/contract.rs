@@ -224,7 +224,8 @@ pub struct Created {
     pub nowhere: Vec<String>,
 }
 
-/// Why tasks can start nowhere as the fleet is, each reason once, and not more than a few: what was mistyped is told at once.
+/// Why tasks that wait for nothing else can start nowhere as the fleet is, each reason once, and not more than a few: what was mistyped
+/// is told at once.
 pub fn nowhere<'a>(tasks: impl IntoIterator<Item = &'a pb::Task>) -> Vec<String> {
     const REASONS: usize = 3;
     let mut told = BTreeMap::new();

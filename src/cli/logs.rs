@@ -91,12 +91,10 @@ async fn follow(
         if place.attempt > 0 {
             stream(client, out, wanted, &mut place, renderer).await?;
         }
-        let Some((next, task)) = next_attempt(client, wanted, place.attempt).await? else { return Ok(()) };
+        let next = next_attempt(client, out, wanted, place.attempt, renderer).await?;
+        let Some((next, task)) = next else { return Ok(()) };
         if next == place.attempt {
             continue;
-        }
-        if let Some(renderer) = renderer {
-            out.bytes(&renderer.rest())?;
         }
         // Another agent may have it now.
         *renderer = (!wanted.raw && !out.json && renders(&task)).then(Renderer::default);
@@ -192,7 +190,21 @@ async fn stream(
 
 /// Waits for the attempt after `shown`, or for more of that one, and says meanwhile what the task waits for. Nothing if the task is
 /// final without one.
-async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Option<(u32, pb::Task)>> {
+async fn next_attempt(
+    client: &Client,
+    out: &mut Out,
+    wanted: &Wanted,
+    shown: u32,
+    renderer: &mut Option<Renderer>,
+) -> Result<Option<(u32, pb::Task)>> {
+    // A last line without an end is shown before it is said what follows.
+    let mut tell = |text: &str| -> Result<()> {
+        if let Some(renderer) = renderer {
+            out.bytes(&renderer.rest())?;
+        }
+        note(text);
+        Ok(())
+    };
     let mut breaks = Breaks::new(client);
     let mut said = None;
     loop {
@@ -214,9 +226,9 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
                     };
                     let ended = if shown == 0 { String::new() } else { format!("attempt {shown} has ended; ") };
                     if task.attempt > shown {
-                        let next = if shown == 0 { task.attempt } else { shown + 1 };
+                        let next = shown + 1;
                         let begins = if next == task.attempt { "begins" } else { "follows, which has ended too" };
-                        note(&format!("({ended}attempt {next} {begins})"));
+                        tell(&format!("({ended}attempt {next} {begins})"))?;
                         return Ok(Some((next, task)));
                     }
                     if board::is_final(task.status()) {
@@ -224,12 +236,12 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
                         if said.is_some() && shown > 0 {
                             return Ok(Some((shown, task)));
                         }
-                        note(&format!("({ended}{})", state(&task)));
+                        tell(&format!("({ended}{})", state(&task)))?;
                         return Ok(None);
                     }
                     // Given up for lost, and its daemon is back with it.
                     if said.is_some() && shown > 0 && board::is_live(task.status()) {
-                        note(&format!("(attempt {shown} goes on)"));
+                        tell(&format!("(attempt {shown} goes on)"))?;
                         return Ok(Some((shown, task)));
                     }
                     // It was given up and is back before anybody looked, or its result is on its way.
@@ -239,7 +251,7 @@ async fn next_attempt(client: &Client, wanted: &Wanted, shown: u32) -> Result<Op
                     let waits_for = (task.status(), task.pending_reason());
                     // A result may be on its way after the last byte.
                     if !board::is_live(task.status()) && said != Some(waits_for) {
-                        note(&format!("({ended}{})", state(&task)));
+                        tell(&format!("({ended}{})", state(&task)))?;
                         said = Some(waits_for);
                     }
                     if task.pending_reason() == pb::PendingReason::Blocked {
