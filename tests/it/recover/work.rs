@@ -86,6 +86,16 @@ async fn what_a_killed_agent_left_is_not_on_its_machine_alone() {
     for found in world.shims().iter().chain(&world.agents()) {
         found.kill();
     }
+    // Somebody puts it elsewhere meanwhile.
+    let moved = world.dir.join("moved");
+    let status = std::process::Command::new("git")
+        .arg("-C")
+        .arg(&place)
+        .args(["worktree", "move"])
+        .arg(&place)
+        .arg(&moved)
+        .status();
+    assert!(status.unwrap().success());
     world.start_daemon_with("a", options()).await;
     eventually("its work is with the server", || async {
         let task = client.task(&task.task_id).await.task.unwrap();
