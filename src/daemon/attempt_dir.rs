@@ -72,6 +72,17 @@ pub struct Manifest {
     /// The agent did not go on with its session, and begins a new one instead.
     #[serde(default)]
     pub rejected: bool,
+    /// Where the worktree was made, once it has been moved: the paths that its agent knows lead there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<PathBuf>,
+}
+
+impl Manifest {
+    /// Where it works, as it was made.
+    pub fn made(&self) -> Option<Place> {
+        let place = self.place.clone()?;
+        Some(Place { worktree: self.moved_from.clone().unwrap_or(place.worktree), ..place })
+    }
 }
 
 /// Where an attempt works.
@@ -497,6 +508,7 @@ pub(super) mod tests {
             restored: None,
             is_older: false,
             rejected: false,
+            moved_from: None,
         }
     }
 

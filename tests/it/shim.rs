@@ -80,6 +80,7 @@ impl Bench {
             restored: None,
             is_older: false,
             rejected: false,
+            moved_from: None,
         };
         let agent = manifest.agent.as_mut().unwrap();
         agent.stdin = Stdin::Plan;

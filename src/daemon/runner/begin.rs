@@ -108,6 +108,7 @@ impl Runner {
             restored: None,
             is_older: false,
             rejected: false,
+            moved_from: None,
         };
         let state = self.context.state.path().to_owned();
         let made = blocking(move || {
@@ -336,7 +337,7 @@ impl Runner {
         if let Some(other) = theirs.superseded.filter(|other| *other != self.attempt) {
             return Err(lost(format!("attempt {} works in the worktree of attempt {}", other.number, of.number)).into());
         }
-        let made = theirs.place.clone().ok_or_else(gone)?;
+        let made = theirs.made().ok_or_else(gone)?;
         self.nothing_lives(&earlier_dir).await?;
         let task = of.task;
         let found = {
@@ -516,6 +517,22 @@ impl Runner {
         Ok(blocking(move || dir.save(&manifest)).await.map_err(|e| disk_failure(&e))?)
     }
 
+    /// Where it runs, said again after it has been said once; nothing before.
+    pub(super) fn started_in(&self, manifest: &Manifest) -> Option<Report> {
+        (self.row.state == State::Running).then(|| self.started_report(manifest))
+    }
+
+    fn started_report(&self, manifest: &Manifest) -> Report {
+        let place = manifest.place.as_ref();
+        Report::Started {
+            worktree: place.map(|p| p.worktree.display().to_string()).unwrap_or_default(),
+            branch: place.map(|p| p.branch.clone()).unwrap_or_default(),
+            base_commit: place.map(|p| p.base_commit.clone()).unwrap_or_default(),
+            agent_version: self.context.installed_version(&manifest.spawn.agent),
+            restored: manifest.restored,
+        }
+    }
+
     /// The agent runs: that is written down, and said.
     pub(super) async fn started(
         &mut self,
@@ -523,17 +540,9 @@ impl Runner {
         output_start: u64,
         warnings: Vec<String>,
     ) -> Result<(), Halt> {
-        let place = manifest.place.as_ref();
-        let worktree = place.map(|p| p.worktree.display().to_string()).unwrap_or_default();
-        let started = Report::Started {
-            worktree: worktree.clone(),
-            branch: place.map(|p| p.branch.clone()).unwrap_or_default(),
-            base_commit: place.map(|p| p.base_commit.clone()).unwrap_or_default(),
-            agent_version: self.context.installed_version(&manifest.spawn.agent),
-            restored: manifest.restored,
-        };
+        let worktree = manifest.place.as_ref().map(|place| place.worktree.display().to_string()).unwrap_or_default();
         // Once is enough, also where an agent is started a second time.
-        let started = (self.row.state == State::Accepted).then_some(started);
+        let started = (self.row.state == State::Accepted).then(|| self.started_report(manifest));
         let reports =
             started.into_iter().chain(warnings.into_iter().map(|message| Report::Warning { message })).collect();
         let change = Change {

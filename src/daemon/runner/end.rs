@@ -10,7 +10,7 @@ use super::{
 use crate::{
     daemon::{
         agents::End,
-        attempt_dir::{EndReason, ExitRecord},
+        attempt_dir::{EndReason, ExitRecord, Manifest},
         bulk::{Delivered, FileKind},
         checkpoint,
         journal::{Change, State, Stop, Upload, Why},
@@ -30,6 +30,8 @@ use crate::{
 /// From a first look at the worktree of an agent that failed to a second: a directory that is being deleted loses its files one
 /// by one, and the agent may miss one before those go that make it a worktree. A checkpoint of the rest would hide what is lost.
 const GOING: Duration = Duration::from_millis(100);
+/// Looks, as far apart, at a worktree that is not where it was: git may be moving it.
+const MOVING_LOOKS: u32 = 3;
 
 /// What follows the end of an agent.
 pub(super) enum Next {
@@ -43,6 +45,7 @@ impl Runner {
     /// The agent has ended and left its record.
     pub(super) async fn ended(&mut self, spawn: &Spawn, record: ExitRecord) -> Result<Next, Left> {
         let left = self.sweep(Duration::ZERO).await?;
+        self.follow_move().await;
         if left > 0 {
             tracing::warn!(left, "processes of the attempt had outlived its shim; they are ended");
         }
@@ -223,17 +226,17 @@ impl Runner {
         if self.wish().is_some() {
             return self.shim_died().await;
         }
-        let place = self.manifest().ok().and_then(|manifest| manifest.place);
+        self.follow_move().await;
+        let (place, made) = match self.manifest() {
+            Ok(manifest) => (manifest.place.clone(), manifest.made()),
+            Err(_) => (None, None),
+        };
         let task = self.attempt.task;
-        let found = match place.clone() {
-            Some(place) => blocking(move || worktree::find(&place, task)).await,
+        let found = match made {
+            Some(made) => blocking(move || worktree::find(&made, task)).await,
             None => None,
         };
         let worktree_intact = found.is_some();
-        // Where it is, wherever it was made: that is noted as it was, for the agent's paths lead there.
-        if let (Some(place), Some(dir)) = (found.clone(), &self.dir) {
-            self.saving = Saving::open_in(&self.context, dir, Some(place)).await;
-        }
         // Where it was moved to, or else where it was.
         let worktree = found.or(place).map(|place| place.worktree.display().to_string());
         let worktree = worktree.unwrap_or_else(|| self.row.worktree.clone());
@@ -279,6 +282,47 @@ impl Runner {
             tail.close().await;
         }
         Ok(())
+    }
+
+    /// A worktree that is not where it was, because git was told to move it, is followed: its agent stands in it wherever it is.
+    /// Answers whether it was.
+    pub(super) async fn follow_move(&mut self) -> bool {
+        let (Some(dir), Ok(manifest)) = (self.dir.clone(), self.manifest()) else { return false };
+        let (Some(place), Some(made)) = (manifest.place.clone(), manifest.made()) else { return false };
+        let task = self.attempt.task;
+        let mut looks = 0;
+        let found = loop {
+            let (place, made) = (place.clone(), made.clone());
+            let found = blocking(move || match worktree::is_intact(&place) {
+                true => Some(place),
+                false => worktree::find(&made, task),
+            });
+            match found.await {
+                Some(found) => break found,
+                // git moves the directory first, and says so then.
+                None if looks < MOVING_LOOKS => tokio::time::sleep(GOING).await,
+                None => return false,
+            }
+            looks += 1;
+        };
+        if found.worktree == place.worktree {
+            return false;
+        }
+        let worktree = found.worktree.display().to_string();
+        tracing::warn!(worktree, "the worktree was moved; it is followed there");
+        let message = format!("the worktree was moved to {worktree}");
+        let moved = Manifest { place: Some(found.clone()), moved_from: Some(made.worktree), ..manifest };
+        let saved = moved.clone();
+        if let Err(error) = blocking(move || dir.save(&saved)).await {
+            tracing::warn!(error = chain(&error), "it cannot be noted where a worktree was moved to");
+            return false;
+        }
+        if let Some(saving) = &self.saving {
+            saving.moved(found);
+        }
+        let reports = self.started_in(&moved).into_iter().chain([Report::Warning { message }]).collect();
+        let change = Change { worktree: Some(worktree), reports, ..Change::default() };
+        self.record(change).await.is_ok()
     }
 
     /// The story did not go on.

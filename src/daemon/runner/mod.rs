@@ -274,9 +274,24 @@ impl Runner {
 
     // === running ===
 
-    /// Follows the agent to its end, for as long as it has a place to work in, and takes its checkpoints.
+    /// Follows the agent to its end, for as long as it has a place to work in, wherever that is moved to.
     async fn watch(&mut self, spawn: &Spawn, mut handle: Handle) -> Result<ShimEnd, Halt> {
         self.context.metrics.agent_runs(self.attempt);
+        let mut next = Instant::now() + jittered(spawn.checkpoint_every);
+        loop {
+            if let Some(end) = self.watch_here(spawn, &mut handle, &mut next).await? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// The same in one place; nothing where it is another one from now on. Takes the checkpoints, the next one at that time.
+    async fn watch_here(
+        &mut self,
+        spawn: &Spawn,
+        handle: &mut Handle,
+        next: &mut Instant,
+    ) -> Result<Option<ShimEnd>, Halt> {
         let place = self.manifest().ok().and_then(|manifest| manifest.place);
         let watched = place.map(|place| self.context.watch.add(self.attempt, &place));
         let saving = self.saving().await;
@@ -293,11 +308,11 @@ impl Runner {
                 full = context.health.until_full() => Failure::new(FailureClass::Refused, full),
             }
         });
-        let mut next = Instant::now() + jittered(spawn.checkpoint_every);
         loop {
+            let at = *next;
             let it_is_time = async {
                 match &saving {
-                    Some(_) if !spawn.checkpoint_every.is_zero() => tokio::time::sleep_until(next).await,
+                    Some(_) if !spawn.checkpoint_every.is_zero() => tokio::time::sleep_until(at).await,
                     _ => std::future::pending().await,
                 }
             };
@@ -311,12 +326,15 @@ impl Runner {
                 }
             };
             match self.attend(running).await {
-                Ok(Event::Ended(end)) => return Ok(end),
+                Ok(Event::Ended(end)) => return Ok(Some(end)),
                 Ok(Event::Save(reason)) => {
-                    next = Instant::now() + jittered(spawn.checkpoint_every);
+                    *next = Instant::now() + jittered(spawn.checkpoint_every);
                     if let Some(saving) = &saving {
                         saving.start(reason, self.session(spawn));
                     }
+                }
+                Ok(Event::Lost(failure)) if failure.class == FailureClass::WorktreeLost && self.follow_move().await => {
+                    return Ok(None);
                 }
                 Ok(Event::Lost(failure)) => {
                     tracing::warn!(why = failure.message, "the agent has no place to work in any more; ending it");
@@ -326,7 +344,7 @@ impl Runner {
                 }
                 Err(Halt::Stopped(stop)) => {
                     tracing::info!(reason = stop.reason, "ending the agent");
-                    return self.patience(handle.end(stop.grace)).await;
+                    return self.patience(handle.end(stop.grace)).await.map(Some);
                 }
                 Err(halt) => return Err(halt),
             }

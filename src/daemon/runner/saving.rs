@@ -109,7 +109,7 @@ pub(in crate::daemon) struct Saving {
     context: Arc<Context>,
     attempt: AttemptRef,
     manifest: Manifest,
-    place: Place,
+    place: Mutex<Place>,
     dir: AttemptDir,
     /// Held while one is taken.
     turn: tokio::sync::Mutex<()>,
@@ -120,20 +120,15 @@ pub(in crate::daemon) struct Saving {
 impl Saving {
     /// Of the attempt of this directory; what was on its way goes on. `None`: it has no worktree, or not any more.
     pub(in crate::daemon) async fn open(context: &Arc<Context>, dir: &AttemptDir) -> Option<Arc<Self>> {
-        Self::open_in(context, dir, None).await
-    }
-
-    /// The same, in a worktree that is not where it was made.
-    pub(super) async fn open_in(context: &Arc<Context>, dir: &AttemptDir, moved: Option<Place>) -> Option<Arc<Self>> {
         let manifest = dir.manifest().ok().filter(|manifest| manifest.superseded.is_none())?;
-        let place = moved.or_else(|| manifest.place.clone())?;
+        let place = manifest.place.clone()?;
         let book_dir = dir.clone();
         let book = blocking(move || read_book(&book_dir)).await;
         let this = Arc::new(Self {
             context: Arc::clone(context),
             attempt: manifest.attempt,
             manifest,
-            place,
+            place: Mutex::new(place),
             dir: dir.clone(),
             turn: tokio::sync::Mutex::new(()),
             book: Mutex::new(book.clone()),
@@ -143,6 +138,15 @@ impl Saving {
             this.deliver(taken);
         }
         Some(this)
+    }
+
+    /// The worktree is there now.
+    pub(super) fn moved(&self, place: Place) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    fn place(&self) -> Place {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The attempt was restored from this one: the next one may build on it.
@@ -212,7 +216,8 @@ impl Saving {
 
     /// There is something that the base does not have.
     async fn has_work(&self, session: &str) -> bool {
-        let (place, worktree) = (self.place.clone(), &self.place.worktree);
+        let Place { worktree, base_commit, .. } = self.place();
+        let (place, worktree) = (self.place(), &worktree);
         if !blocking(move || worktree::is_intact(&place)).await {
             return false;
         }
@@ -224,7 +229,7 @@ impl Saving {
             git(worktree).args(["--no-optional-locks", "status", "--porcelain", "--untracked-files=normal"])
         })
         .await;
-        let at_base = head.is_ok_and(|head| head.success() && head.text() == self.place.base_commit);
+        let at_base = head.is_ok_and(|head| head.success() && head.text() == base_commit);
         !at_base || !status.is_ok_and(|status| status.success() && status.stdout.is_empty())
     }
 
@@ -232,7 +237,7 @@ impl Saving {
     fn transcript(&self, session: &str) -> Option<Transcript> {
         let agent = self.manifest.agent.as_ref()?;
         let profiles = &self.context.profiles;
-        let found = profiles.conversation(&self.manifest.spawn.agent, &self.place.worktree, session, &agent.env)?;
+        let found = profiles.conversation(&self.manifest.spawn.agent, &self.place().worktree, session, &agent.env)?;
         Some(Transcript { path: found.find().unwrap_or(found.transcript), session_id: session.to_owned() })
     }
 
@@ -256,9 +261,10 @@ impl Saving {
 
     async fn look(self: &Arc<Self>, reason: Reason, session: String) -> Came {
         let _turn = self.turn.lock().await;
+        let place = self.place();
         let source = Source {
-            place: self.place.clone(),
-            exclude: checkpoint::known_elsewhere(&self.place),
+            exclude: checkpoint::known_elsewhere(&place),
+            place,
             transcript: self.transcript(&session),
             previous: self.book().stored.as_ref().map(previous_of),
             // Who asks for one may wait for it.
@@ -311,7 +317,7 @@ impl Saving {
                 taken: clock::now(),
                 head: captured.head.unwrap_or_default(),
                 branch: captured.branch.unwrap_or_default(),
-                base_commit: self.place.base_commit.clone(),
+                base_commit: self.place().base_commit,
                 session_id: captured.session_id.unwrap_or_default(),
                 summary: captured.summary,
                 omitted: captured.omitted.into_iter().take(MAX_OMITTED).map(|omitted| omitted.path).collect(),

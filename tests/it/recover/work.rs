@@ -156,6 +156,56 @@ async fn a_deleted_worktree_is_noticed_and_restored() {
     no_agents(&world).await;
 }
 
+/// Somebody moves the worktree of an agent that works, as git does it, and once more: it works on there, and its result has all of it.
+/// The daemon may be away meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_moved_worktree_is_followed() {
+    for is_away in [false, true] {
+        let mut world = world().await;
+        world.start_daemon_with("a", options()).await;
+        let repo = world.repo("repo");
+        let go = world.dir.join("go");
+        let script = format!(
+            "echo first > work; echo ready > ready; until test -e {}; do sleep 0.1; done; cat work > got",
+            go.display()
+        );
+        let client = world.client();
+        let tasks = create(&client, &repo.file_url(), Duration::ZERO, vec![shell("long", &script, &[])]).await;
+        let id = tasks[0].task_id.clone();
+        until(&client, &id, TaskStatus::Running).await;
+        let mut place = worktree(&client, &id).await;
+        world.file_appears(&place.join("ready")).await;
+        for name in ["one", "two"] {
+            if is_away {
+                world.kill_daemon("a");
+            }
+            let to = world.dir.join(name);
+            let git = std::process::Command::new("git")
+                .arg("-C")
+                .arg(&place)
+                .args(["worktree", "move"])
+                .arg(&place)
+                .arg(&to)
+                .status();
+            assert!(git.unwrap().success());
+            if is_away {
+                world.start_daemon_with("a", options()).await;
+            }
+            eventually("it is known where it is", || async {
+                let attempt = client.task(&id).await.attempts[0].clone();
+                ensure(attempt.worktree_path == to.display().to_string(), || format!("{attempt:?}"))
+            })
+            .await;
+            place = to;
+        }
+        fs::write(&go, "").unwrap();
+        let done = until(&client, &id, TaskStatus::Done).await;
+        assert_eq!(done.attempt, 1, "away: {is_away}");
+        assert_eq!(fs::read_to_string(place.join("got")).unwrap(), "first\n");
+        no_agents(&world).await;
+    }
+}
+
 /// Agents that notice that their place is gone before the daemon does fail, or end as if all were well. Neither is their doing:
 /// the worktree was lost, and the task is tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
