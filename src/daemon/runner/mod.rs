@@ -170,7 +170,7 @@ impl Runner {
             (None, _) => None,
         };
         let mut end = match found {
-            Found::Nothing => self.begin(&spawn).await.map(Now::Runs),
+            Found::Nothing => Box::pin(self.begin(&spawn)).await.map(Now::Runs),
             Found::Alive(handle) => self.adopt(&spawn, &handle).await.map(|()| Now::Runs(handle)),
             Found::Ended(record) => self.catch_up(&spawn, record.output_start).await.map(|()| Now::Ended(record)),
             Found::Gone => return self.interrupted(&spawn).await,
