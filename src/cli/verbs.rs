@@ -3,6 +3,7 @@
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Args;
@@ -12,6 +13,7 @@ use super::{
     checkpoint::{self, Point},
     client::{Client, request_id, timed},
     contract,
+    contract_file::duration,
     error::{Error, Result},
     follow::Source,
     output::note,
@@ -56,6 +58,12 @@ pub struct UpdateArgs {
     /// Branch, tag or commit it begins from
     #[arg(long, value_name = "REVISION", group = "change")]
     base_branch: Option<String>,
+    /// Wall time of one attempt, such as 30m; 0s for that of the contract
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, group = "change")]
+    wall_time: Option<Duration>,
+    /// Retries that count before it fails
+    #[arg(long, value_name = "N", group = "change")]
+    max_retries: Option<u32>,
 }
 
 /// `task retry`.
@@ -149,8 +157,24 @@ pub async fn update(session: &mut Session, client: &Client, args: UpdateArgs) ->
         Some(file) => Some(read(file)?),
         None => args.plan,
     };
+    let task_id = id(client, &args.task).await?;
     let mut paths = Vec::new();
+    let limits = match (args.wall_time, args.max_retries) {
+        (None, None) => None,
+        // Those that are not named stay.
+        (wall_time, max_retries) => {
+            let request = timed(pb::GetTaskRequest { task_id: task_id.clone() });
+            let task = client.tasks().get_task(request).await.map_err(client.refused("read the task"))?.into_inner();
+            let mut limits = task.task.and_then(|task| task.spec?.limits).unwrap_or_default();
+            if let Some(wall_time) = wall_time {
+                limits.wall_time = (!wall_time.is_zero()).then(|| duration(wall_time));
+            }
+            limits.max_retries = max_retries.or(limits.max_retries);
+            Some(limits)
+        }
+    };
     let spec = pb::TaskSpec {
+        limits: Some(named(&mut paths, "limits", limits)),
         name: named(&mut paths, "name", args.name),
         description: named(&mut paths, "description", args.description),
         plan: named(&mut paths, "plan", plan),
@@ -165,7 +189,7 @@ pub async fn update(session: &mut Session, client: &Client, args: UpdateArgs) ->
     let spec = pb::TaskSpec { labels: spec.labels.iter().filter(|label| !label.is_empty()).cloned().collect(), ..spec };
     let request = pb::UpdateTaskRequest {
         request_id: request_id(),
-        task_id: id(client, &args.task).await?,
+        task_id,
         etag: String::new(),
         update_mask: Some(prost_types::FieldMask { paths }),
         spec: Some(spec),

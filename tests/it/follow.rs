@@ -104,7 +104,9 @@ async fn a_task_that_failed_is_changed_and_tried_again() {
     world.start_daemon("d").await;
     let repo = world.repo("repo").url();
     let client = world.client();
-    let tasks = vec![shell("first", "exit 3", &[]), shell("other", "true", &[]), shell("last", "true", &["first"])];
+    let mut first = shell("first", "exit 3", &[]);
+    first.limits.get_or_insert_default().max_retries = Some(2);
+    let tasks = vec![first, shell("other", "true", &[]), shell("last", "true", &["first"])];
     let made = client.create(&repo, tasks).await.tasks;
     let is = async |place: usize, status: TaskStatus| {
         eventually(status.as_str_name(), || async {
@@ -139,6 +141,14 @@ async fn a_task_that_failed_is_changed_and_tried_again() {
         said(&["task", "update", "first", "--plan", "true", "--label", ""]).await,
         (Some(0), changed.to_owned())
     );
+    for (args, expected) in
+        [(["--wall-time", "1m"], (60, 2)), (["--max-retries", "1"], (60, 1)), (["--wall-time", "0s"], (0, 1))]
+    {
+        let (code, told) = said(&["task", "update", "first", args[0], args[1]]).await;
+        assert_eq!(code, Some(0), "{told}");
+        let limits = client.task(&made[0].task_id).await.task.unwrap().spec.unwrap().limits.unwrap();
+        assert_eq!((limits.wall_time.map_or(0, |it| it.seconds), limits.max_retries()), expected);
+    }
     let deps = said(&["task", "deps", "add", "first", "other"]).await;
     assert_eq!(deps.0, Some(0), "{}", deps.1);
     is(0, TaskStatus::Failed).await;
@@ -158,6 +168,11 @@ async fn a_task_that_failed_is_changed_and_tried_again() {
     let held = client.create(&repo, vec![shell("alone", "true", &["gone"]), shell("gone", "exit 3", &[])]).await;
     let contract = held.contract.unwrap().contract_id;
     assert_eq!(said(&["contract", "cancel", &contract]).await.0, Some(0));
+    for verb in ["hold", "release"] {
+        let (code, told) = said(&["contract", verb, &contract]).await;
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("the contract is cancelled; nothing of it starts any more"), "{told}");
+    }
     let (code, told) = said(&["task", "update", &held.tasks[0].task_id, "--plan", "false"]).await;
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains("the contract is cancelled; its tasks are not tried again"), "{told}");

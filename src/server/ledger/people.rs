@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     domain::{
+        ContractId, OwnerId,
         contract::{Cancelled, Hold},
         task::Task,
         text::hex,
@@ -79,6 +80,14 @@ impl Work {
         }
     }
 
+    /// To hold a contract, or to let it go on, means something as long as it is not cancelled.
+    fn may_start(&self, owner: OwnerId, contract: ContractId) -> Result<(), Error> {
+        match &self.contract_of(owner, contract)?.cancelled {
+            Some(_) => Err(Error::Precondition("the contract is cancelled; nothing of it starts any more".to_owned())),
+            None => Ok(()),
+        }
+    }
+
     fn fresh(&mut self, request: &Request, fleet: &Fleet) -> Result<Reply, Error> {
         let actor = &request.actor;
         match &request.op {
@@ -86,12 +95,14 @@ impl Work {
             Op::CreateTasks(new) => self.create_tasks(new, actor),
             Op::UpdateContract(update) => self.update_contract(update, actor),
             Op::HoldContract { owner, contract, reason } => {
+                self.may_start(*owner, *contract)?;
                 let hold = Hold { by: actor.clone(), reason: reason.clone(), since: self.now };
                 self.change_contract(*owner, *contract, "contract.held", &["held_by"], reason, actor, |contract| {
                     contract.held.get_or_insert(hold);
                 })
             }
             Op::ReleaseContract { owner, contract } => {
+                self.may_start(*owner, *contract)?;
                 self.look = true;
                 self.change_contract(*owner, *contract, "contract.released", &["held_by"], "", actor, |contract| {
                     contract.held = None;
