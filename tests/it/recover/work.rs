@@ -2,13 +2,19 @@
 
 use std::{
     fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use makima::wire::pb::{self, AttemptStatus, FailureClass, TaskStatus};
 
 use super::{checkpointed, create, lose_machine, no_agents, options, until, worktree, world};
-use crate::harness::{DaemonOptions, client::shell, eventually, eventually::ensure};
+use crate::harness::{DaemonOptions, Repo, client::shell, eventually, eventually::ensure};
+
+fn move_worktree(from: &Path, to: &Path) {
+    let [old, new] = [from, to].map(|path| path.to_str().unwrap());
+    Repo { path: from.to_owned() }.git(&["worktree", "move", old, new]);
+}
 
 /// The daemon and its agent are killed. The next attempt goes on in the same worktree, as it was left, on a branch of its own,
 /// and setup is not run again.
@@ -88,14 +94,7 @@ async fn what_a_killed_agent_left_is_not_on_its_machine_alone() {
     }
     // Somebody puts it elsewhere meanwhile.
     let moved = world.dir.join("moved");
-    let status = std::process::Command::new("git")
-        .arg("-C")
-        .arg(&place)
-        .args(["worktree", "move"])
-        .arg(&place)
-        .arg(&moved)
-        .status();
-    assert!(status.unwrap().success());
+    move_worktree(&place, &moved);
     world.start_daemon_with("a", options()).await;
     eventually("its work is with the server", || async {
         let task = client.task(&task.task_id).await.task.unwrap();
@@ -180,14 +179,7 @@ async fn a_moved_worktree_is_followed() {
                 world.kill_daemon("a");
             }
             let to = world.dir.join(name);
-            let git = std::process::Command::new("git")
-                .arg("-C")
-                .arg(&place)
-                .args(["worktree", "move"])
-                .arg(&place)
-                .arg(&to)
-                .status();
-            assert!(git.unwrap().success());
+            move_worktree(&place, &to);
             if is_away {
                 world.start_daemon_with("a", options()).await;
             }
