@@ -13,6 +13,7 @@ use crate::{
         attempt_dir::{EndReason, ExitRecord, Manifest},
         bulk::{Delivered, FileKind},
         checkpoint,
+        git::{LOCAL_TIMEOUT, attempt, git},
         journal::{Change, State, Stop, Upload, Why},
         salvage,
         shim::Handle,
@@ -139,6 +140,23 @@ impl Runner {
         tracing::warn!(what, said = failure.message, "the worktree was lost before its agent ended");
         self.context.metrics.worktree_failed();
         Failure::new(FailureClass::WorktreeLost, format!("{what}; the attempt ended with: {}", failure.message))
+    }
+
+    /// Where its worktree is lost, what it had committed may still be in the repository, and nobody would look there.
+    async fn with_commits(&self, failure: Failure) -> Failure {
+        let place = self.manifest().ok().and_then(|manifest| manifest.place);
+        let Some(place) = place.filter(|_| failure.class == FailureClass::WorktreeLost) else { return failure };
+        let name = format!("refs/heads/{}", place.branch);
+        let tip = attempt("read the branch", LOCAL_TIMEOUT, || {
+            git(&place.repo.git_dir).args(["rev-parse", "--quiet", "--verify", &name])
+        });
+        match tip.await {
+            Ok(tip) if tip.success() && tip.text() != place.base_commit => {
+                let message = format!("{}; what it had committed is on branch {}", failure.message, place.branch);
+                Failure { message, ..failure }
+            }
+            _ => failure,
+        }
     }
 
     /// Commits what is left, sets the result ref, and packs the result where not everybody can reach it. What git has begun it
@@ -369,7 +387,7 @@ impl Runner {
     ) -> Result<(), Left> {
         let outcome = match outcome {
             Ok(result) => Ok(result),
-            Err(failure) => Err(self.placed(failure).await),
+            Err(failure) => Err(self.with_commits(self.placed(failure).await).await),
         };
         if outcome.is_err()
             && let Some(spawn) = self.row.spawn.clone()

@@ -122,7 +122,7 @@ async fn a_deleted_worktree_is_noticed_and_restored() {
     world.start_daemon_with("a", options()).await;
     let repo = world.repo("repo");
     let script = "if [ \"${MAKIMA_RESUMED:-}\" = 1 ]; then cat work; exit 0; fi
-        echo made > work; chmod 755 work; ln -s work link; echo ready > ready; trap '' TERM; while :; do sleep 0.1; done";
+        git commit -q --allow-empty -m own; echo made > work; chmod 755 work; ln -s work link; echo ready > ready; trap '' TERM; while :; do sleep 0.1; done";
     let client = world.client();
     let tasks = create(&client, &repo.file_url(), Duration::from_secs(1), vec![shell("long", script, &[])]).await;
     let id = tasks[0].task_id.clone();
@@ -141,6 +141,8 @@ async fn a_deleted_worktree_is_noticed_and_restored() {
     let took = gone.elapsed();
     assert_eq!(lost.failure_class(), FailureClass::WorktreeLost);
     assert!(lost.error_message.contains("is gone"), "{}", lost.error_message);
+    let committed = format!("what it had committed is on branch {}", lost.branch);
+    assert!(lost.error_message.contains(&committed), "{}", lost.error_message);
     // A second by design; this machine may be busy with other tests.
     assert!(took < Duration::from_secs(3), "{took:?}");
 
