@@ -55,8 +55,7 @@ struct Piece<'a> {
 /// Shows it.
 pub async fn show(client: &Client, out: &mut Out, wanted: Wanted) -> Result<()> {
     let task = read(client, &wanted).await.map_err(client.refused("read the task"))?;
-    let is_rendered = !wanted.raw && !out.json && renders(&task);
-    let mut renderer = is_rendered.then(Renderer::default);
+    let mut renderer = renderer(&wanted, out, &task);
     let follow = follow(client, out, &wanted, task.attempt, &mut renderer);
     let ended = tokio::select! {
         biased;
@@ -97,14 +96,15 @@ async fn follow(
             continue;
         }
         // Another agent may have it now.
-        *renderer = (!wanted.raw && !out.json && renders(&task)).then(Renderer::default);
+        *renderer = self::renderer(wanted, out, &task);
         place = Place { attempt: next, offset: if place.attempt == 0 { wanted.offset } else { 0 } };
     }
 }
 
-/// What its agent writes is shown as it is meant, not as it is.
-fn renders(task: &pb::Task) -> bool {
-    task.spec.as_ref().is_none_or(|spec| spec.agent != SHELL)
+/// What shows what its agent writes as it is meant; nothing where that is shown as it is.
+fn renderer(wanted: &Wanted, out: &Out, task: &pb::Task) -> Option<Renderer> {
+    let is_meant = task.spec.as_ref().is_none_or(|spec| spec.agent != SHELL);
+    (!wanted.raw && !out.json && is_meant).then(Renderer::default)
 }
 
 /// What is shown next.
@@ -239,13 +239,11 @@ async fn next_attempt(
                         tell(&format!("({ended}{})", state(&task)))?;
                         return Ok(None);
                     }
-                    // Given up for lost, and its daemon is back with it.
-                    if said.is_some() && shown > 0 && board::is_live(task.status()) {
-                        tell(&format!("(attempt {shown} goes on)"))?;
-                        return Ok(Some((shown, task)));
-                    }
-                    // It was given up and is back before anybody looked, or its result is on its way.
-                    if step.is_err() && shown > 0 && board::is_live(task.status()) {
+                    // Given up for lost, and its daemon is back with it; before anybody looked, unless its result is on its way.
+                    if (said.is_some() || step.is_err()) && shown > 0 && board::is_live(task.status()) {
+                        if said.is_some() {
+                            tell(&format!("(attempt {shown} goes on)"))?;
+                        }
                         return Ok(Some((shown, task)));
                     }
                     let waits_for = (task.status(), task.pending_reason());

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     domain::{
-        AttemptRef, DaemonId, Epoch, OwnerId, TaskId,
+        AttemptId, AttemptRef, DaemonId, Epoch, OwnerId, TaskId,
         attempt::{
             Attempt, AttemptEvent, AttemptState, AttemptStatus, AttemptStep, Failure, FailureClass, MAX_WARNINGS,
             TaskResult, Usage,
@@ -138,7 +138,7 @@ impl Work {
         for reference in &reconciled.interrupted {
             let failure =
                 Failure::new(FailureClass::WorktreeLost, "the daemon came back without knowing of this attempt");
-            let usage = self.used_by(*reference);
+            let usage = self.used_by(reference.id);
             self.attempt_failed(*reference, failure, &usage, false, None);
         }
         for (reference, intact, worktree) in &reconciled.recovered {
@@ -394,10 +394,7 @@ impl Work {
         match outcome {
             Ok(result) => {
                 let completed = TaskEvent::Completed { attempt, result: result.clone(), usage: usage.clone() };
-                let moved = self.task_event(reference.task, &completed, actor);
-                if !matches!(moved, Ok(true)) {
-                    self.count_usage(reference.task, &usage);
-                }
+                let moved = self.end_event(reference.task, &completed, actor, &usage);
                 if moved.is_ok() && !result.is_awaited() {
                     let stored = TaskEvent::ResultStored { attempt, blob: result.blob.clone() };
                     // Not refused: the task has just become FINALIZING.
@@ -407,11 +404,7 @@ impl Work {
             }
             Err(failure) => {
                 let event = self.failed_event(reference, &before.daemon, failure.clone(), usage.clone(), false, None);
-                let moved = self.task_event(reference.task, &event, actor);
-                if !matches!(moved, Ok(true)) {
-                    self.count_usage(reference.task, &usage);
-                }
-                judged(&moved)
+                judged(&self.end_event(reference.task, &event, actor, &usage))
             }
         }
     }
@@ -516,13 +509,22 @@ impl Work {
         };
         let text = format!("the agent was gone when its daemon came back; its worktree {worktree} is {state}");
         let here = intact.then(|| Here { attempt: reference, daemon, worktree: worktree.to_owned() });
-        let usage = self.used_by(reference);
+        let usage = self.used_by(reference.id);
         self.attempt_failed(reference, Failure::new(class, text), &usage, false, here);
     }
 
     /// What an attempt that says no more had used by its last word, as far as its task does not count it yet.
-    pub(super) fn used_by(&self, reference: AttemptRef) -> Usage {
-        self.attempts.get(reference.id).map(|attempt| attempt.uncounted(&attempt.usage)).unwrap_or_default()
+    pub(super) fn used_by(&self, id: AttemptId) -> Usage {
+        self.attempts.get(id).map(|attempt| attempt.uncounted(&attempt.usage)).unwrap_or_default()
+    }
+
+    /// The end of an attempt: what it has used counts, also where its task does not move with it.
+    fn end_event(&mut self, task: TaskId, event: &TaskEvent, actor: &str, usage: &Usage) -> Result<bool, Refused> {
+        let moved = self.task_event(task, event, actor);
+        if !matches!(moved, Ok(true)) {
+            self.count_usage(task, usage);
+        }
+        moved
     }
 
     /// Counts for a task what an attempt has used with whose end it does not move.
@@ -594,16 +596,14 @@ impl Work {
             let event = self.failed_event(reference, &attempt.daemon, failure, usage.clone(), finally, here);
             let actor = format!("daemon:{}", attempt.daemon);
             // Refused only if the task is no longer in this attempt's hands; then nothing follows.
-            if !matches!(self.task_event(reference.task, &event, &actor), Ok(true)) {
-                self.count_usage(reference.task, usage);
-            }
+            let _ = self.end_event(reference.task, &event, &actor, usage);
         }
     }
 
     /// An attempt that was to end has: nothing follows for its task but that it may go on.
     fn attempt_cancelled(&mut self, reference: AttemptRef) {
         let failure = Failure::new(FailureClass::Cancelled, "ended as asked");
-        let usage = self.used_by(reference);
+        let usage = self.used_by(reference.id);
         if let AttemptStep::Moved(_) = self.attempt_event(reference.id, &AttemptEvent::Ended { outcome: Err(failure) })
         {
             self.count_usage(reference.task, &usage);
@@ -652,7 +652,7 @@ impl Work {
                 AttemptState::Disconnected { rerun_at, .. } if *rerun_at <= self.now => {
                     let text = format!("daemon {} did not come back in time", self.daemon_name(attempt.daemon));
                     let failure = Failure::new(FailureClass::DaemonLost, text);
-                    let usage = self.used_by(attempt.reference());
+                    let usage = self.used_by(id);
                     self.attempt_failed(attempt.reference(), failure, &usage, false, None);
                 }
                 _ => {}

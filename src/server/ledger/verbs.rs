@@ -189,7 +189,7 @@ impl Work {
 
     /// Ends an attempt without its daemon's word. What of it still runs there is fenced.
     fn give_up(&mut self, id: AttemptId, class: FailureClass, why: &str) {
-        let used = self.attempts.get(id).map(|attempt| attempt.uncounted(&attempt.usage)).unwrap_or_default();
+        let used = self.used_by(id);
         let ended = AttemptEvent::Ended { outcome: Err(Failure::new(class, why)) };
         if let AttemptStep::Moved(ended) = self.attempt_event(id, &ended) {
             self.count_usage(ended.task, &used);
